@@ -1,0 +1,55 @@
+# Everything a developer does, from a fresh clone: Python 3.10+, a C++ compiler and make are enough.
+PYTHON ?= python3
+VENV ?= .venv
+
+IN_VENV := "$(VENV)/bin/python" -m
+PIP_INSTALL := $(IN_VENV) pip install --quiet --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+CXX_FILES = $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test build lint format bench clean
+
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "PYTHON=$(PYTHON) makes the environment in VENV=$(VENV); both can be set."
+
+demo: build ## Train a network with SGD and with scale-amended SGD, show table and picture
+	$(IN_VENV) sasgd_fused.experiments compare
+
+test: build ## Run all tests
+	$(IN_VENV) pytest
+
+# Always run: ninja knows better than make what is out of date.
+build: $(INSTALLED) ## Make the environment and the native extension
+	"$(VENV)/bin/python" setup.py --quiet build_ext --inplace
+
+lint: $(INSTALLED) ## Check style, formatting and types
+	$(IN_VENV) ruff check .
+	$(IN_VENV) ruff format --check .
+	$(IN_VENV) mypy
+	"$(VENV)/bin/clang-format" --dry-run --Werror $(CXX_FILES)
+
+format: $(INSTALLED) ## Format all sources
+	$(IN_VENV) ruff check --fix .
+	$(IN_VENV) ruff format .
+	"$(VENV)/bin/clang-format" -i $(CXX_FILES)
+
+bench: build ## Measure the optimizers against each other
+	$(IN_VENV) bench.table
+
+clean: ## Remove what was built; the environment stays
+	rm -rf build dist *.egg-info sasgd_fused/_C.*.so
+	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+# The package goes in without its extension: `build` makes that, where its messages are seen.
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found; name a Python 3.10 or newer with make PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed, $(PYTHON) is `$(PYTHON) --version 2>&1`; name another with make PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) cannot make environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	test -x "$(VENV)/bin/pip" || $(PYTHON) -m venv "$(VENV)"
+	$(PIP_INSTALL) "pip>=23"
+	SASGD_BUILD_NATIVE=0 $(PIP_INSTALL) -c constraints.txt -e ".[dev,experiments]"
+	@touch "$@"

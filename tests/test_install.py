@@ -1,0 +1,160 @@
+"""The package installs with a compiler and without one, and never needs torch for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tools.native_core import find_compiler
+from tools.ninja_build import Object, build
+
+ROOT = Path(__file__).resolve().parents[1]
+# What a release is made from; an environment or build folder in the tree stays out.
+SOURCES = [
+    *("bench", "csrc", "sasgd_fused", "tests", "tools"),
+    *("LICENSE", "MANIFEST.in", "README.md", "constraints.txt", "pyproject.toml", "setup.py"),
+]
+EXTENSION = f"sasgd_fused/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the sources, in a folder whose name has a space in it."""
+    tree = tmp_path / "the sources"
+    tree.mkdir()
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            unwanted = shutil.ignore_patterns("*.so", "__pycache__")
+            shutil.copytree(ROOT / name, tree / name, ignore=unwanted)
+        else:
+            shutil.copy2(ROOT / name, tree / name)
+    return tree
+
+
+def run_python(*arguments: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run this Python with `env` over the environment, less what would choose the build."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("CXX", "SASGD_BUILD_NATIVE")}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**inherited, **env},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+    )
+
+
+def pip_wheel(source: Path, *options: str, **env: str) -> tuple[subprocess.CompletedProcess[str], Path | None]:
+    """Run `pip wheel` on a tree or an archive; returns the run and the wheel, if one was made."""
+    out = source.parent / "wheels"
+    limits = ("--retries", "1", "--timeout", "20", "--disable-pip-version-check")
+    command = ("-m", "pip", "wheel", "-v", "--no-deps", *limits, *options, "-w")
+    done = run_python(*command, out, source, cwd=source.parent, **env)
+    return done, next(out.glob("*.whl"), None)
+
+
+def contents(wheel: Path) -> list[str]:
+    """Names of the files in a wheel, less its metadata."""
+    with zipfile.ZipFile(wheel) as archive:
+        return [name for name in archive.namelist() if ".dist-info/" not in name]
+
+
+def test_source_archive_builds_in_isolation_and_needs_no_torch(tree: Path, tmp_path: Path) -> None:
+    build_sdist = "import setuptools.build_meta as backend; backend.build_sdist('dist')"
+    done = run_python("-c", build_sdist, cwd=tree, SASGD_BUILD_NATIVE="0")
+    assert done.returncode == 0, done.stdout
+    (archive,) = (tree / "dist").iterdir()
+
+    done, wheel = pip_wheel(archive, SASGD_BUILD_NATIVE="1")
+    assert wheel is not None, done.stdout
+    names = contents(wheel)
+    assert {EXTENSION, "sasgd_fused/py.typed", "sasgd_fused/__init__.py"} <= set(names)
+    assert all(name.startswith("sasgd_fused/") for name in names), names
+
+    # -I -S: no site-packages, so an extension that wanted torch would not load.
+    shutil.unpack_archive(wheel, tmp_path / "installed", "zip")
+    load = (
+        "import sys; from importlib.machinery import ExtensionFileLoader as Loader;"
+        "from importlib.util import module_from_spec, spec_from_loader;"
+        "loader = Loader('sasgd_fused._C', sys.argv[1]);"
+        "loader.exec_module(module_from_spec(spec_from_loader(loader.name, loader)))"
+    )
+    extension = tmp_path / "installed" / EXTENSION
+    done = run_python("-I", "-S", "-c", load, extension, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+
+
+def test_without_a_compiler_the_wheel_is_pure_and_says_so(tree: Path) -> None:
+    done, wheel = pip_wheel(tree, "--no-build-isolation", PATH="")
+    assert wheel is not None, done.stdout
+    assert "no C++ compiler was found" in done.stdout
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert EXTENSION not in contents(wheel)
+
+
+def test_build_native_0_leaves_the_extension_out_in_silence(tree: Path) -> None:
+    done, wheel = pip_wheel(tree, "--no-build-isolation", SASGD_BUILD_NATIVE="0")
+    assert wheel is not None, done.stdout
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert "native extension" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("env", "complaint"),
+    [
+        ({"CXX": "no-such-compiler"}, "CXX=no-such-compiler names no program"),
+        (
+            {"CXX": "no-such-compiler", "SASGD_BUILD_NATIVE": "1"},
+            "CXX=no-such-compiler names no program",
+        ),
+        ({"PATH": "", "SASGD_BUILD_NATIVE": "1"}, "SASGD_BUILD_NATIVE=1, but no C++ compiler"),
+        ({"SASGD_BUILD_NATIVE": "yes"}, "SASGD_BUILD_NATIVE must be auto, 0 or 1, got 'yes'"),
+        ({"CXX": "false"}, "false could not build the native extension"),
+    ],
+)
+def test_what_cannot_be_done_fails(tree: Path, env: dict[str, str], complaint: str) -> None:
+    done, wheel = pip_wheel(tree, "--no-build-isolation", **env)
+    assert done.returncode != 0
+    assert wheel is None
+    assert complaint in done.stdout
+
+
+def test_ninja_rebuilds_only_what_an_edit_reaches(tmp_path: Path) -> None:
+    compiler = find_compiler()
+    if compiler is None:
+        pytest.skip("no C++ compiler on this machine")
+    header, main, other = (tmp_path / name for name in ("value.h", "main.cpp", "an other.cpp"))
+    header.write_text("inline int value() { return 1; }\n")
+    main.write_text('#include "value.h"\nint other();\nint main() { return value() + other(); }\n')
+    other.write_text("int other() { return 2; }\n")
+    build_dir = tmp_path / "build $dir"
+
+    def program(flags: list[str]) -> tuple[int, dict[str, int]]:
+        objects = [Object(main, "main.o", compiler), Object(other, "other.o", [*compiler, *flags])]
+        path = build(objects, output="program", linker=compiler, link_flags=[], build_dir=build_dir)
+        code = subprocess.run([path]).returncode
+        return code, {name: (build_dir / name).stat().st_mtime_ns for name in ("main.o", "other.o")}
+
+    code, first = program([])
+    assert code == 3
+    assert program([]) == (3, first)
+
+    header.write_text("inline int value() { return 5; }\n")
+    code, second = program([])
+    assert code == 7
+    assert second["main.o"] != first["main.o"]
+    assert second["other.o"] == first["other.o"]
+
+    code, third = program(["-O1"])
+    assert code == 7
+    assert third["main.o"] == second["main.o"]
+    assert third["other.o"] != second["other.o"]

@@ -1,0 +1,1 @@
+"""Programs that build and check the project; not part of the installed package."""
