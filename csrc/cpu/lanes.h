@@ -1,0 +1,165 @@
+// Sixteen floats that are worked on together, on any instruction set, and their loads and stores.
+//
+// The lane of an element depends only on its place in the chunk, never on the width of the registers, on alignment
+// or on whether it is in a tail: so sums have the same bits on every instruction set.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#include "../plan.h"
+
+namespace sasgd {
+namespace SASGD_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+constexpr int kLanes = 16;
+constexpr int kParts = kLanes / kWidth;
+
+typedef float FloatPart __attribute__((vector_size(kWidth * sizeof(float))));
+typedef uint32_t WordPart __attribute__((vector_size(kWidth * sizeof(uint32_t))));
+typedef int32_t IntPart __attribute__((vector_size(kWidth * sizeof(int32_t))));
+typedef uint16_t HalfPart __attribute__((vector_size(kWidth * sizeof(uint16_t))));
+
+struct Lanes {
+  FloatPart part[kParts];
+};
+
+inline Lanes operator+(const Lanes& a, const Lanes& b) {
+  Lanes r;
+  for (int i = 0; i < kParts; ++i) r.part[i] = a.part[i] + b.part[i];
+  return r;
+}
+inline Lanes operator-(const Lanes& a, const Lanes& b) {
+  Lanes r;
+  for (int i = 0; i < kParts; ++i) r.part[i] = a.part[i] - b.part[i];
+  return r;
+}
+inline Lanes operator*(const Lanes& a, const Lanes& b) {
+  Lanes r;
+  for (int i = 0; i < kParts; ++i) r.part[i] = a.part[i] * b.part[i];
+  return r;
+}
+inline Lanes operator*(float a, const Lanes& b) {
+  Lanes r;
+  for (int i = 0; i < kParts; ++i) r.part[i] = a * b.part[i];
+  return r;
+}
+
+// The sum of the lanes in float64, by halving: a fixed order.
+inline double total(const Lanes& lanes) {
+  float single[kLanes];
+  std::memcpy(single, &lanes, sizeof single);
+  double sum[kLanes];
+  for (int i = 0; i < kLanes; ++i) sum[i] = single[i];
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
+  }
+  return sum[0];
+}
+
+template <class To, class From>
+inline To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast between sizes");
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+// mask ? a : b, per element; masks are all ones or all zeros.
+inline WordPart select(IntPart mask, WordPart a, WordPart b) {
+  const WordPart bits = bit_cast<WordPart>(mask);
+  return (a & bits) | (b & ~bits);
+}
+
+// Element types. widen is exact; narrow rounds to nearest, ties to even.
+struct Float32 {
+  using Stored = float;
+  using StoredPart = FloatPart;
+  static FloatPart widen(FloatPart x) { return x; }
+  static FloatPart narrow(FloatPart x) { return x; }
+};
+
+struct BFloat16 {
+  using Stored = uint16_t;
+  using StoredPart = HalfPart;
+  static FloatPart widen(HalfPart x) { return bit_cast<FloatPart>(__builtin_convertvector(x, WordPart) << 16); }
+  static HalfPart narrow(FloatPart x) {
+    const WordPart bits = bit_cast<WordPart>(x);
+    const WordPart rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const WordPart quiet_nan = (bits >> 16) | 0x40u;  // rounding could carry a NaN over to infinity
+    return __builtin_convertvector(select(x != x, quiet_nan, rounded), HalfPart);
+  }
+};
+
+struct Float16 {
+  using Stored = uint16_t;
+  using StoredPart = HalfPart;
+#if defined(__F16C__)
+  static FloatPart widen(HalfPart x) { return (FloatPart)_mm256_cvtph_ps((__m128i)x); }
+  static HalfPart narrow(FloatPart x) { return (HalfPart)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT); }
+#else
+  static constexpr uint32_t kBiasDifference = (127 - 15) << 23;
+
+  static FloatPart widen(HalfPart x) {
+    const WordPart half = __builtin_convertvector(x, WordPart);
+    const WordPart magnitude = (half & 0x7fffu) << 13;
+    const WordPart exponent = half & 0x7c00u;
+    const WordPart special = magnitude + 2 * kBiasDifference;  // infinity, NaN
+    const WordPart normal = magnitude + kBiasDifference;
+    const FloatPart tiny = __builtin_convertvector(bit_cast<IntPart>(half & 0x3ffu), FloatPart) * 0x1p-24f;
+    WordPart bits = select(exponent == 0x7c00u, special, normal);
+    bits = select(exponent == 0u, bit_cast<WordPart>(tiny), bits);
+    return bit_cast<FloatPart>(bits | ((half & 0x8000u) << 16));
+  }
+
+  static HalfPart narrow(FloatPart x) {
+    const WordPart bits = bit_cast<WordPart>(x);
+    const WordPart magnitude = bits & 0x7fffffffu;
+    const WordPart normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - kBiasDifference) >> 13;
+    // Below the smallest normal number, adding 1/2 lets the hardware round to a multiple of 2^-24.
+    const WordPart tiny = bit_cast<WordPart>(bit_cast<FloatPart>(magnitude) + 0.5f) - 0x3f000000u;
+    const WordPart quiet_nan = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
+    WordPart half = select(magnitude < 0x38800000u, tiny, normal);
+    half = select(magnitude >= 0x477ff000u, 0 * magnitude + 0x7c00u, half);  // 65520 and more: infinity
+    half = select(magnitude > 0x7f800000u, quiet_nan, half);
+    return __builtin_convertvector(half | ((bits >> 16) & 0x8000u), HalfPart);
+  }
+#endif
+};
+
+template <class T>
+inline Lanes load(const typename T::Stored* from) {
+  Lanes r;
+  for (int i = 0; i < kParts; ++i) {
+    typename T::StoredPart stored;
+    std::memcpy(&stored, from + i * kWidth, sizeof stored);
+    r.part[i] = T::widen(stored);
+  }
+  return r;
+}
+
+// Stores, and gives back the values as stored.
+template <class T>
+inline Lanes store(typename T::Stored* to, const Lanes& lanes) {
+  Lanes r;
+  for (int i = 0; i < kParts; ++i) {
+    const typename T::StoredPart stored = T::narrow(lanes.part[i]);
+    std::memcpy(to + i * kWidth, &stored, sizeof stored);
+    r.part[i] = T::widen(stored);
+  }
+  return r;
+}
+
+}  // namespace SASGD_ISA
+}  // namespace sasgd

@@ -1,0 +1,43 @@
+// A parallel loop whose iterations may run in any order on any thread.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__SANITIZE_THREAD__)
+// GCC's OpenMP runtime is not instrumented: tell the thread sanitizer what its fork and join order.
+extern "C" {
+void __tsan_acquire(void* address);
+void __tsan_release(void* address);
+}
+#define SASGD_TSAN_ACQUIRE(token) __tsan_acquire(token)
+#define SASGD_TSAN_RELEASE(token) __tsan_release(token)
+#else
+#define SASGD_TSAN_ACQUIRE(token) (void)(token)
+#define SASGD_TSAN_RELEASE(token) (void)(token)
+#endif
+
+namespace sasgd {
+
+// Calls body(i) for 0 <= i < count on up to `threads` threads. body must not throw.
+template <class Body>
+void parallel_for(int64_t count, int threads, const Body& body) {
+  char token = 0;
+  SASGD_TSAN_RELEASE(&token);
+#if defined(_OPENMP)
+#pragma omp parallel num_threads(threads) if (threads > 1 && count > 1)
+#endif
+  {
+    SASGD_TSAN_ACQUIRE(&token);
+#if defined(_OPENMP)
+#pragma omp for schedule(dynamic, 1) nowait
+#endif
+    for (int64_t i = 0; i < count; ++i) body(i);
+    SASGD_TSAN_RELEASE(&token);
+  }
+  SASGD_TSAN_ACQUIRE(&token);
+#if !defined(_OPENMP)
+  (void)threads;
+#endif
+}
+
+}  // namespace sasgd

@@ -1,0 +1,42 @@
+// From sums of squares to layer scales: equations (22)-(24) of Zhang, Chen, Liu (2018), in float64, host and device.
+#pragma once
+
+#include "update_rule.h"
+
+namespace sasgd {
+
+// ||W||^2_{2,mu}: the mean over rows of the squared row norm. NaN stays NaN.
+SASGD_HOST_DEVICE double floored_row_norm_sq(double row_norm_sq, double eps) {
+  return row_norm_sq < eps ? eps : row_norm_sq;
+}
+
+// 1 / m / m_{b,W} with m_{b,W} = 1 / ||W||^2_{2,mu}, equations (22) and (24).
+SASGD_HOST_DEVICE double layer_scale(double row_norm_sq, double backward_factor, double eps) {
+  return floored_row_norm_sq(row_norm_sq, eps) / backward_factor;
+}
+
+// m * m_{b,z}, equation (23). m_{b,z} = ||W^T||^2 / ||W||^2 = rows / columns is never formed as a quotient of two
+// sums, so that a zero or non-finite block cannot poison the others.
+SASGD_HOST_DEVICE double next_backward_factor(double backward_factor, const BlockInfo& block) {
+  return backward_factor * (block.rows / block.columns);
+}
+
+// d_b: decay first, then the scale (the paper's footnote 5), or the shape's part of the scale alone.
+SASGD_HOST_DEVICE double decay_scale(double scale, double backward_factor, double weight_decay, bool shape_decay) {
+  return shape_decay ? weight_decay / backward_factor : scale * weight_decay;
+}
+
+// The coefficients of a tensor from its group's values and, for a scaled block, its scales.
+SASGD_HOST_DEVICE UpdateCoefficients make_coefficients(const GroupValues& group, double scale, double decay,
+                                                       double inverse_loss_scale, bool first) {
+  UpdateCoefficients c;
+  c.grad_scale = static_cast<float>((group.maximize ? -scale : scale) * inverse_loss_scale);
+  c.decay_scale = static_cast<float>(decay);
+  c.carry = static_cast<float>(first ? 0.0 : group.momentum);
+  c.share = static_cast<float>(first ? 1.0 : 1.0 - group.dampening);
+  c.momentum = static_cast<float>(group.momentum);
+  c.lr = static_cast<float>(group.lr);
+  return c;
+}
+
+}  // namespace sasgd

@@ -1,0 +1,8 @@
+"""Scale-amended SGD for PyTorch in one fused step. See `ScaleAmendedSGD`."""
+
+from sasgd_fused.blocks import parameter_groups
+from sasgd_fused.optimizer import ScaleAmendedSGD
+from sasgd_fused.report import LayerReport, LayerRow
+
+__all__ = ["LayerReport", "LayerRow", "ScaleAmendedSGD", "parameter_groups"]
+__version__ = "0.1.0"

@@ -1,0 +1,63 @@
+"""The table of backends, and which of them runs a plan."""
+
+from __future__ import annotations
+
+import warnings
+
+from sasgd_fused.backends.base import Backend
+from sasgd_fused.backends.foreach import ForeachBackend
+from sasgd_fused.backends.native import NativeBackend
+from sasgd_fused.backends.reference import ReferenceBackend
+from sasgd_fused.plan import State, StepPlan
+
+# The fastest first.
+BACKENDS: dict[str, type[Backend]] = {
+    backend.name: backend for backend in (NativeBackend, ForeachBackend, ReferenceBackend)
+}
+
+
+def candidate_backends(backend: str | None, foreach: bool | None, fused: bool | None) -> tuple[str, ...]:
+    """Lists the backends that the constructor's `backend`, `foreach` and `fused` allow, the fastest first.
+
+    Raises:
+        ValueError: the name is unknown, or the three contradict each other.
+    """
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend: got {backend!r}, want None or one of {', '.join(map(repr, BACKENDS))}")
+    if foreach and fused:
+        raise ValueError("foreach, fused: got True for both, want at most one of them")
+    if foreach or fused:
+        allowed = ["foreach" if foreach else "native"]
+    else:
+        refused = {"foreach": foreach is False, "native": fused is False}
+        allowed = [name for name in BACKENDS if not refused.get(name)]
+    if backend is None:
+        return tuple(allowed)
+    if backend not in allowed:
+        raise ValueError(
+            f"backend: got {backend!r} together with foreach={foreach}, fused={fused}, "
+            f"which {'mean' if foreach or fused else 'leave'} {' or '.join(map(repr, allowed))}"
+        )
+    return (backend,)
+
+
+def make_backend(plan: StepPlan, state: State, candidates: tuple[str, ...]) -> Backend:
+    """Makes the first candidate that can run the plan.
+
+    Raises:
+        RuntimeError: none can; the message says why.
+    """
+    reasons = {name: BACKENDS[name].why_not(plan) for name in candidates}
+    for name, reason in reasons.items():
+        if reason is None:
+            if reasons.get("native") and plan.device.type == "cpu":
+                _warn_of_missing_extension()
+            return BACKENDS[name](plan, state)
+    told = "; ".join(f"{name!r}: {reason}" for name, reason in reasons.items())
+    raise RuntimeError(f"backend: cannot run on {plan.device} with these parameters: {told}")
+
+
+def _warn_of_missing_extension() -> None:
+    reason = NativeBackend.why_not_installed()
+    if reason:  # Python's default filter shows the same warning from the same place once
+        warnings.warn(f"{reason}; the step takes the slower 'foreach' backend", stacklevel=4)

@@ -1,0 +1,95 @@
+"""What a backend is: the steps of one plan, in two phases, so that nothing is updated before all is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from sasgd_fused.options import GroupValues
+from sasgd_fused.plan import PlannedBlock, State, StepPlan
+
+
+class Backend:
+    """Runs the steps of one plan. Backends without carried norms only override `update`.
+
+    Args:
+        plan: the parameters of one device and what is fixed about them.
+        state: the optimizer's state; backends keep ``momentum_buffer`` and frozen ``row_norm_sq`` in it.
+    """
+
+    name = "base"
+
+    def __init__(self, plan: StepPlan, state: State) -> None:
+        self.plan = plan
+        self.state = state
+        self.grads: list[Tensor | None] = []
+
+    @classmethod
+    def why_not(cls, plan: StepPlan) -> str | None:
+        """Why this backend cannot run the plan, or None if it can."""
+        return None
+
+    def prepare(self) -> bool:
+        """Gathers this step's gradients and checks them; changes neither weights nor state.
+
+        Returns:
+            False if the parameters are no longer what the plan was made for, and a new plan is needed.
+
+        Raises:
+            ValueError: a gradient or a momentum buffer does not fit its parameter.
+        """
+        if not self.plan.is_current():
+            return False
+        self.grads = self.plan.gather_gradients()
+        return True
+
+    def update(self, values: Sequence[GroupValues], grad_scale: float) -> None:
+        """Updates weights and momentum from the prepared gradients.
+
+        Args:
+            values: hyperparameters of every group of the optimizer.
+            grad_scale: what the gradients were multiplied by (GradScaler), else 1.
+        """
+        raise NotImplementedError
+
+    def row_norm_sq(self) -> list[float]:
+        """‖W_b‖²_{2,μ} of every block of the plan, as the next step will use it."""
+        return self.norms_of(self.plan.blocks)
+
+    def norms_of(self, blocks: Sequence[PlannedBlock]) -> list[float]:
+        """The frozen norm of each of these blocks where there is one, else the norm of its present weights."""
+        norms = [self.frozen_row_norm_sq(planned) for planned in blocks]
+        missing = [planned for planned, norm in zip(blocks, norms, strict=True) if norm is None]
+        measured = iter(self.measure(missing))
+        return [next(measured) if norm is None else norm for norm in norms]
+
+    def stale_steps(self) -> list[int]:
+        """How many steps of each block used norms of weights that had been written unseen."""
+        return [0] * len(self.plan.blocks)
+
+    def forget_norms(self) -> None:
+        """Has the norms taken anew from the weights at the next step."""
+        for planned in self.plan.blocks:
+            state = self.state.get(self.plan.params[planned.param])
+            if state:
+                state.pop("row_norm_sq", None)
+
+    def frozen_row_norm_sq(self, planned: PlannedBlock) -> float | None:
+        """The norm kept by ``norms="freeze"``, or None if it tracks the weights or was not taken yet."""
+        if not self.plan.options.freezes_norms:
+            return None
+        return self.state.get(self.plan.params[planned.param], {}).get("row_norm_sq")
+
+    def measure(self, blocks: Sequence[PlannedBlock]) -> list[float]:
+        """‖W_b‖²_{2,μ} = sum of squares / rows of present weights in float64, before equation (22)."""
+        weights = [self.plan.params[planned.param].detach() for planned in blocks]
+        return [
+            float(weight.double().square().sum()) / planned.block.rows
+            for weight, planned in zip(weights, blocks, strict=True)
+        ]
+
+    def keep_norm(self, planned: PlannedBlock, row_norm_sq: float, lr: float) -> None:
+        """Stores the norm at a block's first update if norms freeze; a step with lr = 0 is no update."""
+        if self.plan.options.freezes_norms and lr != 0:
+            self.state[self.plan.params[planned.param]].setdefault("row_norm_sq", row_norm_sq)

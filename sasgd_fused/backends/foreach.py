@@ -1,0 +1,88 @@
+"""The foreach backend: the step in torch._foreach calls over whole lists, for any device and dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sasgd_fused.backends.base import Backend
+from sasgd_fused.factors import decay_scale, layer_scale
+from sasgd_fused.options import GroupValues
+from sasgd_fused.plan import PlannedBlock
+
+
+class ForeachBackend(Backend):
+    """Computes in the parameter's dtype, in float32 for 16-bit parameters."""
+
+    name = "foreach"
+
+    @torch.no_grad()
+    def update(self, values: Sequence[GroupValues], grad_scale: float) -> None:
+        """A handful of calls for all tensors."""
+        active = [index for index, grad in enumerate(self.grads) if grad is not None]
+        if not active:
+            return
+        params = [self.plan.params[index] for index in active]
+        groups = [values[self.plan.group_of[index]] for index in active]
+        weights = [_widen(param) for param in params]
+        grads = [self.grads[index].to(w.dtype) for index, w in zip(active, weights, strict=True)]  # type: ignore[union-attr]
+
+        grad_coefficients, decays = self._coefficients(active, groups, grad_scale)
+        grads = list(torch._foreach_mul(grads, grad_coefficients))
+        if any(group.weight_decay for group in groups):
+            torch._foreach_add_(grads, torch._foreach_mul(weights, decays))
+        self._apply_momentum(params, grads, groups)
+        torch._foreach_mul_(grads, [-group.lr for group in groups])
+        torch._foreach_copy_(params, torch._foreach_add(weights, grads))
+
+    def _coefficients(
+        self, active: list[int], groups: list[GroupValues], grad_scale: float
+    ) -> tuple[list[float], list[float]]:
+        """What multiplies each gradient and each weight: s_b and d_b, or 1 and λ."""
+        options = self.plan.options
+        factors = [(-1.0 if group.maximize else 1.0) / grad_scale for group in groups]
+        decays = [group.weight_decay for group in groups]
+        place = {index: k for k, index in enumerate(active)}
+        scaled = [planned for planned in self.plan.blocks if planned.scaled and planned.param in place]
+        for planned, row_norm_sq in zip(scaled, self.norms_of(scaled), strict=True):
+            k = place[planned.param]
+            self.keep_norm(planned, row_norm_sq, groups[k].lr)
+            scale = layer_scale(row_norm_sq, planned.backward_factor, options.eps)
+            decays[k] = decay_scale(scale, planned.backward_factor, decays[k], options.decay)
+            factors[k] *= scale
+        return factors, decays
+
+    def measure(self, blocks: Sequence[PlannedBlock]) -> list[float]:
+        """The same in one call and one transfer for all blocks."""
+        if not blocks:
+            return []
+        weights = [self.plan.params[planned.param].detach() for planned in blocks]
+        sums = torch.stack(torch._foreach_norm(weights, 2, torch.float64)).square().tolist()
+        return [total / planned.block.rows for total, planned in zip(sums, blocks, strict=True)]
+
+    def _apply_momentum(self, params: list[Tensor], grads: list[Tensor], groups: list[GroupValues]) -> None:
+        """Updates the momentum buffers and turns `grads` into the steps taken, in place."""
+        moving = [k for k, group in enumerate(groups) if group.momentum != 0]
+        if not moving:
+            return
+        states = [self.state[params[k]] for k in moving]
+        started = [state.get("momentum_buffer") is not None for state in states]
+        for k, state, has_buffer in zip(moving, states, started, strict=True):
+            if not has_buffer:
+                state["momentum_buffer"] = torch.zeros_like(params[k])
+        stored = [state["momentum_buffer"] for state in states]
+        carried = [groups[k].momentum if has else 0.0 for k, has in zip(moving, started, strict=True)]
+        shares = [1 - groups[k].dampening if has else 1.0 for k, has in zip(moving, started, strict=True)]
+
+        buffers = [_widen(buffer) for buffer in stored]
+        buffers = list(torch._foreach_mul(buffers, carried))
+        torch._foreach_add_(buffers, torch._foreach_mul([grads[k] for k in moving], shares))
+        torch._foreach_copy_(stored, buffers)
+        for k, buffer in zip(moving, buffers, strict=True):
+            grads[k] = grads[k].add_(buffer, alpha=groups[k].momentum) if groups[k].nesterov else buffer
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -1,0 +1,62 @@
+"""The reference backend: Algorithm 2 literally, one tensor at a time, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sasgd_fused.backends.base import Backend
+from sasgd_fused.options import GroupValues
+
+
+class ReferenceBackend(Backend):
+    """Computes in float64 and rounds once, when weights and momentum are stored. Any device with float64."""
+
+    name = "reference"
+
+    @torch.no_grad()
+    def update(self, values: Sequence[GroupValues], grad_scale: float) -> None:
+        """The scales of all blocks, then one tensor after the other."""
+        scales = self._backward_scales(values)
+        for index, (param, grad) in enumerate(zip(self.plan.params, self.grads, strict=True)):
+            if grad is None:
+                continue
+            group = values[self.plan.group_of[index]]
+            scale, decay = scales.get(index, (1.0, group.weight_decay))
+            sign = -1.0 if group.maximize else 1.0
+            g = grad.double() * (sign / grad_scale)
+            g = scale * g + decay * param.double()
+            if group.momentum != 0:
+                g = self._apply_momentum(param, g, group)
+            param.copy_(param.double() - group.lr * g)
+
+    def _backward_scales(self, values: Sequence[GroupValues]) -> dict[int, tuple[float, float]]:
+        """(s_b, d_b) of each scaled block that has a gradient, by the loop b = B..1 of equations (22) and (23)."""
+        options, plan = self.plan.options, self.plan
+        scales = {}
+        m = plan.blocks[-1].backward_factor if plan.blocks else 1.0
+        for planned in reversed(plan.blocks):
+            rows = planned.block.rows
+            if planned.scaled and self.grads[planned.param] is not None:
+                group = values[plan.group_of[planned.param]]
+                (row_norm_sq,) = self.norms_of([planned])
+                self.keep_norm(planned, row_norm_sq, group.lr)
+                m_w = 1 / max(row_norm_sq, options.eps)  # (24)
+                scale = 1 / m / m_w  # (22)
+                decay = group.weight_decay * (scale if options.decay == "amended" else 1 / m)
+                scales[planned.param] = scale, decay
+            m = m * (rows / planned.columns)  # (23), with m_{b,z} = rows / columns by (24)
+        return scales
+
+    def _apply_momentum(self, param: Tensor, g: Tensor, group: GroupValues) -> Tensor:
+        state = self.state[param]
+        stored = state.get("momentum_buffer")
+        if stored is None:
+            stored = state["momentum_buffer"] = torch.empty_like(param)
+            buffer = g
+        else:
+            buffer = group.momentum * stored.double() + (1 - group.dampening) * g
+        stored.copy_(buffer)
+        return g + group.momentum * buffer if group.nesterov else buffer

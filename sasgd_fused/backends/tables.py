@@ -1,0 +1,235 @@
+"""Tables of addresses for kernels: looked over at every step, written anew only where something changed.
+
+A step must read a few attributes of every tensor, since anybody may have put another tensor in its place. Mapping the
+functions below over a list costs 30-60 ns for a tensor, about half of what a comprehension costs (docs/kernels.md).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from operator import is_
+
+import torch
+from torch import Tensor
+
+from sasgd_fused.layout import has_layout_of, in_layout_of, is_dense
+from sasgd_fused.options import GroupValues
+from sasgd_fused.plan import State, StepPlan
+
+_grad_of = Tensor.grad.__get__  # type: ignore[union-attr]
+_address_of = Tensor.data_ptr
+_strides_of = Tensor.stride
+_is_contiguous = Tensor.is_contiguous
+_dtype_of = Tensor.dtype.__get__  # type: ignore[attr-defined]
+
+
+class _Strides:
+    """What the strides of a list of tensors were, and a cheap way to see whether they still are."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._all_contiguous = all(map(_is_contiguous, tensors))
+        self._strides = list(map(_strides_of, tensors))
+
+    def hold_for(self, tensors: Sequence[Tensor]) -> bool:
+        if self._all_contiguous:
+            return all(map(_is_contiguous, tensors))
+        return list(map(_strides_of, tensors)) == self._strides
+
+
+class WeightTable:
+    """Addresses of the weights.
+
+    Attributes:
+        table: one address for each parameter.
+        gapped: dense copies, by index, of the parameters with gaps in memory; the kernel works on these.
+    """
+
+    def __init__(self, params: list[Tensor]) -> None:
+        self._params = params
+        self._addresses: list[int] = []
+        self._strides = _Strides([])
+        self.table = array("Q")
+        self.gapped: dict[int, Tensor] = {}
+
+    def is_current(self) -> bool:
+        """Whether every parameter is where and as it was when the table was written."""
+        return list(map(_address_of, self._params)) == self._addresses and self._strides.hold_for(self._params)
+
+    def rewrite(self) -> list[int]:
+        """Writes the table anew; returns the indices of the parameters whose memory is another."""
+        before, self._addresses = self._addresses, list(map(_address_of, self._params))
+        self._strides = _Strides(self._params)
+        self.gapped = {i: torch.empty_like(p) for i, p in enumerate(self._params) if not is_dense(p)}
+        self.table = array("Q", self._addresses)
+        for index, dense in self.gapped.items():
+            self.table[index] = dense.data_ptr()
+        return [i for i, address in enumerate(self._addresses) if not before or address != before[i]]
+
+    def fill_gapped(self) -> None:
+        """Copies the parameters with gaps to their dense copies."""
+        for index, dense in self.gapped.items():
+            dense.copy_(self._params[index])
+
+    def empty_gapped(self) -> None:
+        """Copies them back."""
+        for index, dense in self.gapped.items():
+            self._params[index].copy_(dense)
+
+
+class GradientTable:
+    """Addresses of the gradients, in the parameters' layouts.
+
+    Attributes:
+        active: indices of the parameters that have a gradient; a new list whenever that changes.
+        table: one address for each parameter, 0 where there is no gradient.
+        codes: a dtype code for each parameter's gradient.
+    """
+
+    def __init__(self, plan: StepPlan, dtype_codes: dict[torch.dtype, int]) -> None:
+        self._plan = plan
+        self._dtype_codes = dtype_codes
+        self.active: list[int] = []
+        self.table = array("Q")
+        self.codes = array("B")
+        self._active_params: list[Tensor] = []
+        self._idle_params: list[Tensor] = list(plan.params)
+        self._grads: list[Tensor] = []
+        # What was seen of the gradients in `bind`: those that look the same need no closer look.
+        self._strides = _Strides([])
+        self._facts: list[list[object]] = []
+        self._recast: dict[int, torch.dtype] = {}
+        self._addresses: list[int] = []
+        self._written: list[int] = []
+
+    def gather(self) -> bool:
+        """Takes the gradients; False if they do not look like those of the step before, so that `bind` must look."""
+        try:
+            grads = self._grads = list(map(_grad_of, self._active_params))
+            if self._look(grads) != self._facts or not self._strides.hold_for(grads):
+                return False
+            self._addresses = list(map(_address_of, grads))
+        except (TypeError, RuntimeError):  # a gradient vanished, or has no plain memory
+            return False
+        return all(param.grad is None for param in self._idle_params)
+
+    def bind(self) -> None:
+        """Takes and checks the gradients one by one, and notes what is to be done with gradients like these.
+
+        Raises:
+            ValueError: a gradient does not fit its parameter.
+        """
+        grads = self._plan.gather_gradients()
+        params = self._plan.params
+        self.active = [i for i, grad in enumerate(grads) if grad is not None]
+        self._active_params = [params[i] for i in self.active]
+        self._idle_params = [param for param, grad in zip(params, grads, strict=True) if grad is None]
+        self._grads = [grad for grad in grads if grad is not None]
+        self._facts = self._look(self._grads)
+        self._strides = _Strides(self._grads)
+        self._addresses = list(map(_address_of, self._grads))
+        self._written = []
+        self._recast = {}
+        self.codes = array("B", bytes(len(params)))
+        for k, (param, grad) in enumerate(zip(self._active_params, self._grads, strict=True)):
+            dtype = grad.dtype if grad.dtype in (param.dtype, torch.float32) else torch.float32
+            if dtype != grad.dtype or not has_layout_of(grad, param):
+                self._recast[k] = dtype
+            self.codes[self.active[k]] = self._dtype_codes[dtype]
+        if not self.active:
+            self.table = array("Q", bytes(8 * len(params)))
+
+    def write(self) -> list[Tensor]:
+        """Brings the table up to date; returns the tensors it points to, to be kept until the kernel has run."""
+        grads, addresses = self._grads, self._addresses
+        if self._recast:
+            grads, addresses = list(grads), list(addresses)
+            for k, dtype in self._recast.items():
+                grads[k] = in_layout_of(grads[k], self._active_params[k], dtype)
+                addresses[k] = grads[k].data_ptr()
+        if addresses != self._written:
+            self._written = addresses
+            if self._idle_params:
+                self.table = array("Q", bytes(8 * len(self._plan.params)))
+                for index, address in zip(self.active, addresses, strict=True):
+                    self.table[index] = address
+            else:
+                self.table = array("Q", addresses)
+        return grads
+
+    @staticmethod
+    def _look(grads: list[Tensor]) -> list[list[object]]:
+        return [
+            list(map(_dtype_of, grads)),
+            list(map(Tensor.numel, grads)),
+            list(map(Tensor.get_device, grads)),
+        ]
+
+
+class MomentumTable:
+    """Addresses of the momentum buffers, which it makes, in the parameters' dtypes and layouts.
+
+    Attributes:
+        table: one address for each parameter, 0 where there is no momentum or no gradient.
+    """
+
+    def __init__(self, plan: StepPlan, state: State) -> None:
+        self._plan = plan
+        self._state = state
+        self.table = array("Q")
+        self._no_first = bytes(len(plan.params))
+        self._known: list[Tensor | None] | None = None
+        self._active: list[int] = []
+        self._moving: list[bool] = []
+
+    def check(self) -> None:
+        """Looks whether the buffers are those of the step before, and checks them if not.
+
+        Raises:
+            ValueError: a buffer does not have its parameter's shape.
+        """
+        buffers = self._buffers()
+        if self._known is not None and len(buffers) == len(self._known) and all(map(is_, buffers, self._known)):
+            return
+        self._known = None
+        for param, name in zip(self._plan.params, self._plan.names, strict=True):
+            buffer = self._state.get(param, {}).get("momentum_buffer")
+            if buffer is not None and buffer.shape != param.shape:
+                raise ValueError(
+                    f"momentum_buffer of {name}: got shape {tuple(buffer.shape)}, "
+                    f"want the parameter's, {tuple(param.shape)}"
+                )
+
+    def attach(self, active: list[int], values: Sequence[GroupValues]) -> bytes:
+        """Brings the table up to date, with new zero buffers where there are none.
+
+        Args:
+            active: the parameters that are updated in this step.
+            values: the groups' hyperparameters.
+
+        Returns:
+            For each parameter 1 if its buffer is new, else 0.
+        """
+        moving = [group.momentum != 0 for group in values]
+        if self._known is not None and active is self._active and moving == self._moving:
+            return self._no_first
+        first = bytearray(self._no_first)
+        self.table = array("Q", bytes(8 * len(first)))
+        for index in active:
+            if not moving[self._plan.group_of[index]]:
+                continue
+            param = self._plan.params[index]
+            state = self._state[param]
+            buffer = state.get("momentum_buffer")
+            if buffer is None:
+                first[index] = 1
+                buffer = torch.zeros_like(param)
+            elif buffer.dtype != param.dtype or not has_layout_of(buffer, param):
+                buffer = in_layout_of(buffer, param, param.dtype)
+            state["momentum_buffer"] = buffer
+            self.table[index] = buffer.data_ptr()
+        self._active, self._moving, self._known = active, moving, self._buffers()
+        return bytes(first)
+
+    def _buffers(self) -> list[Tensor | None]:
+        return [state.get("momentum_buffer") for state in self._state.values()]

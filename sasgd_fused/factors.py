@@ -1,0 +1,79 @@
+"""Backward-factor rules: which m_b each block's gradient is divided by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sasgd_fused.blocks import Block
+from sasgd_fused.options import Options
+
+
+def backward_factors(
+    blocks: Sequence[Block], params: Sequence[Tensor], options: Options, output_width: int
+) -> list[float]:
+    """Gives the factor m_b at the output of every block.
+
+    - ``"width"``: m_b = n_B / rows_b.
+    - ``"product"``: equation (23), m_{b-1} = m_b · m_{b,z} with m_{b,z} = rows_b / columns_b, from m_B = 1, or from
+      m_B = output_width / rows_B where `output_width` was given.
+    - a mapping from a parameter or its name to m_b.
+
+    Args:
+        blocks: all blocks, input first.
+        params: the parameter of each block.
+        options: the optimizer's options.
+        output_width: n_B, the units at the network's output.
+
+    Raises:
+        ValueError: the mapping lacks a block, or has a factor that is not a positive finite number.
+
+    Source: Zhang, Chen, Liu (2018), Algorithm 2 and equations (22)-(24).
+    """
+    rule = options.factors
+    if isinstance(rule, Mapping):
+        return [_mapped_factor(rule, block, param) for block, param in zip(blocks, params, strict=True)]
+    if rule == "width":
+        return [output_width / block.rows for block in blocks]
+    factors: list[float] = []
+    m = 1.0
+    if blocks and options.output_width is not None:
+        m = options.output_width / blocks[-1].rows
+    for block in reversed(blocks):
+        factors.append(m)
+        m = m * (block.rows / block.columns)
+    return factors[::-1]
+
+
+def effective_columns(blocks: Sequence[Block], factors: Sequence[float]) -> list[float]:
+    """Gives the column counts with which equation (23) yields the given factors.
+
+    columns_b = rows_b · m_b / m_{b-1}, so that m_{b-1} = m_b · rows_b / columns_b. Thus a kernel needs one form for
+    every rule. The first block has no block before it; its true column count stands there and is not used.
+    """
+    columns = [float(block.columns) for block in blocks]
+    for b in range(1, len(blocks)):
+        columns[b] = blocks[b].rows * factors[b] / factors[b - 1]
+    return columns
+
+
+def layer_scale(row_norm_sq: float, backward_factor: float, eps: float) -> float:
+    """s_b = 1 / m_b / m_{b,W} = max(‖W_b‖²_{2,μ}, eps) / m_b, equations (22) and (24)."""
+    return max(row_norm_sq, eps) / backward_factor
+
+
+def decay_scale(scale: float, backward_factor: float, weight_decay: float, decay: str) -> float:
+    """d_b: s_b · λ for ``decay="amended"`` (the paper's footnote 5), λ / m_b for ``decay="shape"``."""
+    return scale * weight_decay if decay == "amended" else weight_decay / backward_factor
+
+
+def _mapped_factor(mapping: Mapping[Any, float], block: Block, param: Tensor) -> float:
+    factor = mapping.get(param, mapping.get(block.name))
+    if factor is None:
+        raise ValueError(f"factors: the mapping has no entry for {block.name}, want a backward factor for every block")
+    if not (isinstance(factor, (int, float)) and factor > 0 and math.isfinite(factor)):
+        raise ValueError(f"factors[{block.name!r}]: got {factor!r}, want a positive finite number")
+    return float(factor)

@@ -1,0 +1,295 @@
+"""`ScaleAmendedSGD`, the optimizer: what torch.optim expects of one, on top of plans and backends."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping
+from operator import is_
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from sasgd_fused import checkpoint
+from sasgd_fused.backends import candidate_backends, make_backend
+from sasgd_fused.backends.base import Backend
+from sasgd_fused.blocks import Block, check_matrix_shape, find_blocks, parameter_name
+from sasgd_fused.layout import has_layout_of, in_layout_of
+from sasgd_fused.options import GroupValues, Options, check_hyperparameters, read_group_values
+from sasgd_fused.plan import check_parameter, make_plans
+from sasgd_fused.report import LayerReport, make_report
+
+
+class ScaleAmendedSGD(Optimizer):
+    r"""SGD whose gradients are scaled, layer by layer, by the norm of the weights and a backward factor.
+
+    For the blocks b = B..1 of a network, from the output to the input, with m = 1 at the output:
+
+    .. math::
+        \delta' W_b = \delta W_b / m / m_{b,W}, \qquad m \leftarrow m \cdot m_{b,z}    \tag{22, 23}
+
+        m_{b,W} = 1 / \|W_b\|^2_{2,\mu}, \qquad m_{b,z} = \|W_b^T\|^2_{2,\mu} / \|W_b\|^2_{2,\mu}    \tag{24}
+
+    where ‖W‖²_{2,μ} is the mean over the rows (output units) of the squared row norm. The scale of block b is thus
+    s_b = max(‖W_b‖²_{2,μ}, eps) / m_b. Weight decay is added first, momentum is applied last, both as in
+    torch.optim.SGD, whose arguments, state and checkpoints this optimizer shares. A block is a parameter with two or
+    more dimensions; rows and columns are its first two, unless its group gives them. Other parameters take the plain
+    SGD step.
+
+    Args:
+        params: tensors, groups, or named parameters, as torch takes them; `parameter_groups` makes groups from a
+            model. float32, bfloat16, float16 or float64, dense, on any device. Besides the hyperparameters a group
+            may set ``amend`` (False: plain SGD, the block only keeps its place), and ``rows`` and ``columns``
+            (an integer, or a list with one entry for each parameter).
+        lr: learning rate, a float or a tensor with one element. A good first try is a good SGD lr · n_B / (mean rows
+            of the hidden blocks), with n_B the units of the last block.
+        momentum: momentum factor μ.
+        dampening: dampening τ of the momentum.
+        weight_decay: weight decay λ.
+        nesterov: Nesterov momentum.
+        maximize: ascend instead of descend.
+        foreach: True for the ``"foreach"`` backend; False and `fused` False for ``"reference"``.
+        fused: True for the ``"native"`` backend.
+        backend: ``"native"``, ``"foreach"``, ``"reference"``, or None for the fastest that works for the parameters.
+        factors: the backward factors m_b: ``"width"``, n_B / rows_b, equal to the paper's wherever widths match;
+            ``"product"``, equations (22)-(24) literally in the order of the parameters; or a mapping from a
+            parameter or its name to m_b.
+        head: ``"plain"`` leaves the last block unscaled; ``"amended"`` scales it, as the paper does.
+        decay: ``"amended"``, d_b = s_b λ, as the paper does; ``"shape"``, d_b = λ / m_b.
+        norms: ``"track"`` follows the weights; ``"freeze"`` keeps the norms of the first update.
+        eps: floor of ‖W‖²_{2,μ}, so that a block initialised with zeros can move.
+        output_width: n_B, if it is not the rows of the last block.
+        differentiable: only False.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument or a parameter is not what is wanted; nothing is changed then.
+        RuntimeError: the backend asked for cannot run here; the message says why.
+
+    Source: Zhang, Chen, Liu, "On the Local Hessian in Back-propagation", NeurIPS 2018, Algorithm 2.
+
+    Example:
+        >>> optimizer = ScaleAmendedSGD(
+        ...     parameter_groups(model), lr=0.01, momentum=0.9, weight_decay=5e-4,
+        ...     norms="freeze", head="plain", decay="shape",
+        ... )
+    """
+
+    # GradScaler then sets grad_scale and found_inf for a step instead of unscaling the gradients itself.
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | Tensor = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        backend: str | None = None,
+        factors: str | Mapping[Any, float] = "width",
+        head: str = "amended",
+        decay: str = "amended",
+        norms: str = "track",
+        eps: float = 1e-3,
+        output_width: int | None = None,
+        differentiable: bool = False,
+    ) -> None:
+        self._options = Options(factors, head, decay, norms, eps, output_width)
+        self._candidates = candidate_backends(backend, foreach, fused)
+        self._initial_groups: int | None = None  # None while the constructor adds its groups
+        self._head: Block | None = None
+        self._backends: list[Backend] | None = None
+        self._structure: list[Any] = []
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "fused": fused,
+            "amend": True,
+            "rows": None,
+            "columns": None,
+        }
+        check_hyperparameters(defaults)
+        super().__init__(params, defaults)
+        self._initial_groups = len(self.param_groups)
+        self._find_head()
+        self._make_backends()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a parameter group; its blocks stand before all others, at the input end.
+
+        Raises:
+            TypeError, ValueError: the group or one of its parameters is not what is wanted; it is not added then.
+        """
+        if isinstance(param_group, dict) and not isinstance(param_group.get("params"), (Tensor, set)):
+            param_group["params"] = list(param_group["params"])
+            _check_distinct(param_group["params"])
+        super().add_param_group(param_group)
+        head = self._head
+        try:
+            index = len(self.param_groups) - 1
+            check_hyperparameters(param_group)
+            check_matrix_shape(param_group)
+            for position, param in enumerate(param_group["params"]):
+                check_parameter(param, parameter_name(param_group, index, position))
+            if self._initial_groups is not None:
+                self._find_head()
+                self._make_backends()
+        except Exception:
+            self.param_groups.pop()
+            self._head, self._backends = head, None
+            raise
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Updates all parameters that have a gradient.
+
+        Gradients stay as they are. After an overflow seen by a GradScaler nothing is changed.
+
+        Args:
+            closure: reevaluates the model and returns the loss.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            TypeError, ValueError: a hyperparameter or a gradient is not what is wanted; nothing is updated then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        backends = self._current_backends()
+        values = self._group_values()
+        if not all(backend.prepare() for backend in backends):
+            backends = self._make_backends()
+            for backend in backends:
+                backend.prepare()
+        grad_scale = getattr(self, "grad_scale", None)
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is None or not found_inf.item():
+            for backend in backends:
+                backend.update(values, 1.0 if grad_scale is None else float(grad_scale))
+        return loss
+
+    def layer_report(self) -> LayerReport:
+        """Reports, for each block, its norms, backward factor, scale and effective learning rate.
+
+        Returns:
+            A tuple of rows, input first, that prints as a table. Its figures are those of a step taken now.
+        """
+        return make_report(self._current_backends(), self._group_values())
+
+    def refresh_norms(self) -> None:
+        """Has the next step take the norms anew from the weights.
+
+        For weights written through ``.data`` or raw pointers, which no version counter shows, and for frozen norms
+        (``norms="freeze"``) when other weights were loaded into the model.
+        """
+        for backend in self._current_backends():
+            backend.forget_norms()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a checkpoint of this optimizer or of torch.optim.SGD.
+
+        A checkpoint with one group, made from ``model.parameters()``, also loads into groups made by
+        `parameter_groups`. Momentum takes the parameters' dtypes and layouts.
+
+        Raises:
+            ValueError: groups or shapes do not match; nothing is changed then.
+        """
+
+        def adapt(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+            if checkpoint.is_foreign(loaded):
+                warnings.warn(
+                    "state_dict: this checkpoint is not of ScaleAmendedSGD; its lr, momentum and weight_decay are "
+                    "now in force, and were chosen for another optimizer",
+                    stacklevel=4,
+                )
+            adapted = checkpoint.adapt(loaded, self.param_groups)
+            checkpoint.check_shapes(adapted, self.param_groups)
+            return adapted
+
+        handle = self.register_load_state_dict_pre_hook(adapt)  # the last: after the user's own hooks
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        for param, state in self.state.items():
+            buffer = state.get("momentum_buffer") if isinstance(state, dict) else None
+            if buffer is not None and not has_layout_of(buffer, param):
+                state["momentum_buffer"] = in_layout_of(buffer, param, buffer.dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_options", "_candidates", "_initial_groups", "_head")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._backends = None
+
+    def _group_values(self) -> list[GroupValues]:
+        return [read_group_values(group, index) for index, group in enumerate(self.param_groups)]
+
+    def _find_head(self) -> None:
+        """The head is the last block at construction, or of the first group that brings any."""
+        blocks = find_blocks(self.param_groups, self._initial_groups or 0)
+        if self._head is None and blocks:
+            self._head = blocks[-1]
+
+    def _current_backends(self) -> list[Backend]:
+        if self._backends is None or not self._structure_holds():
+            return self._make_backends()
+        return self._backends
+
+    def _make_backends(self) -> list[Backend]:
+        plans = make_plans(self.param_groups, self._options, self._initial_groups or 0, self._head)
+        self._backends = [make_backend(plan, self.state, self._candidates) for plan in plans]
+        self._structure = [_structure_of(group) for group in self.param_groups]
+        return self._backends
+
+    def _structure_holds(self) -> bool:
+        """Whether the groups, which anybody may change at any time, are still those of the plans."""
+        return (
+            len(self._structure) == len(self.param_groups)
+            and all(
+                len(params) == len(group["params"])
+                and all(map(is_, params, group["params"]))
+                and matrix == _matrix_of(group)
+                for (params, matrix), group in zip(self._structure, self.param_groups, strict=True)
+            )
+            and all(backend.state is self.state for backend in self._backends or ())
+        )
+
+
+def _structure_of(group: dict[str, Any]) -> tuple[list[Tensor], tuple[Any, ...]]:
+    return list(group["params"]), copy.deepcopy(_matrix_of(group))
+
+
+def _matrix_of(group: dict[str, Any]) -> tuple[Any, ...]:
+    return group["amend"], group["rows"], group["columns"]
+
+
+def _check_distinct(params: list[Any]) -> None:
+    seen = set()
+    for position, param in enumerate(params):
+        name, tensor = param if isinstance(param, tuple) else (f"parameter {position}", param)
+        if id(tensor) in seen:
+            raise ValueError(f"params: {name} comes twice in one group, want every parameter once")
+        seen.add(id(tensor))

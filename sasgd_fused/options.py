@@ -1,0 +1,128 @@
+"""The constructor's options and the groups' hyperparameters: what is allowed, and one place that says so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+FACTOR_RULES = ("width", "product")
+HEADS = ("amended", "plain")
+DECAYS = ("amended", "shape")
+NORMS = ("track", "freeze")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What holds for the whole optimizer, as opposed to one parameter group; see `ScaleAmendedSGD`."""
+
+    factors: str | Mapping[Any, float]
+    head: str
+    decay: str
+    norms: str
+    eps: float
+    output_width: int | None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.factors, Mapping):
+            _check_choice("factors", self.factors, FACTOR_RULES, " or a mapping to backward factors")
+        _check_choice("head", self.head, HEADS)
+        _check_choice("decay", self.decay, DECAYS)
+        _check_choice("norms", self.norms, NORMS)
+        if not (isinstance(self.eps, (int, float)) and self.eps > 0 and math.isfinite(self.eps)):
+            raise ValueError(f"eps: got {self.eps!r}, want a positive finite number")
+        if self.output_width is not None and not is_positive_int(self.output_width):
+            raise ValueError(f"output_width: got {self.output_width!r}, want a positive integer or None")
+
+    @property
+    def freezes_norms(self) -> bool:
+        """Whether the norms of the first update are kept."""
+        return self.norms == "freeze"
+
+
+class GroupValues(NamedTuple):
+    """The numbers of one parameter group in one step, as Python floats."""
+
+    lr: float
+    momentum: float
+    dampening: float
+    weight_decay: float
+    nesterov: bool
+    maximize: bool
+
+
+def read_group_values(group: Mapping[str, Any], index: int) -> GroupValues:
+    """Reads one group's hyperparameters.
+
+    Schedulers may set any value between steps, so only the types are checked here, before anything is updated.
+
+    Raises:
+        TypeError: a value is not a number.
+    """
+    try:
+        return GroupValues(
+            float(group["lr"]),
+            float(group["momentum"]),
+            float(group["dampening"]),
+            float(group["weight_decay"]),
+            bool(group["nesterov"]),
+            bool(group["maximize"]),
+        )
+    except (TypeError, ValueError, RuntimeError):
+        for name in ("lr", "momentum", "dampening", "weight_decay"):
+            _number(name, group[name], f" of parameter group {index}")
+        raise
+
+
+def check_hyperparameters(group: Mapping[str, Any]) -> None:
+    """Checks a group's hyperparameters, with torch.optim.SGD's rules.
+
+    Raises:
+        TypeError: a value is not a number.
+        ValueError: a value is out of its range; the message names it.
+    """
+    for name in ("lr", "momentum", "weight_decay"):
+        value = _number(name, group[name])
+        if not (value >= 0 and math.isfinite(value)):
+            raise ValueError(f"{name}: got {group[name]!r}, want a finite number >= 0")
+    dampening = _number("dampening", group["dampening"])
+    if not math.isfinite(dampening):
+        raise ValueError(f"dampening: got {group['dampening']!r}, want a finite number")
+    if group["nesterov"] and (group["momentum"] <= 0 or dampening != 0):
+        raise ValueError(
+            f"nesterov=True: got momentum={group['momentum']!r}, dampening={group['dampening']!r}, "
+            "want momentum > 0 and dampening = 0"
+        )
+    if group.get("differentiable"):
+        raise ValueError("differentiable: got True, want False (the update is not differentiable)")
+    if not isinstance(group["amend"], bool):
+        raise TypeError(f"amend: got {group['amend']!r}, want True or False")
+
+
+def is_positive_int(value: object) -> bool:
+    """Whether a value is a positive integer; True is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...], more: str = "") -> None:
+    if value not in choices:
+        wanted = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name}: got {value!r}, want one of {wanted}{more}")
+
+
+def _number(name: str, value: object, where: str = "") -> float:
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.is_complex():
+            raise ValueError(
+                f"{name}{where}: got a tensor of shape {tuple(value.shape)} and {value.dtype}, want one real element"
+            )
+        return float(value)
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"{name}{where}: got {value!r}, want a number")
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}{where}: got {value!r}, want a number") from error

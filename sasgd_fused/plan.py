@@ -1,0 +1,148 @@
+"""The fixed part of a step: tensors, blocks and factors of one device; made once, remade when parameters change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sasgd_fused.blocks import Block, find_blocks, parameter_name
+from sasgd_fused.factors import backward_factors, effective_columns
+from sasgd_fused.options import Options
+
+Signature = tuple[torch.Size, torch.dtype, torch.device]
+State = MutableMapping[Tensor, dict[str, Any]]
+SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@dataclass(frozen=True)
+class PlannedBlock:
+    """A block as a backend sees it.
+
+    Attributes:
+        param: index into `StepPlan.params`.
+        block: its name, rows and true columns.
+        columns: effective columns of equation (23), see `factors.effective_columns`.
+        backward_factor: m_b.
+        scaled: whether the gradient is scaled (``amend`` is set and it is not a plain head).
+    """
+
+    param: int
+    block: Block
+    columns: float
+    backward_factor: float
+    scaled: bool
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What the steps of one optimizer on one device have in common.
+
+    Attributes:
+        params: every parameter on the device, in the order of the groups.
+        names: their names, for messages.
+        group_of: the parameter group of each.
+        blocks: the blocks among them, input first.
+        options: the optimizer's options.
+        signatures: shape, dtype and device of each parameter.
+    """
+
+    device: torch.device
+    params: list[Tensor]
+    names: list[str]
+    group_of: list[int]
+    blocks: list[PlannedBlock]
+    options: Options
+    signatures: list[Signature]
+
+    def is_current(self) -> bool:
+        """Whether the parameters still have the shapes, dtypes and device that the plan was made for."""
+        return [_signature(param) for param in self.params] == self.signatures
+
+    def gather_gradients(self) -> list[Tensor | None]:
+        """Takes each parameter's gradient, or None, after checking all of them.
+
+        Raises:
+            ValueError: a gradient is sparse, complex, integer, on another device, or of another shape; the message
+                names the parameter.
+        """
+        grads = [param.grad for param in self.params]
+        for param, grad, name in zip(self.params, grads, self.names, strict=True):
+            if grad is None:
+                continue
+            if grad.layout != torch.strided:
+                raise ValueError(f"gradient of {name}: got layout {grad.layout}, want a dense tensor")
+            if not grad.is_floating_point():
+                raise ValueError(f"gradient of {name}: got {grad.dtype}, want a real floating-point dtype")
+            if grad.device != param.device:
+                raise ValueError(f"gradient of {name}: got device {grad.device}, want the parameter's, {param.device}")
+            if grad.shape != param.shape:
+                raise ValueError(
+                    f"gradient of {name}: got shape {tuple(grad.shape)}, want the parameter's, {tuple(param.shape)}"
+                )
+        return grads
+
+
+def make_plans(
+    groups: Sequence[Mapping[str, Any]], options: Options, initial_groups: int, head: Block | None
+) -> list[StepPlan]:
+    """Makes one plan for every device that holds parameters.
+
+    Args:
+        groups: the optimizer's parameter groups.
+        options: the optimizer's options.
+        initial_groups: how many groups there were at construction.
+        head: the last block at construction; None if there were no blocks.
+    """
+    blocks = find_blocks(groups, initial_groups)
+    block_params = [groups[block.group]["params"][block.position] for block in blocks]
+    output_width = options.output_width or (head.rows if head else 1)
+    factors = dict(zip(blocks, backward_factors(blocks, block_params, options, output_width), strict=True))
+
+    devices = dict.fromkeys(param.device for group in groups for param in group["params"])
+    plans = []
+    for device in devices:
+        params: list[Tensor] = []
+        names: list[str] = []
+        group_of: list[int] = []
+        places: dict[tuple[int, int], int] = {}
+        for index, group in enumerate(groups):
+            for position, param in enumerate(group["params"]):
+                if param.device == device:
+                    places[index, position] = len(params)
+                    params.append(param)
+                    names.append(parameter_name(group, index, position))
+                    group_of.append(index)
+        here = [block for block in blocks if (block.group, block.position) in places]
+        columns = effective_columns(here, [factors[block] for block in here])
+        planned = []
+        for block, effective in zip(here, columns, strict=True):
+            place = (block.group, block.position)
+            is_head = head is not None and place == (head.group, head.position)
+            scaled = block.amend and not (is_head and options.head == "plain")
+            planned.append(PlannedBlock(places[place], block, effective, factors[block], scaled))
+        signatures = [_signature(param) for param in params]
+        plans.append(StepPlan(device, params, names, group_of, planned, options, signatures))
+    return plans
+
+
+def check_parameter(param: Tensor, name: str) -> None:
+    """Checks that a parameter can be updated.
+
+    Raises:
+        ValueError: it is sparse, complex, integer, of an unsupported precision, or its elements share memory.
+    """
+    if param.layout != torch.strided:
+        raise ValueError(f"params: {name} has layout {param.layout}, want a dense tensor")
+    if param.dtype not in SUPPORTED_DTYPES:
+        wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in SUPPORTED_DTYPES)
+        raise ValueError(f"params: {name} is {param.dtype}, want one of {wanted}")
+    if any(stride == 0 and size > 1 for stride, size in zip(param.stride(), param.shape, strict=True)):
+        raise ValueError(f"params: {name} is an expanded tensor, want one whose elements have memory of their own")
+
+
+def _signature(param: Tensor) -> Signature:
+    return param.shape, param.dtype, param.device

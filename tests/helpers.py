@@ -1,0 +1,160 @@
+"""What the tests share: the backends to be tested, the one tolerance table, and the builder of cases."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from sasgd_fused import ScaleAmendedSGD
+from sasgd_fused.backends import BACKENDS
+from sasgd_fused.backends.native import NativeBackend
+
+ALL_BACKENDS = tuple(sorted(BACKENDS))
+# The backends with an extension or a compiler of their own; the rest run wherever torch does.
+FAST_BACKENDS = ("native",)
+REQUIRED = tuple(filter(None, os.environ.get("SASGD_REQUIRE_BACKENDS", "").split(",")))
+
+# Largest difference from the reference, relative to the element and to the root mean square of its tensor, after a
+# few steps: rounding to the dtype at each store, and float32 arithmetic where the reference has float64.
+TOLERANCE = {
+    torch.float64: 1e-13,
+    torch.float32: 1e-6,
+    torch.float16: 2.0**-10,
+    torch.bfloat16: 2.0**-7,
+}
+LOW_PRECISION = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def backends(names: Iterable[str] = ALL_BACKENDS) -> list[Any]:
+    """Parameters for `pytest.mark.parametrize`; an absent backend is skipped, or fails if it is required."""
+    return [pytest.param(name, marks=_absence(name)) for name in names]
+
+
+def _absence(name: str) -> Sequence[pytest.MarkDecorator]:
+    reason = NativeBackend.why_not_installed() if name == "native" else None
+    if reason is None or name in REQUIRED:
+        return ()
+    return (pytest.mark.skip(reason=f"{name}: {reason}"),)
+
+
+def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype, what: str = "") -> None:
+    """Compares with the tolerance of a dtype; not-a-number equals itself."""
+    actual, expected = actual.detach().double(), expected.detach().double()
+    finite = expected[expected.isfinite()]
+    rms = float(finite.square().mean().sqrt()) if finite.numel() else 0.0
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(
+        actual, expected, rtol=tolerance, atol=tolerance * rms, equal_nan=True, msg=lambda text: f"{what}: {text}"
+    )
+
+
+def contiguous(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(*shape, dtype=dtype)
+
+
+def transposed(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(*reversed(shape), dtype=dtype).permute(*reversed(range(len(shape))))
+
+
+def channels_last(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    empty = torch.empty(*shape, dtype=dtype)
+    return empty.to(memory_format=torch.channels_last) if len(shape) == 4 else empty
+
+
+def every_second(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A view whose elements have gaps between them."""
+    return torch.zeros(*shape, 2, dtype=dtype)[..., 0]
+
+
+def misaligned(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Dense, but one element off any alignment."""
+    count = 1
+    for size in shape:
+        count *= size
+    return torch.empty(count + 1, dtype=dtype)[1:].view(*shape)
+
+
+LAYOUTS: dict[str, Callable[[Sequence[int], torch.dtype], Tensor]] = {
+    layout.__name__: layout for layout in (contiguous, transposed, channels_last, every_second, misaligned)
+}
+
+
+@dataclass
+class Case:
+    """Parameters and their gradients, made anew from a seed as often as needed.
+
+    Attributes:
+        shapes: one for each parameter.
+        dtype: of parameters and gradients.
+        layout: of the parameters, a key of LAYOUTS.
+        grad_layout: of the gradients.
+        options: arguments of the optimizer.
+        groups: parameter indices and options of each group; one group with all if empty.
+        idle: indices of parameters that get no gradient.
+    """
+
+    shapes: Sequence[Sequence[int]]
+    dtype: torch.dtype = torch.float32
+    layout: str = "contiguous"
+    grad_layout: str = "contiguous"
+    options: dict[str, Any] = field(default_factory=dict)
+    groups: Sequence[tuple[Sequence[int], dict[str, Any]]] = ()
+    idle: Sequence[int] = ()
+    seed: int = 0
+
+    def params(self, dtype: torch.dtype | None = None) -> list[Parameter]:
+        """The parameters; another dtype holds the same, already rounded values."""
+        generator = torch.Generator().manual_seed(self.seed)
+        params = []
+        for shape in self.shapes:
+            values = torch.randn(*shape, generator=generator).to(self.dtype)
+            place = LAYOUTS[self.layout](shape, dtype or self.dtype)
+            params.append(Parameter(place.copy_(values)))
+        return params
+
+    def set_grads(self, params: Sequence[Tensor], step: int) -> None:
+        """Gives each parameter its gradient of a step."""
+        generator = torch.Generator().manual_seed(1000 * self.seed + step + 1)
+        for index, param in enumerate(params):
+            values = torch.randn(*param.shape, generator=generator).to(self.dtype)
+            param.grad = None
+            if index not in self.idle:
+                param.grad = LAYOUTS[self.grad_layout](param.shape, param.dtype).copy_(values)
+
+    def optimizer(self, params: Sequence[Parameter], backend: str) -> ScaleAmendedSGD:
+        """The optimizer of the case for parameters that `params` made."""
+        groups: Any = list(params)
+        if self.groups:
+            groups = [{"params": [params[i] for i in indices], **options} for indices, options in self.groups]
+        return ScaleAmendedSGD(groups, backend=backend, **self.options)
+
+    def run(
+        self, backend: str, steps: int = 3, dtype: torch.dtype | None = None
+    ) -> tuple[list[Parameter], ScaleAmendedSGD]:
+        """Steps, and returns the parameters and the optimizer."""
+        params = self.params(dtype)
+        optimizer = self.optimizer(params, backend)
+        for step in range(steps):
+            self.set_grads(params, step)
+            optimizer.step()
+        return params, optimizer
+
+
+def assert_same_run(case: Case, backend: str, steps: int = 3) -> None:
+    """Holds a backend's weights and momentum against the reference's, which computes in float64."""
+    expected, reference = case.run("reference", steps)
+    actual, optimizer = case.run(backend, steps)
+    for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        assert_close(a, e, case.dtype, f"parameter {index}")
+        ours, theirs = optimizer.state.get(a, {}), reference.state.get(e, {})
+        assert ours.keys() == theirs.keys(), f"state of parameter {index}"
+        if "momentum_buffer" in ours:
+            assert ours["momentum_buffer"].dtype == a.dtype
+            assert_close(ours["momentum_buffer"], theirs["momentum_buffer"], case.dtype, f"momentum {index}")
