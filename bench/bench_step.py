@@ -1,0 +1,34 @@
+"""Absolute time of one step of every contender: `pytest bench/bench_step.py`.
+
+Add `--benchmark-json=FILE` to keep the figures and `-k "ResNet and 1-threads"` to choose. The
+ratios that the project quotes come from `bench/table.py`: pytest-benchmark runs a contender to its
+end before the next one, so on a machine that drifts its ratios do too.
+"""
+
+from __future__ import annotations
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.cases import CASES, parameter_count, setup
+from bench.contenders import CONTENDERS, why_unavailable
+from bench.table import BYTES_PER_PARAMETER, all_cores
+
+ROUNDS = 30
+# Slow, and issue 2 asks for them on these networks only.
+ONLY_ON = {"reference": ("ResNet-50", "160x64"), "foreach": ("ResNet-50", "160x64")}
+
+
+@pytest.mark.parametrize("threads", sorted({1, all_cores()}), ids="{}-threads".format)
+@pytest.mark.parametrize(
+    ("case", "contender"),
+    [(case, contender) for case in CASES for contender in CONTENDERS if case in ONLY_ON.get(contender, CASES)],
+)
+def test_step(benchmark: BenchmarkFixture, case: str, contender: str, threads: int) -> None:
+    if reason := why_unavailable(contender):
+        pytest.skip(reason)
+    made = setup(case, contender, threads=threads)
+    benchmark.group = f"{case}, {threads} threads"
+    benchmark.extra_info["bytes"] = BYTES_PER_PARAMETER * parameter_count(case)
+    benchmark.pedantic(made.step, rounds=ROUNDS, warmup_rounds=3)  # type: ignore[no-untyped-call]
+    made.check_values()

@@ -1,0 +1,162 @@
+"""Layer profiles of real networks, and one factory that makes a contender ready to be timed.
+
+A profile is the list of parameter shapes in the order of `model.parameters()`. It is generated from
+the rules of the architecture, so that no model library is needed; the totals are tested against the
+published ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from bench.contenders import CONTENDERS
+
+Shape = tuple[int, ...]
+
+# Gradients stay the same from step to step, so the momentum buffer tends to ten times the gradient:
+# about 1e-2, far from denormal numbers, which some processors handle a hundred times slower.
+GRADIENT_SCALE = 1e-3
+
+
+def _linear(outputs: int, inputs: int) -> list[Shape]:
+    return [(outputs, inputs), (outputs,)]
+
+
+def _conv_norm(outputs: int, inputs: int, kernel: int) -> list[Shape]:
+    """A convolution without bias, then the scale and shift of its batch normalisation."""
+    return [(outputs, inputs, kernel, kernel), (outputs,), (outputs,)]
+
+
+def vgg13_cifar() -> list[Shape]:
+    """VGG13 for 10 classes as in section 4 of the paper: no biases, no affine norms, one head."""
+    widths = (3, 64, 64, 128, 128, 256, 256, 512, 512, 512, 512)
+    convolutions: list[Shape] = [(outputs, inputs, 3, 3) for inputs, outputs in pairwise(widths)]
+    return [*convolutions, (10, 512)]
+
+
+def vgg16() -> list[Shape]:
+    """VGG16 for ImageNet (Simonyan and Zisserman 2015, configuration D), with biases."""
+    shapes: list[Shape] = []
+    for inputs, outputs in pairwise((3, 64, 64, 128, 128, 256, 256, 256, *[512] * 6)):
+        shapes += [(outputs, inputs, 3, 3), (outputs,)]
+    for inputs, outputs in pairwise((512 * 7 * 7, 4096, 4096, 1000)):
+        shapes += _linear(outputs, inputs)
+    return shapes
+
+
+def resnet50() -> list[Shape]:
+    """ResNet-50 for ImageNet (He et al. 2016): bottlenecks with projection shortcuts."""
+    shapes = _conv_norm(64, 3, 7)
+    inputs = 64
+    for width, depth in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for index in range(depth):
+            shapes += _conv_norm(width, inputs, 1) + _conv_norm(width, width, 3)
+            shapes += _conv_norm(4 * width, width, 1)
+            if index == 0:
+                shapes += _conv_norm(4 * width, inputs, 1)
+            inputs = 4 * width
+    return shapes + _linear(1000, inputs)
+
+
+def densenet121() -> list[Shape]:
+    """DenseNet-121 for ImageNet (Huang et al. 2017): growth 32, bottlenecks of 128."""
+    shapes = _conv_norm(64, 3, 7)
+    channels = 64
+    for block, depth in enumerate((6, 12, 24, 16)):
+        if block > 0:
+            shapes += [(channels,), (channels,), (channels // 2, channels, 1, 1)]
+            channels //= 2
+        for _ in range(depth):
+            shapes += [(channels,), (channels,), *_conv_norm(128, channels, 1), (32, 128, 3, 3)]
+            channels += 32
+    return [*shapes, (channels,), (channels,), *_linear(1000, channels)]
+
+
+def mobilenet_v2() -> list[Shape]:
+    """MobileNetV2 for ImageNet (Sandler et al. 2018): inverted residuals, depthwise 3x3."""
+    shapes = _conv_norm(32, 3, 3)
+    inputs = 32
+    for expansion, outputs, repeats in (
+        (1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1),
+    ):  # fmt: skip
+        for _ in range(repeats):
+            hidden = expansion * inputs
+            if expansion > 1:
+                shapes += _conv_norm(hidden, inputs, 1)
+            shapes += _conv_norm(hidden, 1, 3) + _conv_norm(outputs, hidden, 1)
+            inputs = outputs
+    return shapes + _conv_norm(1280, inputs, 1) + _linear(1000, 1280)
+
+
+CASES: dict[str, list[Shape]] = {
+    "VGG13-CIFAR": vgg13_cifar(),
+    "ResNet-50": resnet50(),
+    "VGG16": vgg16(),
+    "DenseNet-121": densenet121(),
+    "MobileNetV2": mobilenet_v2(),
+    "160x64": [(8, 8)] * 160,
+}
+
+
+def parameter_count(case: str) -> int:
+    """Number of parameters of a case."""
+    return sum(math.prod(shape) for shape in CASES[case])
+
+
+@dataclass(frozen=True)
+class Setup:
+    """An optimizer with its own parameters and gradients; `step` is what is timed."""
+
+    parameters: list[Tensor]
+    optimizer: torch.optim.Optimizer
+    step: Callable[[], object]
+
+    def check_values(self) -> None:
+        """Raise RuntimeError if a weight or momentum is denormal, infinite or NaN.
+
+        Such numbers can change the time of an operation, so a measurement with them is void.
+        """
+        for index, parameter in enumerate(self.parameters):
+            momentum = self.optimizer.state[parameter]["momentum_buffer"]
+            for name, values in (("weight", parameter.detach()), ("momentum_buffer", momentum)):
+                magnitude = values.abs()
+                denormal = (magnitude < torch.finfo(values.dtype).tiny) & (magnitude > 0)
+                if denormal.any() or not magnitude.isfinite().all():
+                    raise RuntimeError(
+                        f"{name} of parameter {index} has denormal or non-finite values, "
+                        "wanted normal numbers throughout the measurement"
+                    )
+
+
+def setup(case: str, contender: str, dtype: torch.dtype = torch.float32, threads: int = 1) -> Setup:
+    """Make parameters, fixed gradients and an optimizer that has taken its first step.
+
+    Weights are normal with He's standard deviation sqrt(2 / fan_in). Every call gives the same
+    values in memory of its own. Sets torch's thread count, which holds for the whole process.
+
+    Args:
+        case: a key of `CASES`.
+        contender: a key of `CONTENDERS`.
+        dtype: of parameters and gradients.
+        threads: number of threads of the step.
+    """
+    torch.set_num_threads(threads)
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(shape: Shape, deviation: float) -> Tensor:
+        return torch.empty(shape, dtype=dtype).normal_(0.0, deviation, generator=generator)
+
+    parameters: list[Tensor] = []
+    for shape in CASES[case]:
+        parameter = normal(shape, math.sqrt(2 / math.prod(shape[1:]))).requires_grad_()
+        parameter.grad = normal(shape, GRADIENT_SCALE)
+        parameters.append(parameter)
+    optimizer, step = CONTENDERS[contender](parameters)
+    step()
+    return Setup(parameters, optimizer, step)
