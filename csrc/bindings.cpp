@@ -15,17 +15,20 @@ namespace {
 
 constexpr size_t kValuesPerGroup = 6;
 
+enum class Length { kExact, kAtLeast };
+
 // A view of a contiguous Python buffer (array.array, bytes) of the expected length.
 template <class T>
 class Array {
  public:
-  Array(const char* name, const py::buffer& buffer, size_t length) {
+  Array(const char* name, const py::buffer& buffer, size_t length, Length kind = Length::kExact) {
     if (PyObject_GetBuffer(buffer.ptr(), &view_, PyBUF_SIMPLE) != 0) throw py::error_already_set();
-    if (static_cast<size_t>(view_.len) != length * sizeof(T)) {
-      const std::string got = std::to_string(view_.len);
+    const size_t bytes = static_cast<size_t>(view_.len), wanted = length * sizeof(T);
+    if (kind == Length::kExact ? bytes != wanted : bytes < wanted) {
       PyBuffer_Release(&view_);
-      throw std::invalid_argument(std::string(name) + ": got " + got + " bytes, want " + std::to_string(length) +
-                                  " items of " + std::to_string(sizeof(T)));
+      throw std::invalid_argument(std::string(name) + ": got " + std::to_string(bytes) + " bytes, want " +
+                                  (kind == Length::kExact ? "" : "at least ") + std::to_string(length) + " items of " +
+                                  std::to_string(sizeof(T)));
     }
   }
   ~Array() { PyBuffer_Release(&view_); }
@@ -92,11 +95,13 @@ int64_t step(CpuPlan& plan, const py::buffer& weights, const py::buffer& grads, 
   const Array<uint64_t> buffer_addresses("momentum_buffers", momentum_buffers, count);
   const Array<uint8_t> dtypes("grad_dtypes", grad_dtypes, count);
   const Array<uint8_t> firsts("first", first, count);
-  const Array<double> numbers("values", values, static_cast<size_t>(plan.group_count()) * kValuesPerGroup);
+  // Groups without tensors may follow those that the plan knows of.
+  const size_t group_count = static_cast<size_t>(plan.group_count());
+  const Array<double> numbers("values", values, group_count * kValuesPerGroup, Length::kAtLeast);
   check_threads(threads);
 
   std::vector<GroupValues> groups;
-  for (const double* v = numbers.data(); groups.size() < static_cast<size_t>(plan.group_count()); v += kValuesPerGroup) {
+  for (const double* v = numbers.data(); groups.size() < group_count; v += kValuesPerGroup) {
     groups.push_back({v[0], v[1], v[2], v[3], v[4] != 0, v[5] != 0});
   }
   std::vector<TensorStep> steps(count);

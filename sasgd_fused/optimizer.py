@@ -194,7 +194,10 @@ class ScaleAmendedSGD(Optimizer):
         Returns:
             A tuple of rows, input first, that prints as a table. Its figures are those of a step taken now.
         """
-        return make_report(self._current_backends(), self._group_values())
+        backends = self._current_backends()
+        if not all(backend.plan.is_current() for backend in backends):
+            backends = self._make_backends()
+        return make_report(backends, self._group_values())
 
     def refresh_norms(self) -> None:
         """Has the next step take the norms anew from the weights.

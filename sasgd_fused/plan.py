@@ -140,7 +140,8 @@ def check_parameter(param: Tensor, name: str) -> None:
     if param.dtype not in SUPPORTED_DTYPES:
         wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in SUPPORTED_DTYPES)
         raise ValueError(f"params: {name} is {param.dtype}, want one of {wanted}")
-    if any(stride == 0 and size > 1 for stride, size in zip(param.stride(), param.shape, strict=True)):
+    strides = zip(param.stride(), param.shape, strict=True)
+    if param.numel() and any(stride == 0 and size > 1 for stride, size in strides):
         raise ValueError(f"params: {name} is an expanded tensor, want one whose elements have memory of their own")
 
 

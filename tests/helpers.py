@@ -44,33 +44,46 @@ def _absence(name: str) -> Sequence[pytest.MarkDecorator]:
     return (pytest.mark.skip(reason=f"{name}: {reason}"),)
 
 
-def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype, what: str = "") -> None:
-    """Compares with the tolerance of a dtype; not-a-number equals itself."""
+def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype, what: str = "", scale: float = 0.0) -> None:
+    """Compares with the tolerance of a dtype; not-a-number equals itself.
+
+    Args:
+        actual: what a backend gave.
+        expected: what the reference gave.
+        dtype: of the values that were stored on the way.
+        what: named in the message.
+        scale: magnitude of the terms whose sum it is, where that may be larger than the tensor's root mean square.
+    """
     actual, expected = actual.detach().double(), expected.detach().double()
     finite = expected[expected.isfinite()]
     rms = float(finite.square().mean().sqrt()) if finite.numel() else 0.0
     tolerance = TOLERANCE[dtype]
     torch.testing.assert_close(
-        actual, expected, rtol=tolerance, atol=tolerance * rms, equal_nan=True, msg=lambda text: f"{what}: {text}"
+        actual,
+        expected,
+        rtol=tolerance,
+        atol=tolerance * max(rms, scale),
+        equal_nan=True,
+        msg=lambda text: f"{what}: {text}",
     )
 
 
 def contiguous(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    return torch.empty(*shape, dtype=dtype)
+    return torch.empty(tuple(shape), dtype=dtype)
 
 
 def transposed(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    return torch.empty(*reversed(shape), dtype=dtype).permute(*reversed(range(len(shape))))
+    return torch.empty(tuple(reversed(shape)), dtype=dtype).permute(tuple(reversed(range(len(shape)))))
 
 
 def channels_last(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    empty = torch.empty(*shape, dtype=dtype)
+    empty = torch.empty(tuple(shape), dtype=dtype)
     return empty.to(memory_format=torch.channels_last) if len(shape) == 4 else empty
 
 
 def every_second(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """A view whose elements have gaps between them."""
-    return torch.zeros(*shape, 2, dtype=dtype)[..., 0]
+    return torch.zeros((*shape, 2), dtype=dtype)[..., 0]
 
 
 def misaligned(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -78,7 +91,7 @@ def misaligned(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     count = 1
     for size in shape:
         count *= size
-    return torch.empty(count + 1, dtype=dtype)[1:].view(*shape)
+    return torch.empty(count + 1, dtype=dtype)[1:].view(tuple(shape))
 
 
 LAYOUTS: dict[str, Callable[[Sequence[int], torch.dtype], Tensor]] = {
@@ -114,7 +127,7 @@ class Case:
         generator = torch.Generator().manual_seed(self.seed)
         params = []
         for shape in self.shapes:
-            values = torch.randn(*shape, generator=generator).to(self.dtype)
+            values = torch.randn(tuple(shape), generator=generator).to(self.dtype)
             place = LAYOUTS[self.layout](shape, dtype or self.dtype)
             params.append(Parameter(place.copy_(values)))
         return params
@@ -123,7 +136,7 @@ class Case:
         """Gives each parameter its gradient of a step."""
         generator = torch.Generator().manual_seed(1000 * self.seed + step + 1)
         for index, param in enumerate(params):
-            values = torch.randn(*param.shape, generator=generator).to(self.dtype)
+            values = torch.randn(param.shape, generator=generator).to(self.dtype)
             param.grad = None
             if index not in self.idle:
                 param.grad = LAYOUTS[self.grad_layout](param.shape, param.dtype).copy_(values)

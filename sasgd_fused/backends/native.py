@@ -169,7 +169,7 @@ class NativeBackend(Backend):
                 [
                     block
                     for block, planned in enumerate(self.plan.blocks)
-                    if self._unmeasured[block] and planned.param in updated
+                    if self._unmeasured[block] and planned.param in updated and (planned.scaled or not self._freezes)
                 ]
             )
 
@@ -200,6 +200,6 @@ class NativeBackend(Backend):
         updated = set(active)
         for block, planned in enumerate(self.plan.blocks):
             lr = values[self.plan.group_of[planned.param]].lr
-            if self._unmeasured[block] and planned.param in updated and lr != 0:
+            if self._unmeasured[block] and planned.scaled and planned.param in updated and lr != 0:
                 self.keep_norm(planned, norms[block], lr)
                 self._unmeasured[block] = 0

@@ -43,8 +43,7 @@ class ReferenceBackend(Backend):
                 group = values[plan.group_of[planned.param]]
                 (row_norm_sq,) = self.norms_of([planned])
                 self.keep_norm(planned, row_norm_sq, group.lr)
-                m_w = 1 / max(row_norm_sq, options.eps)  # (24)
-                scale = 1 / m / m_w  # (22)
+                scale = 1 / m * max(row_norm_sq, options.eps)  # (22), with 1 / m_{b,W} by (24)
                 decay = group.weight_decay * (scale if options.decay == "amended" else 1 / m)
                 scales[planned.param] = scale, decay
             m = m * (rows / planned.columns)  # (23), with m_{b,z} = rows / columns by (24)
