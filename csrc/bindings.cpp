@@ -136,7 +136,11 @@ void set_row_norm_sq(CpuPlan& plan, size_t block, double value) {
 PYBIND11_MODULE(_C, m) {
   using namespace sasgd;
   m.doc() = "The native kernels of sasgd_fused; sasgd_fused.backends.native is their only user.";
-  m.attr("compiler") = __VERSION__;
+#if defined(__clang__)
+  m.attr("compiler") = "Clang " __clang_version__;
+#else
+  m.attr("compiler") = "GCC " __VERSION__;
+#endif
   m.def("instruction_sets", &instruction_sets, "Names of the instruction sets that can be used here, the widest first.");
   m.def("use_instruction_set", &use_instruction_set, py::arg("name"),
         "Chooses the instruction set of the whole process; results have the same bits on all.");

@@ -57,12 +57,16 @@ def find_blocks(groups: Sequence[Mapping[str, Any]], initial_groups: int) -> lis
     return [block for index in order for block in _group_blocks(groups[index], index)]
 
 
-def check_matrix_shape(group: Mapping[str, Any]) -> None:
-    """Checks a group's `rows` and `columns`.
+def check_block_options(group: Mapping[str, Any]) -> None:
+    """Checks a group's `amend`, `rows` and `columns`.
 
     Raises:
-        ValueError: neither None, nor a positive integer, nor a list with one of these for each parameter.
+        TypeError: `amend` is neither True nor False.
+        ValueError: `rows` or `columns` is neither None, nor a positive integer, nor a list with one of these for each
+            parameter.
     """
+    if not isinstance(group["amend"], bool):
+        raise TypeError(f"amend: got {group['amend']!r}, want True or False")
     count = len(group["params"])
     for name in ("rows", "columns"):
         value = group[name]

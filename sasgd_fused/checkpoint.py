@@ -11,6 +11,7 @@ from sasgd_fused.blocks import parameter_name
 
 # What torch.optim.SGD's groups lack. Where a checkpoint does, the optimizer's own values stay.
 OUR_KEYS = ("amend", "rows", "columns")
+_SGD_KEYS = ("lr", "momentum", "dampening", "weight_decay")
 # How this object computes, not what: stays as constructed.
 _LOCAL_KEYS = ("foreach", "fused", "differentiable")
 
@@ -31,11 +32,12 @@ def adapt(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) ->
         groups: the optimizer's parameter groups.
 
     Raises:
-        ValueError: the groups' numbers of parameters differ.
+        ValueError: the groups' numbers of parameters differ, or a group lacks what every torch.optim.SGD's has.
     """
     saved = [dict(group) for group in state_dict["param_groups"]]
     sizes = [len(group["params"]) for group in groups]
-    if len(saved) == 1 and len(groups) > 1 and len(saved[0]["params"]) == sum(sizes):
+    # Where parameter_groups made the checkpoint's group too, it knows its order and fits as it is.
+    if len(saved) == 1 and "model_order" not in saved[0] and len(saved[0]["params"]) == sum(sizes):
         saved = _deal_out(saved[0], groups)
     if [len(group["params"]) for group in saved] != sizes:
         raise ValueError(
@@ -43,6 +45,12 @@ def adapt(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) ->
             f"want {sizes}; make the optimizer with the groups that the checkpoint was made with"
         )
     for group, mine in zip(saved, groups, strict=True):
+        missing = [key for key in _SGD_KEYS if key not in group]
+        if missing:
+            raise ValueError(
+                f"state_dict: got a parameter group without {', '.join(missing)}, "
+                "want a checkpoint of ScaleAmendedSGD or of torch.optim.SGD"
+            )
         for key in OUR_KEYS:
             group.setdefault(key, mine[key])
         for key in ("nesterov", "maximize"):  # absent from the checkpoints of old torch versions
@@ -77,6 +85,7 @@ def _deal_out(saved: dict[str, Any], groups: Sequence[Mapping[str, Any]]) -> lis
     dealt = []
     for group in groups:
         mine = {**saved, "params": [keys[place] for place in group["model_order"]]}
-        mine.pop("param_names", None)
+        for key in ("param_names", *OUR_KEYS):  # these were for one group, and the groups know better
+            mine.pop(key, None)
         dealt.append(mine)
     return dealt

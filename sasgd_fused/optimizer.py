@@ -16,7 +16,7 @@ from torch.optim.optimizer import ParamsT
 from sasgd_fused import checkpoint
 from sasgd_fused.backends import candidate_backends, make_backend
 from sasgd_fused.backends.base import Backend
-from sasgd_fused.blocks import Block, check_matrix_shape, find_blocks, parameter_name
+from sasgd_fused.blocks import Block, check_block_options, find_blocks, parameter_name
 from sasgd_fused.layout import has_layout_of, in_layout_of
 from sasgd_fused.options import GroupValues, Options, check_hyperparameters, read_group_values
 from sasgd_fused.plan import check_parameter, make_plans
@@ -102,6 +102,8 @@ class ScaleAmendedSGD(Optimizer):
         output_width: int | None = None,
         differentiable: bool = False,
     ) -> None:
+        if isinstance(params, (set, frozenset)):
+            raise TypeError(f"params: got a {type(params).__name__}, want an ordered collection, such as a list")
         self._options = Options(factors, head, decay, norms, eps, output_width)
         self._candidates = candidate_backends(backend, foreach, fused)
         self._initial_groups: int | None = None  # None while the constructor adds its groups
@@ -142,7 +144,7 @@ class ScaleAmendedSGD(Optimizer):
         try:
             index = len(self.param_groups) - 1
             check_hyperparameters(param_group)
-            check_matrix_shape(param_group)
+            check_block_options(param_group)
             for position, param in enumerate(param_group["params"]):
                 check_parameter(param, parameter_name(param_group, index, position))
             if self._initial_groups is not None:
@@ -177,15 +179,19 @@ class ScaleAmendedSGD(Optimizer):
                 loss = closure()
         backends = self._current_backends()
         values = self._group_values()
-        if not all(backend.prepare() for backend in backends):
-            backends = self._make_backends()
-            for backend in backends:
-                backend.prepare()
         grad_scale = getattr(self, "grad_scale", None)
         found_inf = getattr(self, "found_inf", None)
-        if found_inf is None or not found_inf.item():
+        try:
+            if not all(backend.prepare() for backend in backends):
+                backends = self._make_backends()
+                for backend in backends:
+                    backend.prepare()
+            if found_inf is None or not found_inf.item():
+                for backend in backends:
+                    backend.update(values, 1.0 if grad_scale is None else float(grad_scale))
+        finally:
             for backend in backends:
-                backend.update(values, 1.0 if grad_scale is None else float(grad_scale))
+                backend.release_gradients()
         return loss
 
     def layer_report(self) -> LayerReport:
@@ -217,16 +223,13 @@ class ScaleAmendedSGD(Optimizer):
         Raises:
             ValueError: groups or shapes do not match; nothing is changed then.
         """
+        foreign = False
 
         def adapt(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
-            if checkpoint.is_foreign(loaded):
-                warnings.warn(
-                    "state_dict: this checkpoint is not of ScaleAmendedSGD; its lr, momentum and weight_decay are "
-                    "now in force, and were chosen for another optimizer",
-                    stacklevel=4,
-                )
+            nonlocal foreign
             adapted = checkpoint.adapt(loaded, self.param_groups)
             checkpoint.check_shapes(adapted, self.param_groups)
+            foreign = checkpoint.is_foreign(loaded)
             return adapted
 
         handle = self.register_load_state_dict_pre_hook(adapt)  # the last: after the user's own hooks
@@ -238,6 +241,12 @@ class ScaleAmendedSGD(Optimizer):
             buffer = state.get("momentum_buffer") if isinstance(state, dict) else None
             if buffer is not None and not has_layout_of(buffer, param):
                 state["momentum_buffer"] = in_layout_of(buffer, param, buffer.dtype)
+        if foreign:
+            warnings.warn(
+                "state_dict: this checkpoint is not of ScaleAmendedSGD; its lr, momentum and weight_decay are now in "
+                "force, and were chosen for another optimizer",
+                stacklevel=2,
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_options", "_candidates", "_initial_groups", "_head")
@@ -262,10 +271,15 @@ class ScaleAmendedSGD(Optimizer):
         return self._backends
 
     def _make_backends(self) -> list[Backend]:
+        for group in self.param_groups:
+            check_block_options(group)
         plans = make_plans(self.param_groups, self._options, self._initial_groups or 0, self._head)
-        self._backends = [make_backend(plan, self.state, self._candidates) for plan in plans]
+        backends = []
+        for plan in plans:
+            backends.append(make_backend(plan, self.state, self._candidates))
+        self._backends = backends
         self._structure = [_structure_of(group) for group in self.param_groups]
-        return self._backends
+        return backends
 
     def _structure_holds(self) -> bool:
         """Whether the groups, which anybody may change at any time, are still those of the plans."""

@@ -98,8 +98,6 @@ def check_hyperparameters(group: Mapping[str, Any]) -> None:
         )
     if group.get("differentiable"):
         raise ValueError("differentiable: got True, want False (the update is not differentiable)")
-    if not isinstance(group["amend"], bool):
-        raise TypeError(f"amend: got {group['amend']!r}, want True or False")
 
 
 def is_positive_int(value: object) -> bool:

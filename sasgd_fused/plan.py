@@ -85,6 +85,20 @@ class StepPlan:
                 )
         return grads
 
+    def check_momentum(self, state: State) -> None:
+        """Checks the momentum buffers that there are.
+
+        Raises:
+            ValueError: a buffer does not have its parameter's shape; the message names the parameter.
+        """
+        for param, name in zip(self.params, self.names, strict=True):
+            buffer = state.get(param, {}).get("momentum_buffer")
+            if buffer is not None and buffer.shape != param.shape:
+                raise ValueError(
+                    f"momentum_buffer of {name}: got shape {tuple(buffer.shape)}, "
+                    f"want the parameter's, {tuple(param.shape)}"
+                )
+
 
 def make_plans(
     groups: Sequence[Mapping[str, Any]], options: Options, initial_groups: int, head: Block | None

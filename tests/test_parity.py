@@ -55,7 +55,7 @@ def test_sizes(backend: str, dtype: torch.dtype, size: int) -> None:
     rows = next(r for r in (7, 5, 3, 2, 1) if size % r == 0)
     shapes = [(3, 2), (rows, size // rows), (size,), (2, 3), (0, 3)]
     # s = S / n_B is about size / 2: the learning rate makes up for it
-    groups = (([0], {}), ([1], {"lr": 0.05 / max(size, 1)}), ([2, 3, 4], {}))
+    groups: Any = (([0], {}), ([1], {"lr": 0.05 / max(size, 1)}), ([2, 3, 4], {}))
     options = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.01}
     assert_same_run(Case(shapes, dtype, options=options, groups=groups, seed=size), backend)
 

@@ -47,7 +47,8 @@ def make_backend(plan: StepPlan, state: State, candidates: tuple[str, ...]) -> B
     Raises:
         RuntimeError: none can; the message says why.
     """
-    reasons = {name: BACKENDS[name].why_not(plan) for name in candidates}
+    dtypes = {param.dtype for param in plan.params}
+    reasons = {name: BACKENDS[name].why_not(plan.device, dtypes) for name in candidates}
     for name, reason in reasons.items():
         if reason is None:
             if reasons.get("native") and plan.device.type == "cpu":
@@ -60,4 +61,4 @@ def make_backend(plan: StepPlan, state: State, candidates: tuple[str, ...]) -> B
 def _warn_of_missing_extension() -> None:
     reason = NativeBackend.why_not_installed()
     if reason:  # Python's default filter shows the same warning from the same place once
-        warnings.warn(f"{reason}; the step takes the slower 'foreach' backend", stacklevel=4)
+        warnings.warn(f"{reason}; the step takes the slower 'foreach' backend", stacklevel=5)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+import torch
 from torch import Tensor
 
 from sasgd_fused.options import GroupValues
@@ -26,8 +27,8 @@ class Backend:
         self.grads: list[Tensor | None] = []
 
     @classmethod
-    def why_not(cls, plan: StepPlan) -> str | None:
-        """Why this backend cannot run the plan, or None if it can."""
+    def why_not(cls, device: torch.device, dtypes: Collection[torch.dtype]) -> str | None:
+        """Why this backend cannot run parameters of these dtypes on the device, or None if it can."""
         return None
 
     def prepare(self) -> bool:
@@ -42,6 +43,7 @@ class Backend:
         if not self.plan.is_current():
             return False
         self.grads = self.plan.gather_gradients()
+        self.plan.check_momentum(self.state)
         return True
 
     def update(self, values: Sequence[GroupValues], grad_scale: float) -> None:
@@ -52,6 +54,10 @@ class Backend:
             grad_scale: what the gradients were multiplied by (GradScaler), else 1.
         """
         raise NotImplementedError
+
+    def release_gradients(self) -> None:
+        """Lets go of the gradients, so that they are freed when they are set to None."""
+        self.grads = []
 
     def row_norm_sq(self) -> list[float]:
         """‖W_b‖²_{2,μ} of every block of the plan, as the next step will use it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import chain
 
 import torch
@@ -17,7 +17,7 @@ from sasgd_fused.plan import PlannedBlock, State, StepPlan
 
 try:
     # After torch, so that torch's OpenMP runtime is the process's only one.
-    from sasgd_fused import _C
+    import sasgd_fused._C as _C
 except ImportError as error:
     _C = None  # type: ignore[assignment]
     _import_error = str(error)
@@ -65,16 +65,16 @@ class NativeBackend(Backend):
     @classmethod
     def why_not_installed(cls) -> str | None:
         """Why the extension is absent, or None if it is there."""
-        return None if _C else f"sasgd_fused was installed without its compiled extension ({_import_error})"
+        return None if _C else f"the compiled extension of sasgd_fused is not there ({_import_error})"
 
     @classmethod
-    def why_not(cls, plan: StepPlan) -> str | None:
+    def why_not(cls, device: torch.device, dtypes: Collection[torch.dtype]) -> str | None:
         """Other devices, other dtypes, or no extension."""
-        if plan.device.type != "cpu":
-            return f"it has no kernel for {plan.device.type}, only for cpu"
-        for param, name in zip(plan.params, plan.names, strict=True):
-            if param.dtype not in _DTYPE_CODES:
-                return f"{name} is {param.dtype}, and it takes float32, bfloat16 and float16"
+        if device.type != "cpu":
+            return f"it has no kernel for {device.type}, only for cpu"
+        for dtype in dtypes:
+            if dtype not in _DTYPE_CODES:
+                return f"it takes float32, bfloat16 and float16, not {dtype}"
         return cls.why_not_installed()
 
     def prepare(self) -> bool:
@@ -120,8 +120,12 @@ class NativeBackend(Backend):
                 f"the weights of {stale} blocks were written between two steps in a way that no version counter "
                 "shows (.data, a raw pointer), so that this step scaled their gradients by the norms of the weights "
                 "before. Call refresh_norms() after such writes; layer_report() counts these steps",
-                stacklevel=6,
+                stacklevel=5,
             )
+
+    def release_gradients(self) -> None:
+        """The table keeps their addresses."""
+        self._gradients.release()
 
     def measure(self, blocks: Sequence[PlannedBlock]) -> list[float]:
         """The carried norms, after a norm pass over the blocks among these whose weights others have written."""
@@ -145,6 +149,11 @@ class NativeBackend(Backend):
 
     def _place_weights(self) -> None:
         moved = self._weights.rewrite()
+        # Gradients and momentum go by the weights' layouts, which may be others now (channels_last).
+        self._gradients.forget()
+        self._momentum.forget()
+        self._gradients.invalidate()
+        self._momentum.invalidate()
         if not self._freezes:
             for index in moved:
                 if index in self._block_of:

@@ -90,28 +90,48 @@ class GradientTable:
         self._plan = plan
         self._dtype_codes = dtype_codes
         self.active: list[int] = []
-        self.table = array("Q")
-        self.codes = array("B")
+        self.table = array("Q", bytes(8 * len(plan.params)))
+        self.codes = array("B", bytes(len(plan.params)))
         self._active_params: list[Tensor] = []
         self._idle_params: list[Tensor] = list(plan.params)
         self._grads: list[Tensor] = []
         # What was seen of the gradients in `bind`: those that look the same need no closer look.
-        self._strides = _Strides([])
         self._facts: list[list[object]] = []
+        self._strides = _Strides([])
         self._recast: dict[int, torch.dtype] = {}
+        self._is_typed = False
         self._addresses: list[int] = []
-        self._written: list[int] = []
+        self._written: list[int] | None = None
 
     def gather(self) -> bool:
         """Takes the gradients; False if they do not look like those of the step before, so that `bind` must look."""
         try:
-            grads = self._grads = list(map(_grad_of, self._active_params))
-            if self._look(grads) != self._facts or not self._strides.hold_for(grads):
+            grads = list(map(_grad_of, self._active_params))
+            addresses = list(map(_address_of, grads))
+            # Gradients in the same places, such as those that are zeroed in place, need only half a look: torch saw
+            # to it that they have the dtype and the shape of their parameters.
+            same = self._is_typed and addresses == self._addresses
+            if not (self._strides.hold_for(grads) if same else self._look(grads) == self._facts):
                 return False
-            self._addresses = list(map(_address_of, grads))
-        except (TypeError, RuntimeError):  # a gradient vanished, or has no plain memory
+        except (AttributeError, TypeError, RuntimeError):  # a gradient vanished, or has no plain memory
             return False
-        return all(param.grad is None for param in self._idle_params)
+        if any(param.grad is not None for param in self._idle_params):
+            return False
+        self._grads, self._addresses = grads, addresses  # only now: what failed must fail again
+        return True
+
+    def invalidate(self) -> None:
+        """Has the gradients bound anew: the parameters lie in memory in another way."""
+        self._facts, self._addresses = [], []
+
+    def forget(self) -> None:
+        """Has the gradients looked at closely in the next step."""
+        self._facts = []
+        self._is_typed = False
+
+    def release(self) -> None:
+        """Lets go of the gradients, so that they are freed when they are set to None."""
+        self._grads = []
 
     def bind(self) -> None:
         """Takes and checks the gradients one by one, and notes what is to be done with gradients like these.
@@ -127,8 +147,9 @@ class GradientTable:
         self._grads = [grad for grad in grads if grad is not None]
         self._facts = self._look(self._grads)
         self._strides = _Strides(self._grads)
+        self._is_typed = not any(getattr(param, "grad_dtype", param.dtype) is None for param in params)
         self._addresses = list(map(_address_of, self._grads))
-        self._written = []
+        self._written = None
         self._recast = {}
         self.codes = array("B", bytes(len(params)))
         for k, (param, grad) in enumerate(zip(self._active_params, self._grads, strict=True)):
@@ -136,8 +157,6 @@ class GradientTable:
             if dtype != grad.dtype or not has_layout_of(grad, param):
                 self._recast[k] = dtype
             self.codes[self.active[k]] = self._dtype_codes[dtype]
-        if not self.active:
-            self.table = array("Q", bytes(8 * len(params)))
 
     def write(self) -> list[Tensor]:
         """Brings the table up to date; returns the tensors it points to, to be kept until the kernel has run."""
@@ -159,9 +178,11 @@ class GradientTable:
 
     @staticmethod
     def _look(grads: list[Tensor]) -> list[list[object]]:
+        # Sizes and strides tell shapes apart, also those with as many elements, and cost less than shapes.
         return [
             list(map(_dtype_of, grads)),
             list(map(Tensor.numel, grads)),
+            list(map(_strides_of, grads)),
             list(map(Tensor.get_device, grads)),
         ]
 
@@ -179,6 +200,8 @@ class MomentumTable:
         self.table = array("Q")
         self._no_first = bytes(len(plan.params))
         self._known: list[Tensor | None] | None = None
+        self._present: list[Tensor] = []
+        self._addresses: list[int] = []
         self._active: list[int] = []
         self._moving: list[bool] = []
 
@@ -188,17 +211,14 @@ class MomentumTable:
         Raises:
             ValueError: a buffer does not have its parameter's shape.
         """
-        buffers = self._buffers()
-        if self._known is not None and len(buffers) == len(self._known) and all(map(is_, buffers, self._known)):
+        if self._holds():
             return
         self._known = None
-        for param, name in zip(self._plan.params, self._plan.names, strict=True):
-            buffer = self._state.get(param, {}).get("momentum_buffer")
-            if buffer is not None and buffer.shape != param.shape:
-                raise ValueError(
-                    f"momentum_buffer of {name}: got shape {tuple(buffer.shape)}, "
-                    f"want the parameter's, {tuple(param.shape)}"
-                )
+        self._plan.check_momentum(self._state)
+
+    def forget(self) -> None:
+        """Has the table written anew in the next step."""
+        self._known = None
 
     def attach(self, active: list[int], values: Sequence[GroupValues]) -> bytes:
         """Brings the table up to date, with new zero buffers where there are none.
@@ -229,7 +249,23 @@ class MomentumTable:
             state["momentum_buffer"] = buffer
             self.table[index] = buffer.data_ptr()
         self._active, self._moving, self._known = active, moving, self._buffers()
+        self._present = [buffer for buffer in self._known if buffer is not None]
+        self._addresses = list(map(_address_of, self._present))
         return bytes(first)
+
+    def invalidate(self) -> None:
+        """Has the table written anew: the parameters lie in memory in another way."""
+        self._known = None
+
+    def _holds(self) -> bool:
+        """Whether the buffers are those of the step before, and where they were (``buffer.data = ...`` moves them)."""
+        buffers, known = self._buffers(), self._known
+        return (
+            known is not None
+            and len(buffers) == len(known)
+            and all(map(is_, buffers, known))
+            and list(map(_address_of, self._present)) == self._addresses
+        )
 
     def _buffers(self) -> list[Tensor | None]:
         return [state.get("momentum_buffer") for state in self._state.values()]
