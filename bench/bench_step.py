@@ -15,7 +15,7 @@ from bench.contenders import CONTENDERS, why_unavailable
 from bench.table import BYTES_PER_PARAMETER, all_cores
 
 ROUNDS = 30
-# Slow, and issue 2 asks for them on these networks only.
+# Slow: on these networks only.
 ONLY_ON = {"reference": ("ResNet-50", "160x64"), "foreach": ("ResNet-50", "160x64")}
 
 

@@ -35,7 +35,7 @@ BYTES_PER_PARAMETER = 20  # float32: read weight, gradient, momentum; write weig
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison; `aim` is the ratio that issue 2 allows at most."""
+    """One comparison; `aim` is the ratio to be reached, at most."""
 
     case: str
     contender: str

@@ -1,0 +1,23 @@
+"""Entry point of `python -m sasgd_fused.experiments`; says what to install where libraries are missing."""
+
+from __future__ import annotations
+
+import sys
+
+EXTRA = ("matplotlib", "numpy", "rich", "sklearn")
+
+
+def main() -> int:
+    """Runs the command line, or explains in one line which extra it needs."""
+    try:
+        from sasgd_fused.experiments.cli import run
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in EXTRA:
+            raise
+        print(f'{error.name} is missing: pip install "sasgd_fused[experiments]"', file=sys.stderr)
+        return 1
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

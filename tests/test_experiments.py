@@ -1,0 +1,329 @@
+"""The experiments: fair comparisons, reproducible runs, and a command line that says what is wrong."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("rich")
+pytest.importorskip("sklearn")
+
+from rich.console import Console
+
+from sasgd_fused.experiments.cli import run
+from sasgd_fused.experiments.compare import Settings, compare
+from sasgd_fused.experiments.data import DATASETS, Dataset, batches, random_crops
+from sasgd_fused.experiments.methods import METHODS, Method
+from sasgd_fused.experiments.models import MODELS, initialise
+from sasgd_fused.experiments.plot import draw_curves
+from sasgd_fused.experiments.report import make_table, summarise, write_json
+from sasgd_fused.experiments.train import RunResult, train
+
+QUIET = Console(quiet=True)
+TINY = Settings(seeds=(0, 1), epochs=1, backend="foreach")
+
+
+@pytest.fixture(scope="module")
+def results() -> list[RunResult]:
+    return compare(TINY, METHODS, QUIET)
+
+
+def command(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
+    start = ["-c", code] if code else ["-m", "sasgd_fused.experiments"]
+    return subprocess.run(
+        [sys.executable, *start, *arguments], capture_output=True, text=True, encoding="utf-8", timeout=60
+    )
+
+
+# Data and models
+
+
+def test_digits_are_split_without_overlap_and_standardised() -> None:
+    data = DATASETS["digits"]()
+    train_images = data.train_images[:, :, 1:-1, 1:-1]
+    assert train_images.shape == (898, 1, 8, 8)
+    assert data.test_images.shape == (899, 1, 8, 8)
+    torch.testing.assert_close(train_images.mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(train_images.std(), torch.tensor(1.0), atol=1e-5, rtol=0)
+    # The margin is background, the darkest there is.
+    assert set(data.train_images[:, :, 0].flatten().tolist()) == {train_images.min().item()}
+
+
+def test_tuning_does_not_see_the_test_images() -> None:
+    data, tuning = DATASETS["digits"](), DATASETS["digits-tuning"]()
+    assert len(tuning.train_labels) + len(tuning.test_labels) == len(data.train_labels)
+    assert torch.equal(torch.cat([tuning.train_labels, tuning.test_labels]), data.train_labels)
+
+
+def test_random_crops_are_windows_of_their_image() -> None:
+    images = torch.arange(40 * 25, dtype=torch.float32).reshape(40, 1, 5, 5)
+    crops = random_crops(images, 3, 3, torch.Generator().manual_seed(0))
+    offsets = crops[:, 0, 0, 0] - images[:, 0, 0, 0]
+    assert set(offsets.tolist()) == {0, 1, 2, 5, 6, 7, 10, 11, 12}
+    for image, crop, offset in zip(images, crops, offsets.int().tolist(), strict=True):
+        top, left = divmod(offset, 5)
+        assert torch.equal(crop, image[:, top : top + 3, left : left + 3])
+
+
+def test_an_epoch_shows_each_image_once() -> None:
+    count = 10
+    images = torch.arange(count, dtype=torch.float32).reshape(count, 1, 1, 1)
+    data = Dataset(images, torch.arange(count), images, torch.arange(count), classes=count)
+    seen = [labels for _, labels in batches(data, 3, torch.Generator().manual_seed(0))]
+    assert [len(labels) for labels in seen] == [3, 3, 3]
+    assert len(set(torch.cat(seen).tolist())) == 9
+    for batch, labels in batches(data, 5, torch.Generator().manual_seed(0)):
+        assert torch.equal(batch.flatten(), labels.float())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_are_those_of_the_paper(name: str) -> None:
+    model = MODELS[name](1, 10)
+    weighted = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    assert all(module.bias is None for module in weighted)
+    assert [type(module) for module in weighted].count(nn.Linear) == 1
+    assert len(list(model.parameters())) == len(weighted)  # so normalization has none
+    kinds = [type(module) for module in model if not isinstance(module, nn.MaxPool2d)]
+    convolutions = len(weighted) - 1
+    assert kinds[: 3 * convolutions] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU] * convolutions
+    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_initialisation_follows_the_seed_and_he() -> None:
+    models = [MODELS["vgg7"](1, 10) for _ in range(3)]
+    for model, seed in zip(models, (5, 5, 6), strict=True):
+        initialise(model, seed)
+    first, second, other = (list(model.parameters()) for model in models)
+    assert all(map(torch.equal, first, second))
+    assert not any(map(torch.equal, first, other))
+    norms = [weight.square().sum().item() / len(weight) for weight in first]
+    assert norms[1:] == pytest.approx([2, 2, 2, 2, 2, 1], rel=0.1)
+
+
+# Runs
+
+
+class Recorder:
+    """Makes a model that keeps copies of its initial weights and of the batches it is trained on."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Tensor]] = []
+        self.weights: list[list[Tensor]] = []
+
+    def build(self, channels: int, classes: int) -> nn.Sequential:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, classes, bias=False))
+        model.register_forward_pre_hook(self.record)
+        return model
+
+    def record(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if model.training:
+            self.batches[-1].append(inputs[0].clone())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recorder:
+        return self
+
+
+def test_methods_share_initialisation_and_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    monkeypatch.setitem(MODELS, "vgg7", recorder.build)
+
+    def watched(method: Method) -> Method:
+        def build(model: nn.Module, *options: Any) -> torch.optim.Optimizer:
+            recorder.weights.append([weight.detach().clone() for weight in model.parameters()])
+            recorder.batches.append([])
+            return method.build(model, *options)
+
+        return dataclasses.replace(method, build=build)
+
+    compare(TINY, {name: watched(method) for name, method in METHODS.items()}, QUIET)
+    runs = len(METHODS)
+    assert len(recorder.weights) == len(recorder.batches) == 2 * runs
+    for kept in (recorder.weights, recorder.batches):
+        for seed in range(2):
+            first, *others = kept[seed * runs : (seed + 1) * runs]
+            for other in others:
+                assert len(first) == len(other) > 0
+                assert all(map(torch.equal, first, other))
+        assert not torch.equal(kept[0][0], kept[runs][0])  # the seeds differ
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_is_reproducible_to_the_bit(name: str) -> None:
+    data = DATASETS["digits"]()
+    initial = MODELS["vgg7"](1, data.classes)
+    initialise(initial, 0)
+    models = [copy.deepcopy(initial) for _ in range(2)]
+    first, second = (
+        train(
+            name, METHODS[name], model, data, seed=3, epochs=1, batch_size=64, backend="foreach", on_epoch=lambda: None
+        )
+        for model in models
+    )
+    assert (first.train_loss, first.test_error) == (second.train_loss, second.test_error)
+    states = [model.state_dict().values() for model in models]
+    assert all(map(torch.equal, *states))
+    assert not any(map(torch.equal, models[0].parameters(), initial.parameters()))
+
+
+def test_methods_learn_the_digits() -> None:
+    settings = dataclasses.replace(TINY, seeds=(0,), epochs=3)
+    for result in compare(settings, METHODS, QUIET):
+        assert len(result.train_loss) == len(result.test_error) == 3
+        assert result.train_loss[-1] < 0.5 * result.train_loss[0]
+        assert result.test_error[-1] < 40  # guessing: 90
+        assert 0 < result.step_ms < 1e3 * result.seconds
+
+
+def test_fused_sgd_is_sgd_on_these_networks() -> None:
+    # torch's fused step ignores the strides of gradients: they must be the parameters' here.
+    model = MODELS["vgg7"](1, 10)
+    initialise(model, 0)
+    plain_model = copy.deepcopy(model)
+    fused = METHODS["sgd"].build(model, 0.1, 5e-3, None)
+    plain = torch.optim.SGD(plain_model.parameters(), 0.1, 0.9, weight_decay=5e-3, foreach=False, fused=False)
+    images = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    pairs = list(zip(model.parameters(), plain_model.parameters(), strict=True))
+    for _ in range(2):
+        fused.zero_grad()
+        model(images).square().mean().backward()
+        for ours, theirs in pairs:
+            assert ours.grad is not None
+            theirs.grad = ours.grad.clone()
+        fused.step()
+        plain.step()
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+# Report
+
+
+def test_json_holds_what_the_table_shows(results: list[RunResult], tmp_path: Path) -> None:
+    summaries = summarise(results, METHODS)
+    write_json(tmp_path / "results.json", TINY, results, summaries)
+    content = json.loads((tmp_path / "results.json").read_text())
+    cells = [list(column.cells) for column in make_table(summaries).columns]
+    for row, (label, lr, decay, loss, error, step) in zip(content["summary"], zip(*cells, strict=True), strict=True):
+        assert (row["label"], f"{row['lr']:g}", f"{row['weight_decay']:g}") == (label, lr, decay)
+        for name, digits, cell in (("train_loss", 4, loss), ("test_error", 2, error), ("step_ms", 3, step)):
+            assert f"{row[name]['mean']:.{digits}f} ± {row[name]['std']:.{digits}f}" == cell
+    terminal = io.StringIO()
+    Console(file=terminal, width=80).print(make_table(summaries))
+    assert all(row.label in terminal.getvalue() for row in summaries)  # so nothing is folded
+    assert [RunResult(**entry) for entry in content["runs"]] == results
+    assert content["settings"]["seeds"] == [0, 1]
+    assert content["versions"]["torch"] == torch.__version__
+
+
+def test_summary_is_mean_and_sample_deviation_of_the_last_epoch() -> None:
+    runs = [RunResult("sgd", seed, [9.0, 1.0 + seed], [50.0, 3.0 * seed], 0.5, 1.0) for seed in range(3)]
+    (row,) = summarise(runs, {"sgd": METHODS["sgd"]})
+    assert (row.train_loss.mean, row.train_loss.std) == (2.0, 1.0)
+    assert (row.test_error.mean, row.test_error.std) == (3.0, 3.0)
+    assert (row.step_ms.mean, row.step_ms.std) == (0.5, 0.0)
+
+
+def test_divergence_shows_and_is_null_in_json(tmp_path: Path) -> None:
+    runs = [
+        RunResult("sgd", 0, [1.0, 0.5], [9.0, 8.0], 0.5, 1.0),
+        RunResult("sgd", 1, [1.0, float("nan")], [9.0, 90.0], 0.5, 1.0),
+    ]
+    methods = {"sgd": METHODS["sgd"]}
+    summaries = summarise(runs, methods)
+    assert list(make_table(summaries).columns[3].cells) == ["nan"]
+    write_json(tmp_path / "results.json", TINY, runs, summaries)
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["runs"][1]["train_loss"] == [1.0, None]
+    assert content["summary"][0]["train_loss"] == {"mean": None, "std": None}
+    draw_curves(tmp_path / "curves.png", "diverged", runs, methods)
+    assert (tmp_path / "curves.png").stat().st_size > 0
+
+
+# Command line
+
+
+def test_compare_ends_well_in_a_process_of_its_own(tmp_path: Path) -> None:
+    done = command("compare", "--epochs", "1", "--seeds", "0", "1", "--out", str(tmp_path / "new" / "folder"))
+    assert done.returncode == 0, done.stderr
+    for name, method in METHODS.items():
+        assert method.label in done.stdout, name
+    picture = (tmp_path / "new" / "folder" / "curves.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "new" / "folder" / "results.json").read_text())["settings"]["epochs"] == 1
+
+
+def test_options_reach_the_runs(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    try:
+        options = ["--methods", "paper", "sgd", "--lr", "paper=0.5", "--weight-decay", "paper=0.25"]
+        rest = ["--dataset", "digits-tuning", "--seeds", "7", "--epochs", "1", "--backend", "reference"]
+        assert run(["compare", *options, *rest, "--threads", "1", "--out", str(tmp_path)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    content = json.loads((tmp_path / "results.json").read_text())
+    paper, sgd = content["summary"]
+    assert (paper["method"], paper["lr"], paper["weight_decay"]) == ("paper", 0.5, 0.25)
+    assert (sgd["method"], sgd["lr"], sgd["weight_decay"]) == ("sgd", METHODS["sgd"].lr, METHODS["sgd"].weight_decay)
+    assert content["settings"] | {"dataset": "digits-tuning", "backend": "reference"} == content["settings"]
+    assert (content["settings"]["seeds"], content["settings"]["threads"]) == ([7], 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lr", "adam=0.1"], "argument --lr: got 'adam=0.1', want METHOD=VALUE"),
+        (["--lr", "sgd"], "argument --lr: got 'sgd', want METHOD=VALUE"),
+        (["--lr", "sgd=fast"], "argument --lr: got 'sgd=fast', want METHOD=VALUE"),
+        (["--lr", "sgd=nan"], "argument --lr: got 'sgd=nan', want METHOD=VALUE"),
+        (["--weight-decay", "sgd=-1"], "argument --weight-decay: got 'sgd=-1', want METHOD=VALUE"),
+        (["--methods", "sgd", "--lr", "paper=1"], "argument --lr: got paper, which is not among --methods sgd"),
+        (["--methods", "adam"], "argument --methods: invalid choice: 'adam'"),
+        (["--dataset", "mnist"], "argument --dataset: invalid choice: 'mnist'"),
+        (["--backend", "cuda"], "argument --backend: invalid choice: 'cuda'"),
+        (["--seeds", "-1"], "argument --seeds: "),
+        (["--epochs", "0"], "argument --epochs: got '0', want an integer from 1 on"),
+        (["--threads", "two"], "argument --threads: got 'two', want an integer from 1 on"),
+    ],
+)
+def test_wrong_arguments_are_named(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(["compare", *arguments, "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_backend_that_cannot_run_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("backend: no")
+
+    monkeypatch.setattr("sasgd_fused.experiments.cli.ScaleAmendedSGD", refuse)
+    with pytest.raises(SystemExit):
+        run(["compare", "--backend", "native"])
+    assert "argument --backend: backend: no" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("library", ["matplotlib", "sklearn"])
+def test_a_missing_extra_is_named_in_one_line(library: str) -> None:
+    code = f"""
+import runpy, sys
+sys.modules[{library!r}] = None
+runpy.run_module("sasgd_fused.experiments", run_name="__main__")
+"""
+    done = command("compare", code=code)
+    assert done.returncode == 1
+    assert 'pip install "sasgd_fused[experiments]"' in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
