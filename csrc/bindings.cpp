@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -57,7 +58,10 @@ std::unique_ptr<CpuPlan> make_plan(const std::vector<std::tuple<int64_t, int, in
                                    double output_factor, bool shape_decay, bool track_norms) {
   std::vector<TensorInfo> tensor_infos;
   for (const auto& [numel, group, dtype] : tensors) {
-    if (numel < 0 || group < 0) throw std::invalid_argument("tensors: got a negative size or group, want 0 or more");
+    if (numel < 0) throw std::invalid_argument("tensors: got a size of " + std::to_string(numel) + ", want 0 or more");
+    if (group < 0 || group == std::numeric_limits<int>::max()) {
+      throw std::invalid_argument("tensors: got group " + std::to_string(group) + ", want a small number from 0 on");
+    }
     tensor_infos.push_back({numel, group, -1, checked_dtype("tensors", dtype)});
   }
   std::vector<BlockInfo> block_infos;
@@ -141,7 +145,8 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("compiler") = "GCC " __VERSION__;
 #endif
-  m.def("instruction_sets", &instruction_sets, "Names of the instruction sets that can be used here, the widest first.");
+  m.def("instruction_sets", &instruction_sets,
+        "Names of the instruction sets that can be used here, the widest first.");
   m.def("use_instruction_set", &use_instruction_set, py::arg("name"),
         "Chooses the instruction set of the whole process; results have the same bits on all.");
   py::class_<CpuPlan>(m, "CpuPlan", "Carries the blocks' norms from step to step; see csrc/cpu/step.h.")

@@ -56,17 +56,24 @@ inline Lanes operator*(float a, const Lanes& b) {
   return r;
 }
 
-// The sum of the lanes in float64, by halving: a fixed order.
-inline double total(const Lanes& lanes) {
-  float single[kLanes];
-  std::memcpy(single, &lanes, sizeof single);
-  double sum[kLanes];
-  for (int i = 0; i < kLanes; ++i) sum[i] = single[i];
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
+// Sixteen sums in float64, one for each lane.
+struct LaneSums {
+  double lane[kLanes] = {};
+
+  void add(const Lanes& lanes) {
+    float single[kLanes];
+    std::memcpy(single, &lanes, sizeof single);
+    for (int i = 0; i < kLanes; ++i) lane[i] += static_cast<double>(single[i]);
   }
-  return sum[0];
-}
+
+  // By halving: a fixed order.
+  double total() {
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+    }
+    return lane[0];
+  }
+};
 
 template <class To, class From>
 inline To bit_cast(const From& from) {
@@ -105,7 +112,7 @@ struct BFloat16 {
 struct Float16 {
   using Stored = uint16_t;
   using StoredPart = HalfPart;
-#if defined(__F16C__)
+#if defined(__F16C__) && !defined(__AVX512F__)
   static FloatPart widen(HalfPart x) { return (FloatPart)_mm256_cvtph_ps((__m128i)x); }
   static HalfPart narrow(FloatPart x) { return (HalfPart)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT); }
 #else

@@ -35,12 +35,13 @@ inline Lanes update_lanes(typename W::Stored* weight, const typename G::Stored* 
 template <class W, class G, Momentum kMomentum, bool kSumSquares>
 ChunkSums update(const ChunkStep& step) {
   using Weight = typename W::Stored;
-  Weight* __restrict weight = static_cast<Weight*>(step.weight);
-  const typename G::Stored* __restrict grad = static_cast<const typename G::Stored*>(step.grad);
-  Weight* __restrict momentum_buffer = static_cast<Weight*>(step.momentum_buffer);
+  Weight* weight = static_cast<Weight*>(step.weight);
+  const typename G::Stored* grad = static_cast<const typename G::Stored*>(step.grad);
+  // Without momentum any valid address will do: nothing is loaded from it but a tail that nobody uses.
+  Weight* momentum_buffer = kMomentum == Momentum::kNone ? weight : static_cast<Weight*>(step.momentum_buffer);
   const UpdateCoefficients c = step.coefficients;
 
-  ChunkSums sums;
+  LaneSums sum_read, sum_written;
   for (int64_t begin = 0; begin < step.count; begin += kSpan) {
     const int64_t end = begin + kSpan < step.count ? begin + kSpan : step.count;
     Lanes read{}, written{};
@@ -57,7 +58,7 @@ ChunkSums update(const ChunkStep& step) {
       const int64_t tail = end - i;
       Padded<W> w(weight + i, tail);
       const Padded<G> g(grad + i, tail);
-      Padded<W> m(kMomentum == Momentum::kNone ? weight + i : momentum_buffer + i, tail);
+      Padded<W> m(momentum_buffer + i, tail);
       const Lanes before = load<W>(w.values);
       const Lanes after = update_lanes<W, G, kMomentum>(w.values, g.values, m.values, before, c);
       std::memcpy(weight + i, w.values, tail * sizeof(Weight));
@@ -68,17 +69,17 @@ ChunkSums update(const ChunkStep& step) {
       }
     }
     if constexpr (kSumSquares) {
-      sums.read += total(read);
-      sums.written += total(written);
+      sum_read.add(read);
+      sum_written.add(written);
     }
   }
-  return sums;
+  return {sum_read.total(), sum_written.total()};
 }
 
 template <class W>
 double sum_squares(const void* from, int64_t count) {
   const typename W::Stored* weight = static_cast<const typename W::Stored*>(from);
-  double sum = 0;
+  LaneSums sum;
   for (int64_t begin = 0; begin < count; begin += kSpan) {
     const int64_t end = begin + kSpan < count ? begin + kSpan : count;
     Lanes squares{};
@@ -91,9 +92,9 @@ double sum_squares(const void* from, int64_t count) {
       const Lanes w = load<W>(Padded<W>(weight + i, end - i).values);
       squares = squares + w * w;
     }
-    sum += total(squares);
+    sum.add(squares);
   }
-  return sum;
+  return sum.total();
 }
 
 template <class W, class G, Momentum kMomentum>

@@ -1,0 +1,81 @@
+// Every instruction set rounds to 16 bits, and back, as plain integer arithmetic does.
+#include <string>
+
+#include "../../csrc/cpu/step.h"
+#include "check.h"
+#include "conversions.h"
+#include "sixteen_bits.h"
+#include "tests.h"
+
+namespace sasgd_test {
+namespace {
+
+constexpr int kLanes = 16;
+
+const sasgd::Conversions& conversions_of(const std::string& instruction_set) {
+#if defined(SASGD_HAVE_X86_VARIANTS)
+  if (instruction_set == "avx2") return sasgd::avx2::kConversions;
+  if (instruction_set == "avx512") return sasgd::avx512::kConversions;
+#endif
+  CHECK(instruction_set == "baseline", "%s is not tested", instruction_set.c_str());
+  return sasgd::baseline::kConversions;
+}
+
+// Two NaNs are the same here: what becomes of a payload in a computation is up to the machine.
+bool same_number(float a, float b) { return bits_of(a) == bits_of(b) || (a != a && b != b); }
+
+struct Conversion {
+  const char* name;
+  Format format;
+  void (*widen)(const uint16_t* from, float* to);
+  void (*narrow)(const float* from, uint16_t* to, float* stored);
+};
+
+void check_every_half(const Conversion& conversion) {
+  for (uint32_t first = 0; first < 0x10000; first += kLanes) {
+    uint16_t halves[kLanes], back[kLanes];
+    float wide[kLanes], stored[kLanes];
+    for (int i = 0; i < kLanes; ++i) halves[i] = static_cast<uint16_t>(first + i);
+    conversion.widen(halves, wide);
+    conversion.narrow(wide, back, stored);
+    for (int i = 0; i < kLanes; ++i) {
+      const float expected = plain_widen(halves[i], conversion.format);
+      CHECK(same_number(wide[i], expected), "%s %04x: got %a, want %a", conversion.name, halves[i], wide[i], expected);
+      const int quiet = expected != expected ? 1 << (conversion.format.mantissa_bits - 1) : 0;
+      CHECK(back[i] == (halves[i] | quiet), "%s %04x: came back as %04x", conversion.name, halves[i], back[i]);
+      CHECK(same_number(stored[i], expected), "%s %04x: stored as %a", conversion.name, halves[i], stored[i]);
+    }
+  }
+}
+
+// The lower 13 bits of a float32 decide how it is rounded to float16; for bfloat16 these and the 3 above them. So
+// this meets every halfway point of both and its neighbours, every exponent, both infinities, and NaNs of all kinds.
+void check_every_halfway_point(const Conversion& conversion) {
+  constexpr uint32_t kLower[kLanes] = {0, 1, 0xfff, 0x1000, 0x1001, 0x1fff};
+  for (uint32_t upper = 0; upper < 1u << 19; ++upper) {
+    float wide[kLanes], stored[kLanes];
+    uint16_t halves[kLanes];
+    for (int i = 0; i < kLanes; ++i) wide[i] = float_of(upper << 13 | kLower[i]);
+    conversion.narrow(wide, halves, stored);
+    for (int i = 0; i < 6; ++i) {
+      const uint16_t expected = plain_narrow(wide[i], conversion.format);
+      CHECK(halves[i] == expected, "%s of %a: got %04x, want %04x", conversion.name, wide[i], halves[i], expected);
+    }
+  }
+}
+
+}  // namespace
+
+void test_conversions() {
+  for (const std::string& name : sasgd::instruction_sets()) {
+    const sasgd::Conversions& set = conversions_of(name);
+    const Conversion bfloat16{"bfloat16", kBFloat16Format, set.widen_bfloat16, set.narrow_bfloat16};
+    const Conversion float16{"float16", kFloat16Format, set.widen_float16, set.narrow_float16};
+    for (const Conversion& conversion : {bfloat16, float16}) {
+      check_every_half(conversion);
+      check_every_halfway_point(conversion);
+    }
+  }
+}
+
+}  // namespace sasgd_test

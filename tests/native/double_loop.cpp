@@ -1,0 +1,93 @@
+#include "double_loop.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "check.h"
+
+namespace sasgd_test {
+namespace {
+
+// Some float32 operations for each element, and the float32 sums in its norm.
+constexpr double kArithmetic = 0x1p-21;
+
+struct Scales {
+  double gradient;  // s_b
+  double decay;     // d_b
+};
+
+// Equations (22)-(24) for the blocks; 1 and weight_decay for all else.
+std::vector<Scales> plain_scales(const Case& now, const std::vector<double>& row_norm_sq) {
+  std::vector<Scales> scales;
+  for (const Tensor& tensor : now.tensors) scales.push_back({1.0, now.groups[tensor.info.group].weight_decay});
+  double m = now.options.output_factor;
+  for (size_t b = now.blocks.size(); b-- > 0;) {
+    const BlockInfo& block = now.blocks[b];
+    Scales& s = scales[block.tensor];
+    if (block.scaled) {
+      s.gradient = std::max(row_norm_sq[b], now.options.eps) / m;
+      s.decay *= now.options.shape_decay ? 1 / m : s.gradient;
+    }
+    m = m * block.rows / block.columns;
+  }
+  return scales;
+}
+
+// Half the distance between the numbers of a dtype around x.
+double rounding(double x, DType dtype) {
+  if (dtype == DType::kBFloat16) return std::fabs(x) * 0x1p-8;
+  if (dtype == DType::kFloat16) return std::max(std::fabs(x) * 0x1p-11, 0x1p-25);
+  return std::fabs(x) * 0x1p-24;
+}
+
+void check_number(const char* what, size_t t, int64_t i, double got, double want, double size, DType dtype) {
+  CHECK(std::fabs(got - want) <= rounding(want, dtype) + kArithmetic * size, "%s %zu[%lld]: got %.9g, want %.9g", what,
+        t, static_cast<long long>(i), got, want);
+}
+
+}  // namespace
+
+std::vector<double> plain_row_norm_sq(const Case& now) {
+  std::vector<double> norms;
+  for (const BlockInfo& block : now.blocks) {
+    const Tensor& tensor = now.tensors[block.tensor];
+    double sum = 0;
+    for (int64_t i = 0; i < tensor.info.numel; ++i) sum += tensor.weight.get(i) * tensor.weight.get(i);
+    norms.push_back(sum / block.rows);
+  }
+  return norms;
+}
+
+void check_step(const Case& before, const Case& after, const std::vector<TensorStep>& inputs,
+                const std::vector<double>& row_norm_sq) {
+  const std::vector<Scales> scales = plain_scales(before, row_norm_sq);
+  for (size_t t = 0; t < before.tensors.size(); ++t) {
+    const Tensor& old = before.tensors[t];
+    const Tensor& now = after.tensors[t];
+    CHECK(now.grad == old.grad, "gradient %zu was written", t);
+    if (!inputs[t].grad) {
+      CHECK(now.weight == old.weight && now.momentum_buffer == old.momentum_buffer, "idle tensor %zu was written", t);
+      continue;
+    }
+    const GroupValues& group = before.groups[old.info.group];
+    const double grad_scale = (group.maximize ? -1 : 1) * scales[t].gradient / before.loss_scale;
+    for (int64_t i = 0; i < old.info.numel; ++i) {
+      const double w = old.weight.get(i), grad = grad_scale * old.grad.get(i), decay = scales[t].decay * w;
+      double along = grad + decay;
+      double size = std::fabs(grad) + std::fabs(decay);  // of what is added up, for its rounding
+      if (group.momentum != 0) {
+        const double carried = group.momentum * old.momentum_buffer.get(i);
+        const double g = along;
+        const double buffer = inputs[t].first ? g : carried + (1 - group.dampening) * g;
+        size += std::fabs(carried);
+        check_number("momentum", t, i, now.momentum_buffer.get(i), buffer, size, old.info.dtype);
+        along = group.nesterov ? g + group.momentum * buffer : buffer;
+        if (group.nesterov) size *= 2;
+      }
+      check_number("weight", t, i, now.weight.get(i), w - group.lr * along, std::fabs(w) + group.lr * size,
+                   old.info.dtype);
+    }
+  }
+}
+
+}  // namespace sasgd_test

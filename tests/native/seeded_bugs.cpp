@@ -1,0 +1,62 @@
+// Mistakes to be noticed. What the sanitizers shall see happens in code of csrc/, although the cause is here.
+#include <cstring>
+
+#include "case.h"
+#include "double_loop.h"
+#include "tests.h"
+
+namespace sasgd_test {
+namespace {
+
+Case float32_case(int tensors, int64_t numel) {
+  Case made;
+  made.groups = {{0.1, 0.9, 0, 0.01, false, false}};
+  Random random;
+  for (int t = 0; t < tensors; ++t) made.add_tensor(numel, 0, DType::kFloat32, DType::kFloat32, random);
+  return made;
+}
+
+// One number more than there is memory for.
+void overrun(int64_t numel) {
+  Case made = float32_case(1, numel);
+  made.tensors[0].info.numel += 1;
+  CpuPlan plan = made.make_plan();
+  made.step(plan, made.inputs(0, true));
+}
+
+}  // namespace
+
+// A weight that is wrong in its seventh digit.
+void nudge_weight() {
+  Case made = float32_case(1, 33);
+  CpuPlan plan = made.make_plan();
+  const Case before = made;
+  const std::vector<TensorStep> inputs = made.inputs(0, true);
+  made.step(plan, inputs);
+  made.tensors[0].weight.set(5, static_cast<float>(made.tensors[0].weight.get(5)) * (1 + 0x1p-19f));
+  check_step(before, made, inputs, {});
+}
+
+void overrun_tail() { overrun(1025); }
+
+void overrun_vector() { overrun(1023); }
+
+// A byte of 2 where the step reads a bool.
+void load_bad_bool() {
+  Case made = float32_case(1, 33);
+  CpuPlan plan = made.make_plan();
+  std::vector<TensorStep> inputs = made.inputs(0, true);
+  std::memset(&inputs[0].first, 2, sizeof inputs[0].first);
+  made.step(plan, inputs);
+}
+
+// All tensors in the same memory: different tasks, and so different threads, write it.
+void share_weights() {
+  Case made = float32_case(64, 16384);
+  CpuPlan plan = made.make_plan();
+  std::vector<TensorStep> inputs = made.inputs(0, true);
+  for (TensorStep& input : inputs) input.weight = inputs[0].weight;
+  for (int step = 0; step < 10; ++step) made.step(plan, inputs, 4);
+}
+
+}  // namespace sasgd_test

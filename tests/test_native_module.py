@@ -1,0 +1,182 @@
+"""The compiled module refuses what it is told wrongly, before it touches anything, and computes the same everywhere."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.helpers import LOW_PRECISION, Case, backends
+from tests.unchanged import bits
+
+
+@pytest.fixture(params=backends(["native"]))
+def core() -> Iterator[Any]:
+    """The Python module, whose instruction set is put back afterwards."""
+    from sasgd_fused import _C
+
+    yield _C
+    _C.use_instruction_set(_C.instruction_sets()[0])
+
+
+PLAN: dict[str, Any] = {
+    "tensors": [(6, 0, 0), (3, 0, 2)],
+    "blocks": [(0, True, 2.0, 3.0)],
+    "eps": 1e-3,
+    "output_factor": 1.0,
+    "shape_decay": False,
+    "track_norms": True,
+}
+
+
+class Step:
+    """A plan of a block in float32 and a vector in float16, and all that a step of it wants."""
+
+    def __init__(self, core: Any) -> None:
+        shapes = {torch.float32: (2, 3), torch.float16: (3,)}
+        self.weights = [torch.ones(shape, dtype=dtype) for dtype, shape in shapes.items()]
+        self.grads = [torch.ones_like(weight) for weight in self.weights]
+        self.momentum_buffers = [torch.zeros_like(weight) for weight in self.weights]
+        self.plan = core.CpuPlan(**PLAN)
+        self.arguments: dict[str, Any] = {
+            "weights": addresses(self.weights),
+            "grads": addresses(self.grads),
+            "momentum_buffers": addresses(self.momentum_buffers),
+            "grad_dtypes": array("B", [0, 2]),
+            "first": array("B", [1, 1]),
+            "values": array("d", [0.1, 0.9, 0.0, 0.01, 0.0, 0.0]),
+            "loss_scale": 1.0,
+            "threads": 1,
+        }
+        self.measuring = {"weights": self.arguments["weights"], "chosen_blocks": array("B", [1]), "threads": 1}
+        self.plan.measure(**self.measuring)
+
+    def picture(self) -> list[Any]:
+        tensors = [*self.weights, *self.grads, *self.momentum_buffers]
+        return [*map(bits, tensors), self.plan.row_norm_sq, self.plan.stale_steps]
+
+
+def addresses(tensors: list[Tensor]) -> array[int]:
+    return array("Q", [tensor.data_ptr() for tensor in tensors])
+
+
+def shorter(values: array[Any]) -> array[Any]:
+    return values[:-1]
+
+
+def longer(values: array[Any]) -> array[Any]:
+    return values + values[:1]
+
+
+def null(index: int) -> Callable[[array[int]], array[int]]:
+    return lambda values: array("Q", [0 if i == index else value for i, value in enumerate(values)])
+
+
+def test_step_of_the_module(core: Any) -> None:
+    step = Step(core)
+    assert step.plan.step(**step.arguments) == 0
+    assert all(bool((weight < 1).all()) for weight in step.weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "complaint"),
+    [
+        *[(name, shorter, f"^{name}: got 8 bytes, want 2 items of 8") for name in ("weights", "grads")],
+        *[(name, longer, f"^{name}: got 24 bytes, want 2 items of 8") for name in ("weights", "grads")],
+        ("momentum_buffers", shorter, "^momentum_buffers: got 8 bytes, want 2 items of 8"),
+        ("grad_dtypes", longer, "^grad_dtypes: got 3 bytes, want 2 items of 1"),
+        ("grad_dtypes", lambda _: array("B", [0, 3]), "^grad_dtypes: got dtype code 3, want 0, 1 or 2"),
+        ("grad_dtypes", lambda _: array("B", [2, 2]), "^grad_dtypes: tensor 0 .*, want its own or float32"),
+        ("grad_dtypes", lambda _: array("B", [0, 1]), "^grad_dtypes: tensor 1 .*, want its own or float32"),
+        ("first", shorter, "^first: got 1 bytes, want 2 items of 1"),
+        ("values", shorter, "^values: got 40 bytes, want at least 6 items of 8"),
+        ("weights", null(1), "^weights.*: got a null address for tensor 1"),
+        ("momentum_buffers", null(0), "momentum_buffers: got a null address for tensor 0"),
+        ("threads", lambda _: 0, "^threads: got 0, want 1 or more"),
+        ("threads", lambda _: -1, "^threads: got -1, want 1 or more"),
+    ],
+)
+def test_step_refuses(core: Any, name: str, spoil: Callable[[Any], Any], complaint: str) -> None:
+    step = Step(core)
+    before = step.picture()
+    step.arguments[name] = spoil(step.arguments[name])
+    with pytest.raises(ValueError, match=complaint):
+        step.plan.step(**step.arguments)
+    assert step.picture() == before
+    for argument in step.arguments.values():
+        if isinstance(argument, array):
+            argument.pop()  # a BufferError if the module still held it
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "complaint"),
+    [
+        ("weights", shorter, "^weights: got 8 bytes, want 2 items of 8"),
+        ("weights", null(0), "^weights: got a null address for block 0"),
+        ("chosen_blocks", longer, "^chosen_blocks: got 2 bytes, want 1 items of 1"),
+        ("threads", lambda _: 0, "^threads: got 0, want 1 or more"),
+    ],
+)
+def test_measure_refuses(core: Any, name: str, spoil: Callable[[Any], Any], complaint: str) -> None:
+    step = Step(core)
+    step.plan.set_row_norm_sq(0, 5.0)
+    with pytest.raises(ValueError, match=complaint):
+        step.plan.measure(**{**step.measuring, name: spoil(step.measuring[name])})
+    assert step.plan.row_norm_sq == [5.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("tensors", [(-1, 0, 0)], "^tensors: got a size of -1, want 0 or more"),
+        ("tensors", [(6, -1, 0)], "^tensors: got group -1, want a small number"),
+        ("tensors", [(6, 2**31 - 1, 0)], "^tensors: got group 2147483647, want a small number"),
+        ("tensors", [(6, 0, 3)], "^tensors: got dtype code 3, want 0, 1 or 2"),
+        ("tensors", [(6, 0, -1)], "^tensors: got dtype code -1, want 0, 1 or 2"),
+        ("blocks", [(2, True, 2.0, 3.0)], "^blocks: got tensor 2, want less than 2"),
+        ("blocks", [(-1, True, 2.0, 3.0)], "^blocks: got tensor -1, want less than 2"),
+        ("blocks", [(0, True, 2.0, 3.0)] * 2, "^blocks: block 0 and its tensor do not refer to each other"),
+    ],
+)
+def test_plan_refuses(core: Any, name: str, value: Any, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        core.CpuPlan(**{**PLAN, name: value})
+
+
+def test_unknown_block_and_instruction_set(core: Any) -> None:
+    plan = core.CpuPlan(**PLAN)
+    with pytest.raises(ValueError, match=r"^block: got 1, want less than 1"):
+        plan.set_row_norm_sq(1, 1.0)
+    assert plan.row_norm_sq == [0.0]
+    with pytest.raises(ValueError, match=r"^name: got 'sse9', want one of"):
+        core.use_instruction_set("sse9")
+
+
+@pytest.fixture
+def set_num_threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", LOW_PRECISION)
+def test_same_bits_everywhere(core: Any, set_num_threads: Callable[[int], None], dtype: torch.dtype) -> None:
+    options = {"lr": 1e-4, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}
+    case = Case(shapes=[(129, 130), (5,), (33, 31), (64, 33), (10, 64)], dtype=dtype, options=options)
+    outcomes = {}
+    for name in core.instruction_sets():
+        for threads in (1, 2):
+            core.use_instruction_set(name)
+            set_num_threads(threads)
+            params, optimizer = case.run("native")
+            tensors = [*params, *(optimizer.state[param]["momentum_buffer"] for param in params)]
+            norms = [layer.row_norm_sq for layer in optimizer.layer_report()]
+            outcomes[name, threads] = [*map(bits, tensors), norms]
+    expected = outcomes["baseline", 1]
+    assert all(bool(tensor.isfinite().all()) for tensor in tensors)
+    for where, outcome in outcomes.items():
+        assert outcome == expected, where
