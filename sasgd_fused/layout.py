@@ -19,6 +19,7 @@ def has_layout_of(tensor: Tensor, like: Tensor) -> bool:
     )
 
 
+@torch.no_grad()
 def in_layout_of(tensor: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
     """A copy of the tensor that lies in memory as a dense copy of another does."""
     return torch.empty_like(like, dtype=dtype).copy_(tensor)

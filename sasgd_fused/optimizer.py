@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping
-from operator import is_
 from typing import Any, overload
 
 import torch
@@ -19,7 +17,7 @@ from sasgd_fused.backends.base import Backend
 from sasgd_fused.blocks import Block, check_block_options, find_blocks, parameter_name
 from sasgd_fused.layout import has_layout_of, in_layout_of
 from sasgd_fused.options import GroupValues, Options, check_hyperparameters, read_group_values
-from sasgd_fused.plan import check_parameter, make_plans
+from sasgd_fused.plan import Structure, check_parameter, make_plans
 from sasgd_fused.report import LayerReport, make_report
 
 
@@ -109,7 +107,7 @@ class ScaleAmendedSGD(Optimizer):
         self._initial_groups: int | None = None  # None while the constructor adds its groups
         self._head: Block | None = None
         self._backends: list[Backend] | None = None
-        self._structure: list[Any] = []
+        self._structure = Structure([])
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -125,6 +123,11 @@ class ScaleAmendedSGD(Optimizer):
             "columns": None,
         }
         check_hyperparameters(defaults)
+        if nesterov and (momentum <= 0 or dampening != 0):  # a group may still differ, as in torch.optim.SGD
+            raise ValueError(
+                f"nesterov: got True with momentum={momentum!r} and dampening={dampening!r}, "
+                "want momentum > 0 and dampening = 0"
+            )
         super().__init__(params, defaults)
         self._initial_groups = len(self.param_groups)
         self._find_head()
@@ -266,9 +269,12 @@ class ScaleAmendedSGD(Optimizer):
             self._head = blocks[-1]
 
     def _current_backends(self) -> list[Backend]:
-        if self._backends is None or not self._structure_holds():
+        backends = self._backends
+        if backends is None or not self._structure.holds_for(self.param_groups):
             return self._make_backends()
-        return self._backends
+        if any(backend.state is not self.state for backend in backends):  # optimizer.state = ...
+            return self._make_backends()
+        return backends
 
     def _make_backends(self) -> list[Backend]:
         for group in self.param_groups:
@@ -278,29 +284,8 @@ class ScaleAmendedSGD(Optimizer):
         for plan in plans:
             backends.append(make_backend(plan, self.state, self._candidates))
         self._backends = backends
-        self._structure = [_structure_of(group) for group in self.param_groups]
+        self._structure = Structure(self.param_groups)
         return backends
-
-    def _structure_holds(self) -> bool:
-        """Whether the groups, which anybody may change at any time, are still those of the plans."""
-        return (
-            len(self._structure) == len(self.param_groups)
-            and all(
-                len(params) == len(group["params"])
-                and all(map(is_, params, group["params"]))
-                and matrix == _matrix_of(group)
-                for (params, matrix), group in zip(self._structure, self.param_groups, strict=True)
-            )
-            and all(backend.state is self.state for backend in self._backends or ())
-        )
-
-
-def _structure_of(group: dict[str, Any]) -> tuple[list[Tensor], tuple[Any, ...]]:
-    return list(group["params"]), copy.deepcopy(_matrix_of(group))
-
-
-def _matrix_of(group: dict[str, Any]) -> tuple[Any, ...]:
-    return group["amend"], group["rows"], group["columns"]
 
 
 def _check_distinct(params: list[Any]) -> None:

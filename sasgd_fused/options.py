@@ -78,7 +78,7 @@ def read_group_values(group: Mapping[str, Any], index: int) -> GroupValues:
 
 
 def check_hyperparameters(group: Mapping[str, Any]) -> None:
-    """Checks a group's hyperparameters, with torch.optim.SGD's rules.
+    """Checks a group's hyperparameters.
 
     Raises:
         TypeError: a value is not a number.
@@ -91,11 +91,6 @@ def check_hyperparameters(group: Mapping[str, Any]) -> None:
     dampening = _number("dampening", group["dampening"])
     if not math.isfinite(dampening):
         raise ValueError(f"dampening: got {group['dampening']!r}, want a finite number")
-    if group["nesterov"] and (group["momentum"] <= 0 or dampening != 0):
-        raise ValueError(
-            f"nesterov=True: got momentum={group['momentum']!r}, dampening={group['dampening']!r}, "
-            "want momentum > 0 and dampening = 0"
-        )
     if group.get("differentiable"):
         raise ValueError("differentiable: got True, want False (the update is not differentiable)")
 

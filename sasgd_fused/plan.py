@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import torch
@@ -100,6 +102,27 @@ class StepPlan:
                 )
 
 
+class Structure:
+    """What plans are made from and anybody may change in the groups at any time.
+
+    Args:
+        groups: the optimizer's parameter groups as they are now.
+    """
+
+    def __init__(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        self._params = [list(group["params"]) for group in groups]
+        self._options = [copy.deepcopy(_block_options(group)) for group in groups]
+
+    def holds_for(self, groups: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether groups have the same parameters, and the same options that decide on blocks."""
+        return len(groups) == len(self._params) and all(
+            len(params) == len(group["params"])
+            and all(map(is_, params, group["params"]))
+            and options == _block_options(group)
+            for params, options, group in zip(self._params, self._options, groups, strict=True)
+        )
+
+
 def make_plans(
     groups: Sequence[Mapping[str, Any]], options: Options, initial_groups: int, head: Block | None
 ) -> list[StepPlan]:
@@ -157,6 +180,10 @@ def check_parameter(param: Tensor, name: str) -> None:
     strides = zip(param.stride(), param.shape, strict=True)
     if param.numel() and any(stride == 0 and size > 1 for stride, size in strides):
         raise ValueError(f"params: {name} is an expanded tensor, want one whose elements have memory of their own")
+
+
+def _block_options(group: Mapping[str, Any]) -> tuple[Any, ...]:
+    return group["amend"], group["rows"], group["columns"]
 
 
 def _signature(param: Tensor) -> Signature:

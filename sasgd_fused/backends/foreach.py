@@ -72,6 +72,8 @@ class ForeachBackend(Backend):
         for k, state, has_buffer in zip(moving, states, started, strict=True):
             if not has_buffer:
                 state["momentum_buffer"] = torch.zeros_like(params[k])
+            elif state["momentum_buffer"].dtype != params[k].dtype:  # as after model.half()
+                state["momentum_buffer"] = state["momentum_buffer"].to(params[k].dtype)
         stored = [state["momentum_buffer"] for state in states]
         carried = [groups[k].momentum if has else 0.0 for k, has in zip(moving, started, strict=True)]
         shares = [1 - groups[k].dampening if has else 1.0 for k, has in zip(moving, started, strict=True)]

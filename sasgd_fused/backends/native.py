@@ -54,13 +54,11 @@ class NativeBackend(Backend):
         self._block_of = {planned.param: b for b, planned in enumerate(plan.blocks)}
         self._version_sum = -1
         self._freezes = options.freezes_norms
-        self._unmeasured = bytearray(len(plan.blocks))  # 1: the kernel's norm is not the one to be used
+        self._unmeasured = bytearray(b"\1" * len(plan.blocks))  # 1: the kernel's norm is not the one to be used
         self._warned = False
-        for block, planned in enumerate(plan.blocks):
-            frozen = self.frozen_row_norm_sq(planned)
-            self._unmeasured[block] = frozen is None
-            if frozen is not None:
-                self._kernel.set_row_norm_sq(block, frozen)
+        self._kept: list[float | None] = []
+        if self._freezes:
+            self._take_kept_norms()
 
     @classmethod
     def why_not_installed(cls) -> str | None:
@@ -90,13 +88,13 @@ class NativeBackend(Backend):
         self._momentum.check()
         return True
 
-    @torch.no_grad()
     def update(self, values: Sequence[GroupValues], grad_scale: float) -> None:
         """Runs the kernel: one pass, after a norm pass over blocks that others have written."""
         active = self._gradients.active
         first = self._momentum.attach(active, values)
         grads = self._gradients.write()
-        self._weights.fill_gapped()
+        if self._weights.gapped:
+            self._weights.fill_gapped()
         self._find_stale()
         self._measure_for_step(active)
         stale = self._kernel.step(
@@ -110,7 +108,8 @@ class NativeBackend(Backend):
             torch.get_num_threads(),
         )
         del grads  # the kernel had their addresses
-        self._weights.empty_gapped()
+        if self._weights.gapped:
+            self._weights.empty_gapped()
         self._mark_written(active)
         if self._freezes:
             self._keep_norms(active, values)
@@ -128,13 +127,13 @@ class NativeBackend(Backend):
         self._gradients.release()
 
     def measure(self, blocks: Sequence[PlannedBlock]) -> list[float]:
-        """The carried norms, after a norm pass over the blocks among these whose weights others have written."""
+        """The carried norms, after a norm pass over those among them that are not those of the weights."""
         if not self._weights.is_current():
             self._place_weights()
         self._weights.fill_gapped()
         self._find_stale()
         asked = [self._block_of[planned.param] for planned in blocks]
-        self._measure_blocks([block for block in asked if self._unmeasured[block]])
+        self._measure_blocks([block for block in asked if self._freezes or self._unmeasured[block]])
         norms = self._kernel.row_norm_sq
         return [norms[block] for block in asked]
 
@@ -145,13 +144,14 @@ class NativeBackend(Backend):
     def forget_norms(self) -> None:
         """A norm pass precedes the next step."""
         super().forget_norms()
-        self._unmeasured = bytearray(b"\1" * len(self._unmeasured))
+        if self._freezes:
+            self._take_kept_norms()
+        else:
+            self._unmeasured = bytearray(b"\1" * len(self._unmeasured))
 
     def _place_weights(self) -> None:
         moved = self._weights.rewrite()
         # Gradients and momentum go by the weights' layouts, which may be others now (channels_last).
-        self._gradients.forget()
-        self._momentum.forget()
         self._gradients.invalidate()
         self._momentum.invalidate()
         if not self._freezes:
@@ -159,12 +159,26 @@ class NativeBackend(Backend):
                 if index in self._block_of:
                     self._unmeasured[self._block_of[index]] = 1
 
+    def _take_kept_norms(self) -> None:
+        """Gives the kernel the frozen norms that the state holds."""
+        for block, planned in enumerate(self.plan.blocks):
+            frozen = self.frozen_row_norm_sq(planned)
+            self._unmeasured[block] = frozen is None and planned.scaled
+            if frozen is not None:
+                self._kernel.set_row_norm_sq(block, frozen)
+        self._kept = self._norms_in_state()
+
+    def _norms_in_state(self) -> list[float | None]:
+        return [state.get("row_norm_sq") for state in self.state.values()]
+
     def _find_stale(self) -> None:
         """Marks the norms if the version counters show that others have written any block.
 
         Counters only grow, so their sum changes whenever one of them does.
         """
         if self._freezes:
+            if self._norms_in_state() != self._kept:  # somebody emptied or edited the state
+                self._take_kept_norms()
             return
         version_sum = sum(map(_version_of, self._block_params))
         if version_sum != self._version_sum:
@@ -178,7 +192,7 @@ class NativeBackend(Backend):
                 [
                     block
                     for block, planned in enumerate(self.plan.blocks)
-                    if self._unmeasured[block] and planned.param in updated and (planned.scaled or not self._freezes)
+                    if self._unmeasured[block] and planned.param in updated
                 ]
             )
 
@@ -189,7 +203,8 @@ class NativeBackend(Backend):
         flags = bytearray(len(self._unmeasured))
         for block in chosen:
             flags[block] = 1
-            self._unmeasured[block] = self._freezes
+            if not self._freezes:
+                self._unmeasured[block] = 0
         self._kernel.measure(self._weights.table, flags, torch.get_num_threads())
 
     def _mark_written(self, active: list[int]) -> None:
@@ -209,6 +224,7 @@ class NativeBackend(Backend):
         updated = set(active)
         for block, planned in enumerate(self.plan.blocks):
             lr = values[self.plan.group_of[planned.param]].lr
-            if self._unmeasured[block] and planned.scaled and planned.param in updated and lr != 0:
+            if self._unmeasured[block] and planned.param in updated and lr != 0:
                 self.keep_norm(planned, norms[block], lr)
                 self._unmeasured[block] = 0
+        self._kept = self._norms_in_state()

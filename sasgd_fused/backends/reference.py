@@ -56,6 +56,8 @@ class ReferenceBackend(Backend):
             stored = state["momentum_buffer"] = torch.empty_like(param)
             buffer = g
         else:
+            if stored.dtype != param.dtype:  # as after model.half()
+                stored = state["momentum_buffer"] = stored.to(param.dtype)
             buffer = group.momentum * stored.double() + (1 - group.dampening) * g
         stored.copy_(buffer)
         return g + group.momentum * buffer if group.nesterov else buffer

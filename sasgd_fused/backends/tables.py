@@ -66,11 +66,13 @@ class WeightTable:
             self.table[index] = dense.data_ptr()
         return [i for i, address in enumerate(self._addresses) if not before or address != before[i]]
 
+    @torch.no_grad()
     def fill_gapped(self) -> None:
         """Copies the parameters with gaps to their dense copies."""
         for index, dense in self.gapped.items():
             dense.copy_(self._params[index])
 
+    @torch.no_grad()
     def empty_gapped(self) -> None:
         """Copies them back."""
         for index, dense in self.gapped.items():
@@ -123,11 +125,6 @@ class GradientTable:
     def invalidate(self) -> None:
         """Has the gradients bound anew: the parameters lie in memory in another way."""
         self._facts, self._addresses = [], []
-
-    def forget(self) -> None:
-        """Has the gradients looked at closely in the next step."""
-        self._facts = []
-        self._is_typed = False
 
     def release(self) -> None:
         """Lets go of the gradients, so that they are freed when they are set to None."""
@@ -215,10 +212,6 @@ class MomentumTable:
             return
         self._known = None
         self._plan.check_momentum(self._state)
-
-    def forget(self) -> None:
-        """Has the table written anew in the next step."""
-        self._known = None
 
     def attach(self, active: list[int], values: Sequence[GroupValues]) -> bytes:
         """Brings the table up to date, with new zero buffers where there are none.
