@@ -116,7 +116,7 @@ def test_tracked_norms_leave_these_factors(backend: str) -> None:
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize("group", [{"momentum": 0.0}, {"dampening": 0.5}], ids=str)
 def test_a_group_may_differ_under_nesterov(group: dict[str, Any], backend: str) -> None:
-    """torch checks momentum and dampening against nesterov for its arguments only."""
+    """Torch checks momentum and dampening against nesterov for its arguments only."""
     case = Case([(7,), (5,)])
     ours, theirs = case.params(), case.params()
     optimizers = [
