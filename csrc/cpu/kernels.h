@@ -1,12 +1,24 @@
-// The loops over one chunk, compiled once for each instruction set.
+// The loops over consecutive chunks of a tensor, compiled once for each instruction set.
 #pragma once
 
 #include "../update_rule.h"
 
 namespace sasgd {
 
-// One chunk of one tensor in one step.
-struct ChunkStep {
+// Sums of squares are kept for chunks of this many elements. Fixed, so that they do not depend on the machine or on how
+// the work is dealt out to threads.
+constexpr int64_t kChunk = 16384;
+constexpr int kLanes = 16;
+
+// The sums of squares over one chunk, in float64, for each lane. Adding up the lanes is left for later: a chain of
+// additions between two chunks would keep the next chunk's loads from starting.
+struct ChunkSums {
+  double read[kLanes];     // of the weights before the update
+  double written[kLanes];  // of the weights as stored
+};
+
+// Consecutive chunks of one tensor in one step.
+struct RunStep {
   void* weight;
   const void* grad;
   void* momentum_buffer;  // null: no momentum
@@ -14,19 +26,15 @@ struct ChunkStep {
   DType dtype;
   DType grad_dtype;
   bool nesterov;
-  bool sum_squares;  // also sum the squares of the weights, as read and as written
   UpdateCoefficients coefficients;
-};
-
-struct ChunkSums {
-  double read = 0;     // of the weights before the update
-  double written = 0;  // of the weights as stored
+  ChunkSums* sums;  // one for each chunk; null: none are taken
 };
 
 struct Kernels {
   const char* instruction_set;
-  ChunkSums (*update)(const ChunkStep& step);
-  double (*sum_squares)(const void* weight, int64_t count, DType dtype);
+  void (*update)(const RunStep& run);
+  // A norm pass: fills in `written` alone.
+  void (*sum_squares)(const void* weight, int64_t count, DType dtype, ChunkSums* sums);
 };
 
 namespace baseline {

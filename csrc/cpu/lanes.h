@@ -11,7 +11,7 @@
 #include <immintrin.h>
 #endif
 
-#include "../plan.h"
+#include "kernels.h"
 
 namespace sasgd {
 namespace SASGD_ISA {
@@ -23,7 +23,6 @@ constexpr int kWidth = 8;
 #else
 constexpr int kWidth = 4;
 #endif
-constexpr int kLanes = 16;
 constexpr int kParts = kLanes / kWidth;
 
 typedef float FloatPart __attribute__((vector_size(kWidth * sizeof(float))));
@@ -56,24 +55,12 @@ inline Lanes operator*(float a, const Lanes& b) {
   return r;
 }
 
-// Sixteen sums in float64, one for each lane.
-struct LaneSums {
-  double lane[kLanes] = {};
-
-  void add(const Lanes& lanes) {
-    float single[kLanes];
-    std::memcpy(single, &lanes, sizeof single);
-    for (int i = 0; i < kLanes; ++i) lane[i] += static_cast<double>(single[i]);
-  }
-
-  // By halving: a fixed order.
-  double total() {
-    for (int half = kLanes / 2; half > 0; half /= 2) {
-      for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-    }
-    return lane[0];
-  }
-};
+// Adds each lane to its sum in float64.
+inline void add_lanes(double* sums, const Lanes& lanes) {
+  float single[kLanes];
+  std::memcpy(single, &lanes, sizeof single);
+  for (int i = 0; i < kLanes; ++i) sums[i] += static_cast<double>(single[i]);
+}
 
 template <class To, class From>
 inline To bit_cast(const From& from) {

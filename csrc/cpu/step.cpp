@@ -11,8 +11,10 @@
 namespace sasgd {
 namespace {
 
-// Fixed, so that sums do not depend on the machine or the number of threads.
-constexpr int64_t kChunk = 16384;
+// One hand-over between threads for about this many parts of the work, and for this many elements at most: enough parts
+// for an even load, and long ways through memory.
+constexpr int64_t kTasks = 64;
+constexpr int64_t kLargestTask = 16 * kChunk;
 
 std::vector<const Kernels*> available_kernels() {
   std::vector<const Kernels*> found;
@@ -38,6 +40,14 @@ T* address(uint64_t base, int64_t offset, DType dtype) {
               : nullptr;
 }
 
+// By halving: a fixed order.
+double total(double* lanes) {
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
+}
+
 bool same_bits(double a, double b) { return std::memcmp(&a, &b, sizeof a) == 0 || (a != a && b != b); }
 
 }  // namespace
@@ -51,11 +61,14 @@ CpuPlan::CpuPlan(std::vector<TensorInfo> tensors, std::vector<BlockInfo> blocks,
     }
   }
   for (const TensorInfo& tensor : tensors_) group_count_ = std::max(group_count_, tensor.group + 1);
-  int64_t pending = kChunk;  // elements in the last task; starts a task
+  int64_t all = 0;
+  for (const TensorInfo& tensor : tensors_) all += tensor.numel;
+  const int64_t task_size = std::min(std::max(all / kTasks, kChunk), kLargestTask);
+  int64_t pending = task_size;  // elements in the last task; starts a task
   for (size_t t = 0; t < tensors_.size(); ++t) {
     first_chunk_.push_back(static_cast<int64_t>(chunks_.size()));
     for (int64_t offset = 0; offset < tensors_[t].numel; offset += kChunk) {
-      if (pending >= kChunk) {
+      if (pending >= task_size) {
         tasks_.push_back({static_cast<int64_t>(chunks_.size()), 0});
         pending = 0;
       }
@@ -73,24 +86,41 @@ CpuPlan::CpuPlan(std::vector<TensorInfo> tensors, std::vector<BlockInfo> blocks,
   coefficients_.resize(tensors_.size());
 }
 
+template <class Body>
+void CpuPlan::for_each_run(int threads, const Body& body) {
+  parallel_for(static_cast<int64_t>(tasks_.size()), threads, [&](int64_t task) {
+    for (int64_t k = tasks_[task].first_chunk, end; k < tasks_[task].end_chunk; k = end) {
+      const Chunk& first = chunks_[k];
+      end = std::min(tasks_[task].end_chunk, first_chunk_[first.tensor + 1]);
+      body(first.tensor, first.offset, chunks_[end - 1].offset + chunks_[end - 1].count - first.offset,
+           &chunk_sums_[k]);
+    }
+  });
+}
+
+ChunkSums CpuPlan::sums_of(int32_t tensor) const {
+  ChunkSums sums{};
+  for (int64_t k = first_chunk_[tensor]; k < first_chunk_[tensor + 1]; ++k) {
+    for (int i = 0; i < kLanes; ++i) {
+      sums.read[i] += chunk_sums_[k].read[i];
+      sums.written[i] += chunk_sums_[k].written[i];
+    }
+  }
+  return sums;
+}
+
 void CpuPlan::measure(const uint64_t* weights, const uint8_t* chosen_blocks, int threads) {
   const Kernels& kernels = *current_kernels();
-  parallel_for(static_cast<int64_t>(tasks_.size()), threads, [&](int64_t task) {
-    for (int64_t k = tasks_[task].first_chunk; k < tasks_[task].end_chunk; ++k) {
-      const Chunk& chunk = chunks_[k];
-      const TensorInfo& tensor = tensors_[chunk.tensor];
-      if (tensor.block < 0 || !chosen_blocks[tensor.block]) continue;
-      const void* weight = address<void>(weights[chunk.tensor], chunk.offset, tensor.dtype);
-      chunk_sums_[k].written = kernels.sum_squares(weight, chunk.count, tensor.dtype);
-    }
+  for_each_run(threads, [&](int32_t t, int64_t offset, int64_t count, ChunkSums* sums) {
+    const TensorInfo& tensor = tensors_[t];
+    if (tensor.block < 0 || !chosen_blocks[tensor.block]) return;
+    kernels.sum_squares(address<const void>(weights[t], offset, tensor.dtype), count, tensor.dtype, sums);
   });
   for (size_t b = 0; b < blocks_.size(); ++b) {
     if (!chosen_blocks[b]) continue;
-    double sum = 0;
-    const int32_t t = blocks_[b].tensor;
-    for (int64_t k = first_chunk_[t]; k < first_chunk_[t + 1]; ++k) sum += chunk_sums_[k].written;
-    sum_squares_[b] = sum;
-    row_norm_sq[b] = sum / blocks_[b].rows;
+    ChunkSums sums = sums_of(blocks_[b].tensor);
+    sum_squares_[b] = total(sums.written);
+    row_norm_sq[b] = sum_squares_[b] / blocks_[b].rows;
   }
 }
 
@@ -116,44 +146,36 @@ void CpuPlan::make_coefficients_of(const TensorStep* steps, const GroupValues* g
 int64_t CpuPlan::step(const TensorStep* steps, const GroupValues* groups, double loss_scale, int threads) {
   const Kernels& kernels = *current_kernels();
   make_coefficients_of(steps, groups, loss_scale);
-  parallel_for(static_cast<int64_t>(tasks_.size()), threads, [&](int64_t task) {
-    for (int64_t k = tasks_[task].first_chunk; k < tasks_[task].end_chunk; ++k) {
-      const Chunk& chunk = chunks_[k];
-      const TensorInfo& tensor = tensors_[chunk.tensor];
-      const TensorStep& now = steps[chunk.tensor];
-      if (!now.grad) continue;
-      ChunkStep work;
-      work.weight = address<void>(now.weight, chunk.offset, tensor.dtype);
-      work.grad = address<const void>(now.grad, chunk.offset, now.grad_dtype);
-      work.momentum_buffer = address<void>(now.momentum_buffer, chunk.offset, tensor.dtype);
-      work.count = chunk.count;
-      work.dtype = tensor.dtype;
-      work.grad_dtype = now.grad_dtype;
-      work.nesterov = groups[tensor.group].nesterov;
-      work.sum_squares = options_.track_norms && tensor.block >= 0;
-      work.coefficients = coefficients_[chunk.tensor];
-      chunk_sums_[k] = kernels.update(work);
-    }
+  for_each_run(threads, [&](int32_t t, int64_t offset, int64_t count, ChunkSums* sums) {
+    const TensorInfo& tensor = tensors_[t];
+    const TensorStep& now = steps[t];
+    if (!now.grad) return;
+    RunStep run;
+    run.weight = address<void>(now.weight, offset, tensor.dtype);
+    run.grad = address<const void>(now.grad, offset, now.grad_dtype);
+    run.momentum_buffer = address<void>(now.momentum_buffer, offset, tensor.dtype);
+    run.count = count;
+    run.dtype = tensor.dtype;
+    run.grad_dtype = now.grad_dtype;
+    run.nesterov = groups[tensor.group].nesterov;
+    run.coefficients = coefficients_[t];
+    run.sums = options_.track_norms && tensor.block >= 0 ? sums : nullptr;
+    kernels.update(run);
   });
-  return options_.track_norms ? finish_sums(steps) : 0;
+  return options_.track_norms ? carry_sums(steps) : 0;
 }
 
-int64_t CpuPlan::finish_sums(const TensorStep* steps) {
+int64_t CpuPlan::carry_sums(const TensorStep* steps) {
   int64_t stale = 0;
   for (size_t b = 0; b < blocks_.size(); ++b) {
-    const int32_t t = blocks_[b].tensor;
-    if (!steps[t].grad) continue;
-    ChunkSums sums;
-    for (int64_t k = first_chunk_[t]; k < first_chunk_[t + 1]; ++k) {
-      sums.read += chunk_sums_[k].read;
-      sums.written += chunk_sums_[k].written;
-    }
-    if (blocks_[b].scaled && !same_bits(sums.read, sum_squares_[b])) {
+    if (!steps[blocks_[b].tensor].grad) continue;
+    ChunkSums sums = sums_of(blocks_[b].tensor);
+    if (blocks_[b].scaled && !same_bits(total(sums.read), sum_squares_[b])) {
       ++stale;
       ++stale_steps[b];
     }
-    sum_squares_[b] = sums.written;
-    row_norm_sq[b] = sums.written / blocks_[b].rows;
+    sum_squares_[b] = total(sums.written);
+    row_norm_sq[b] = sum_squares_[b] / blocks_[b].rows;
   }
   return stale;
 }

@@ -44,7 +44,15 @@ class CpuPlan {
   };
 
   void make_coefficients_of(const TensorStep* steps, const GroupValues* groups, double loss_scale);
-  int64_t finish_sums(const TensorStep* steps);
+  // Calls body(tensor, offset, count, sums) for stretches of whole chunks that together make up all tensors.
+  template <class Body>
+  void for_each_run(int threads, const Body& body);
+
+  // A tensor's sums: chunks in their order, lane by lane.
+  ChunkSums sums_of(int32_t tensor) const;
+
+  // Compares the sums of what a step read with the carried ones, and carries those of what it wrote.
+  int64_t carry_sums(const TensorStep* steps);
 
   std::vector<TensorInfo> tensors_;
   std::vector<BlockInfo> blocks_;

@@ -1,4 +1,4 @@
-// The loops over one chunk. Compiled once for each instruction set, with SASGD_ISA as its namespace.
+// The loops over the chunks of a tensor. Compiled once for each instruction set, with SASGD_ISA as its namespace.
 //
 // Everything here has internal linkage or lives in that namespace: an inline function that the linker could share
 // with other files might be compiled here for instructions that the machine lacks.
@@ -11,7 +11,7 @@ namespace {
 
 // Squares are summed in float32 over at most this many elements, from there on in float64.
 constexpr int64_t kSpan = 1024;
-static_assert(kSpan % kLanes == 0, "only the last span of a chunk has a tail");
+static_assert(kSpan % kLanes == 0 && kChunk % kSpan == 0, "only the last span of a tensor has a tail");
 
 // Fewer than kLanes elements in a buffer of kLanes, the rest zero: tails go through the same code as the rest.
 template <class T>
@@ -33,17 +33,17 @@ inline Lanes update_lanes(typename W::Stored* weight, const typename G::Stored* 
 }
 
 template <class W, class G, Momentum kMomentum, bool kSumSquares>
-ChunkSums update(const ChunkStep& step) {
+void update(const RunStep& run) {
   using Weight = typename W::Stored;
-  Weight* weight = static_cast<Weight*>(step.weight);
-  const typename G::Stored* grad = static_cast<const typename G::Stored*>(step.grad);
+  Weight* weight = static_cast<Weight*>(run.weight);
+  const typename G::Stored* grad = static_cast<const typename G::Stored*>(run.grad);
   // Without momentum any valid address will do: nothing is loaded from it but a tail that nobody uses.
-  Weight* momentum_buffer = kMomentum == Momentum::kNone ? weight : static_cast<Weight*>(step.momentum_buffer);
-  const UpdateCoefficients c = step.coefficients;
+  Weight* momentum_buffer = kMomentum == Momentum::kNone ? weight : static_cast<Weight*>(run.momentum_buffer);
+  const UpdateCoefficients c = run.coefficients;
+  ChunkSums sums{};
 
-  LaneSums sum_read, sum_written;
-  for (int64_t begin = 0; begin < step.count; begin += kSpan) {
-    const int64_t end = begin + kSpan < step.count ? begin + kSpan : step.count;
+  for (int64_t begin = 0; begin < run.count; begin += kSpan) {
+    const int64_t end = begin + kSpan < run.count ? begin + kSpan : run.count;
     Lanes read{}, written{};
     int64_t i = begin;
     for (; i + kLanes <= end; i += kLanes) {
@@ -69,17 +69,20 @@ ChunkSums update(const ChunkStep& step) {
       }
     }
     if constexpr (kSumSquares) {
-      sum_read.add(read);
-      sum_written.add(written);
+      add_lanes(sums.read, read);
+      add_lanes(sums.written, written);
+      if (end % kChunk == 0 || end == run.count) {
+        run.sums[begin / kChunk] = sums;
+        sums = {};
+      }
     }
   }
-  return {sum_read.total(), sum_written.total()};
 }
 
 template <class W>
-double sum_squares(const void* from, int64_t count) {
+void sum_squares(const void* from, int64_t count, ChunkSums* out) {
   const typename W::Stored* weight = static_cast<const typename W::Stored*>(from);
-  LaneSums sum;
+  ChunkSums sums{};
   for (int64_t begin = 0; begin < count; begin += kSpan) {
     const int64_t end = begin + kSpan < count ? begin + kSpan : count;
     Lanes squares{};
@@ -92,47 +95,50 @@ double sum_squares(const void* from, int64_t count) {
       const Lanes w = load<W>(Padded<W>(weight + i, end - i).values);
       squares = squares + w * w;
     }
-    sum.add(squares);
+    add_lanes(sums.written, squares);
+    if (end % kChunk == 0 || end == count) {
+      out[begin / kChunk] = sums;
+      sums = {};
+    }
   }
-  return sum.total();
 }
 
 template <class W, class G, Momentum kMomentum>
-ChunkSums update_with_sums(const ChunkStep& step) {
-  return step.sum_squares ? update<W, G, kMomentum, true>(step) : update<W, G, kMomentum, false>(step);
+void update_with_sums(const RunStep& run) {
+  run.sums ? update<W, G, kMomentum, true>(run) : update<W, G, kMomentum, false>(run);
 }
 
 template <class W, class G>
-ChunkSums update_with_momentum(const ChunkStep& step) {
-  if (!step.momentum_buffer) return update_with_sums<W, G, Momentum::kNone>(step);
-  if (step.nesterov) return update_with_sums<W, G, Momentum::kNesterov>(step);
-  return update_with_sums<W, G, Momentum::kClassic>(step);
+void update_with_momentum(const RunStep& run) {
+  if (!run.momentum_buffer) return update_with_sums<W, G, Momentum::kNone>(run);
+  if (run.nesterov) return update_with_sums<W, G, Momentum::kNesterov>(run);
+  return update_with_sums<W, G, Momentum::kClassic>(run);
 }
 
 template <class W>
-ChunkSums update_with_grad(const ChunkStep& step) {
-  return step.grad_dtype == step.dtype ? update_with_momentum<W, W>(step) : update_with_momentum<W, Float32>(step);
+void update_with_grad(const RunStep& run) {
+  return run.grad_dtype == run.dtype ? update_with_momentum<W, W>(run) : update_with_momentum<W, Float32>(run);
 }
 
-ChunkSums update_any(const ChunkStep& step) {
-  switch (step.dtype) {
+void update_any(const RunStep& run) {
+  switch (run.dtype) {
     case DType::kBFloat16:
-      return update_with_grad<BFloat16>(step);
+      return update_with_grad<BFloat16>(run);
     case DType::kFloat16:
-      return update_with_grad<Float16>(step);
+      return update_with_grad<Float16>(run);
     default:
-      return update_with_momentum<Float32, Float32>(step);
+      return update_with_momentum<Float32, Float32>(run);
   }
 }
 
-double sum_squares_any(const void* weight, int64_t count, DType dtype) {
+void sum_squares_any(const void* weight, int64_t count, DType dtype, ChunkSums* sums) {
   switch (dtype) {
     case DType::kBFloat16:
-      return sum_squares<BFloat16>(weight, count);
+      return sum_squares<BFloat16>(weight, count, sums);
     case DType::kFloat16:
-      return sum_squares<Float16>(weight, count);
+      return sum_squares<Float16>(weight, count, sums);
     default:
-      return sum_squares<Float32>(weight, count);
+      return sum_squares<Float32>(weight, count, sums);
   }
 }
 
