@@ -84,7 +84,8 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Makes parameter groups from the types of a model's modules.
 
     The weights of linear layers and convolutions, grouped and transposed ones with their true numbers of rows and
-    columns, form a group that is amended, ordered by where the model uses them last. All else (biases, norms,
+    columns, form a group that is amended, in the order of the modules; a weight or module that comes more than once
+    stands at its last place. All else (biases, norms,
     embeddings, positions, class tokens, layer scales, loose parameters) forms a group with ``amend=False`` before it.
 
     Args:
@@ -150,7 +151,7 @@ def _entry(value: int | Sequence[int | None] | None, position: int) -> int | Non
 
 def _last_uses(model: nn.Module) -> Iterator[tuple[Parameter, tuple[int, int] | None]]:
     """Every (parameter, matrix shape or None) in the order of the modules; a tied parameter comes again."""
-    for module in model.modules():
+    for _, module in model.named_modules(remove_duplicate=False):
         for name, param in module.named_parameters(recurse=False, remove_duplicate=False):
             yield param, _matrix_shape(module) if name == "weight" and param.numel() else None
 

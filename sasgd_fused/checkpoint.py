@@ -79,7 +79,8 @@ def check_shapes(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, An
 
 
 def _deal_out(saved: dict[str, Any], groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    if not all("model_order" in group for group in groups):
+    places = [place for group in groups for place in group.get("model_order", ())]
+    if sorted(places) != list(range(len(saved["params"]))):  # not made by parameter_groups, or of several models
         return [saved]
     keys = saved["params"]
     dealt = []

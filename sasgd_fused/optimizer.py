@@ -14,7 +14,7 @@ from torch.optim.optimizer import ParamsT
 from sasgd_fused import checkpoint
 from sasgd_fused.backends import candidate_backends, make_backend
 from sasgd_fused.backends.base import Backend
-from sasgd_fused.blocks import Block, check_block_options, find_blocks, parameter_name
+from sasgd_fused.blocks import check_block_options, find_blocks, parameter_name
 from sasgd_fused.layout import has_layout_of, in_layout_of
 from sasgd_fused.options import GroupValues, Options, check_hyperparameters, read_group_values
 from sasgd_fused.plan import Structure, check_parameter, make_plans
@@ -105,7 +105,8 @@ class ScaleAmendedSGD(Optimizer):
         self._options = Options(factors, head, decay, norms, eps, output_width)
         self._candidates = candidate_backends(backend, foreach, fused)
         self._initial_groups: int | None = None  # None while the constructor adds its groups
-        self._head: Block | None = None
+        self._head: Tensor | None = None
+        self._head_rows = 1
         self._backends: list[Backend] | None = None
         self._structure = Structure([])
         defaults = {
@@ -143,7 +144,7 @@ class ScaleAmendedSGD(Optimizer):
             param_group["params"] = list(param_group["params"])
             _check_distinct(param_group["params"])
         super().add_param_group(param_group)
-        head = self._head
+        head, head_rows = self._head, self._head_rows
         try:
             index = len(self.param_groups) - 1
             check_hyperparameters(param_group)
@@ -155,7 +156,7 @@ class ScaleAmendedSGD(Optimizer):
                 self._make_backends()
         except Exception:
             self.param_groups.pop()
-            self._head, self._backends = head, None
+            self._head, self._head_rows, self._backends = head, head_rows, None
             raise
 
     @overload
@@ -241,7 +242,7 @@ class ScaleAmendedSGD(Optimizer):
         finally:
             handle.remove()
         for param, state in self.state.items():
-            buffer = state.get("momentum_buffer") if isinstance(state, dict) else None
+            buffer = state.get("momentum_buffer") if isinstance(param, Tensor) else None
             if buffer is not None and not has_layout_of(buffer, param):
                 state["momentum_buffer"] = in_layout_of(buffer, param, buffer.dtype)
         if foreign:
@@ -252,7 +253,7 @@ class ScaleAmendedSGD(Optimizer):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_options", "_candidates", "_initial_groups", "_head")
+        own = ("_options", "_candidates", "_initial_groups", "_head", "_head_rows")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -266,7 +267,9 @@ class ScaleAmendedSGD(Optimizer):
         """The head is the last block at construction, or of the first group that brings any."""
         blocks = find_blocks(self.param_groups, self._initial_groups or 0)
         if self._head is None and blocks:
-            self._head = blocks[-1]
+            last = blocks[-1]
+            self._head = self.param_groups[last.group]["params"][last.position]
+            self._head_rows = last.rows
 
     def _current_backends(self) -> list[Backend]:
         backends = self._backends
@@ -279,7 +282,7 @@ class ScaleAmendedSGD(Optimizer):
     def _make_backends(self) -> list[Backend]:
         for group in self.param_groups:
             check_block_options(group)
-        plans = make_plans(self.param_groups, self._options, self._initial_groups or 0, self._head)
+        plans = make_plans(self.param_groups, self._options, self._initial_groups or 0, self._head, self._head_rows)
         backends = []
         for plan in plans:
             backends.append(make_backend(plan, self.state, self._candidates))

@@ -91,14 +91,22 @@ class StepPlan:
         """Checks the momentum buffers that there are.
 
         Raises:
-            ValueError: a buffer does not have its parameter's shape; the message names the parameter.
+            ValueError: a buffer is sparse, or does not have its parameter's shape or device; the message names the
+                parameter.
         """
         for param, name in zip(self.params, self.names, strict=True):
             buffer = state.get(param, {}).get("momentum_buffer")
-            if buffer is not None and buffer.shape != param.shape:
+            if buffer is None:
+                continue
+            if buffer.shape != param.shape:
                 raise ValueError(
                     f"momentum_buffer of {name}: got shape {tuple(buffer.shape)}, "
                     f"want the parameter's, {tuple(param.shape)}"
+                )
+            if buffer.device != param.device or buffer.layout != torch.strided:
+                raise ValueError(
+                    f"momentum_buffer of {name}: got a {buffer.layout} tensor on {buffer.device}, "
+                    f"want a dense one on the parameter's device, {param.device}"
                 )
 
 
@@ -124,7 +132,7 @@ class Structure:
 
 
 def make_plans(
-    groups: Sequence[Mapping[str, Any]], options: Options, initial_groups: int, head: Block | None
+    groups: Sequence[Mapping[str, Any]], options: Options, initial_groups: int, head: Tensor | None, head_rows: int
 ) -> list[StepPlan]:
     """Makes one plan for every device that holds parameters.
 
@@ -132,11 +140,12 @@ def make_plans(
         groups: the optimizer's parameter groups.
         options: the optimizer's options.
         initial_groups: how many groups there were at construction.
-        head: the last block at construction; None if there were no blocks.
+        head: the parameter of the last block at construction; None if there were no blocks.
+        head_rows: its rows then, n_B.
     """
     blocks = find_blocks(groups, initial_groups)
     block_params = [groups[block.group]["params"][block.position] for block in blocks]
-    output_width = options.output_width or (head.rows if head else 1)
+    output_width = options.output_width or head_rows
     factors = dict(zip(blocks, backward_factors(blocks, block_params, options, output_width), strict=True))
 
     devices = dict.fromkeys(param.device for group in groups for param in group["params"])
@@ -157,10 +166,9 @@ def make_plans(
         columns = effective_columns(here, [factors[block] for block in here])
         planned = []
         for block, effective in zip(here, columns, strict=True):
-            place = (block.group, block.position)
-            is_head = head is not None and place == (head.group, head.position)
-            scaled = block.amend and not (is_head and options.head == "plain")
-            planned.append(PlannedBlock(places[place], block, effective, factors[block], scaled))
+            index = places[block.group, block.position]
+            scaled = block.amend and not (params[index] is head and options.head == "plain")
+            planned.append(PlannedBlock(index, block, effective, factors[block], scaled))
         signatures = [_signature(param) for param in params]
         plans.append(StepPlan(device, params, names, group_of, planned, options, signatures))
     return plans

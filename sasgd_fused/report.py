@@ -21,6 +21,7 @@ class LayerRow:
         name: the parameter's name, or its place if names are not known.
         rows: output units.
         columns: input units.
+        scaled: whether its gradient is scaled: neither ``amend=False`` nor a plain head.
         row_norm_sq: ‖W‖²_{2,μ}, before the floor `eps`.
         column_norm_sq: ‖Wᵀ‖²_{2,μ} = row_norm_sq · rows / columns.
         backward_factor: m_b.
@@ -34,6 +35,7 @@ class LayerRow:
     name: str
     rows: int
     columns: int
+    scaled: bool
     row_norm_sq: float
     column_norm_sq: float
     backward_factor: float
@@ -60,7 +62,7 @@ class LayerReport(tuple[LayerRow, ...]):
     """A tuple of `LayerRow`, input first, that prints as a table."""
 
     def __str__(self) -> str:
-        names = [field.name for field in fields(LayerRow) if field.name not in ("stale_steps", "at_eps_floor")]
+        names = [field.name for field in fields(LayerRow) if field.type != "bool" and field.name != "stale_steps"]
         table = [[*names, "marks"]]
         for row in self:
             cells = [getattr(row, name) for name in names]
@@ -91,6 +93,7 @@ def make_report(backends: Sequence[Backend], values: Sequence[GroupValues]) -> L
                     name=block.name,
                     rows=block.rows,
                     columns=block.columns,
+                    scaled=planned.scaled,
                     row_norm_sq=row_norm_sq,
                     column_norm_sq=row_norm_sq * block.rows / block.columns,
                     backward_factor=planned.backward_factor,

@@ -59,7 +59,8 @@ class ForeachBackend(Backend):
         if not blocks:
             return []
         weights = [self.plan.params[planned.param].detach() for planned in blocks]
-        sums = torch.stack(torch._foreach_norm(weights, 2, torch.float64)).square().tolist()
+        dtype = torch.float32 if self.plan.device.type == "mps" else torch.float64  # which Apple's GPUs lack
+        sums = torch.stack(torch._foreach_norm(weights, 2, dtype)).square().tolist()
         return [total / planned.block.rows for total, planned in zip(sums, blocks, strict=True)]
 
     def _apply_momentum(self, params: list[Tensor], grads: list[Tensor], groups: list[GroupValues]) -> None:

@@ -6,12 +6,12 @@ import warnings
 from array import array
 from collections.abc import Collection, Sequence
 from itertools import chain
+from operator import attrgetter
 
 import torch
-from torch import Tensor
 
 from sasgd_fused.backends.base import Backend
-from sasgd_fused.backends.tables import GradientTable, MomentumTable, WeightTable
+from sasgd_fused.backends.tables import GradientTable, MomentumTable, WeightTable, values_in_state
 from sasgd_fused.options import GroupValues
 from sasgd_fused.plan import PlannedBlock, State, StepPlan
 
@@ -23,7 +23,7 @@ except ImportError as error:
     _import_error = str(error)
 
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_version_of = Tensor._version.__get__  # type: ignore[attr-defined]
+_version_of = attrgetter("_version")
 
 
 class NativeBackend(Backend):
@@ -47,12 +47,15 @@ class NativeBackend(Backend):
             shape_decay=options.decay == "shape",
             track_norms=not options.freezes_norms,
         )
-        self._weights = WeightTable(plan.params)
+        self._weights = WeightTable(plan)
         self._gradients = GradientTable(plan, _DTYPE_CODES)
         self._momentum = MomentumTable(plan, state)
         self._block_params = [plan.params[planned.param] for planned in plan.blocks]
         self._block_of = {planned.param: b for b, planned in enumerate(plan.blocks)}
         self._version_sum = -1
+        # Views of one flat tensor share its counter: then a step raises the sum by more than one for each.
+        storages = [param.untyped_storage().data_ptr() for param in plan.params if param.numel()]
+        self._own_counters = len(set(storages)) == len(storages)
         self._freezes = options.freezes_norms
         self._unmeasured = bytearray(b"\1" * len(plan.blocks))  # 1: the kernel's norm is not the one to be used
         self._warned = False
@@ -109,7 +112,7 @@ class NativeBackend(Backend):
         )
         del grads  # the kernel had their addresses
         if self._weights.gapped:
-            self._weights.empty_gapped()
+            self._weights.empty_gapped(active)
         self._mark_written(active)
         if self._freezes:
             self._keep_norms(active, values)
@@ -169,7 +172,7 @@ class NativeBackend(Backend):
         self._kept = self._norms_in_state()
 
     def _norms_in_state(self) -> list[float | None]:
-        return [state.get("row_norm_sq") for state in self.state.values()]
+        return values_in_state(self.state, "row_norm_sq")
 
     def _find_stale(self) -> None:
         """Marks the norms if the version counters show that others have written any block.
@@ -210,7 +213,7 @@ class NativeBackend(Backend):
     def _mark_written(self, active: list[int]) -> None:
         """Bumps the version counters, as torch does for its own in-place operations."""
         params = self.plan.params
-        if len(active) == len(params) and not self._weights.gapped:
+        if len(active) == len(params) and not self._weights.gapped and self._own_counters:
             torch.autograd.graph.increment_version(params)
             self._version_sum += len(self._block_params)
         else:

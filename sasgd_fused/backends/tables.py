@@ -7,8 +7,9 @@ functions below over a list costs 30-60 ns for a tensor, about half of what a co
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
-from operator import is_
+from collections.abc import Collection, Sequence
+from operator import attrgetter, is_
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +18,24 @@ from sasgd_fused.layout import has_layout_of, in_layout_of, is_dense
 from sasgd_fused.options import GroupValues
 from sasgd_fused.plan import State, StepPlan
 
-_grad_of = Tensor.grad.__get__  # type: ignore[union-attr]
+_grad_of = attrgetter("grad")
 _address_of = Tensor.data_ptr
 _strides_of = Tensor.stride
 _is_contiguous = Tensor.is_contiguous
-_dtype_of = Tensor.dtype.__get__  # type: ignore[attr-defined]
+_dtype_of = attrgetter("dtype")
+
+
+def values_in_state(state: State, key: str) -> list[Any]:
+    """One entry of each parameter's state; others may have put anything else into the state."""
+    try:
+        return [of_param.get(key) for of_param in state.values()]
+    except AttributeError:
+        return [of_param.get(key) for of_param in state.values() if isinstance(of_param, dict)]
+
+
+def _is_lazy(tensor: Tensor) -> bool:
+    """Whether the values are not those in memory: torch may put off a negation, or a filling with zeros."""
+    return tensor.is_neg() or tensor._is_zerotensor()
 
 
 class _Strides:
@@ -45,8 +59,9 @@ class WeightTable:
         gapped: dense copies, by index, of the parameters with gaps in memory; the kernel works on these.
     """
 
-    def __init__(self, params: list[Tensor]) -> None:
-        self._params = params
+    def __init__(self, plan: StepPlan) -> None:
+        self._params = plan.params
+        self._names = plan.names
         self._addresses: list[int] = []
         self._strides = _Strides([])
         self.table = array("Q")
@@ -57,8 +72,16 @@ class WeightTable:
         return list(map(_address_of, self._params)) == self._addresses and self._strides.hold_for(self._params)
 
     def rewrite(self) -> list[int]:
-        """Writes the table anew; returns the indices of the parameters whose memory is another."""
-        before, self._addresses = self._addresses, list(map(_address_of, self._params))
+        """Writes the table anew; returns the indices of the parameters whose memory is another.
+
+        Raises:
+            ValueError: a parameter's storage was taken away.
+        """
+        addresses = list(map(_address_of, self._params))
+        for param, address, name in zip(self._params, addresses, self._names, strict=True):
+            if address == 0 and param.numel():
+                raise ValueError(f"params: {name} has no memory of its own, want a plain dense tensor")
+        before, self._addresses = self._addresses, addresses
         self._strides = _Strides(self._params)
         self.gapped = {i: torch.empty_like(p) for i, p in enumerate(self._params) if not is_dense(p)}
         self.table = array("Q", self._addresses)
@@ -73,10 +96,11 @@ class WeightTable:
             dense.copy_(self._params[index])
 
     @torch.no_grad()
-    def empty_gapped(self) -> None:
-        """Copies them back."""
+    def empty_gapped(self, active: Collection[int]) -> None:
+        """Copies those that were updated back."""
         for index, dense in self.gapped.items():
-            self._params[index].copy_(dense)
+            if index in active:
+                self._params[index].copy_(dense)
 
 
 class GradientTable:
@@ -113,7 +137,12 @@ class GradientTable:
             # Gradients in the same places, such as those that are zeroed in place, need only half a look: torch saw
             # to it that they have the dtype and the shape of their parameters.
             same = self._is_typed and addresses == self._addresses
-            if not (self._strides.hold_for(grads) if same else self._look(grads) == self._facts):
+            known = (
+                list(map(Tensor.numel, grads)) == self._facts[0] and self._strides.hold_for(grads)
+                if same
+                else self._look(grads) == self._facts
+            )
+            if not known:
                 return False
         except (AttributeError, TypeError, RuntimeError):  # a gradient vanished, or has no plain memory
             return False
@@ -124,7 +153,7 @@ class GradientTable:
 
     def invalidate(self) -> None:
         """Has the gradients bound anew: the parameters lie in memory in another way."""
-        self._facts, self._addresses = [], []
+        self._facts, self._addresses, self._is_typed = [], [], False
 
     def release(self) -> None:
         """Lets go of the gradients, so that they are freed when they are set to None."""
@@ -151,7 +180,7 @@ class GradientTable:
         self.codes = array("B", bytes(len(params)))
         for k, (param, grad) in enumerate(zip(self._active_params, self._grads, strict=True)):
             dtype = grad.dtype if grad.dtype in (param.dtype, torch.float32) else torch.float32
-            if dtype != grad.dtype or not has_layout_of(grad, param):
+            if dtype != grad.dtype or _is_lazy(grad) or not has_layout_of(grad, param):
                 self._recast[k] = dtype
             self.codes[self.active[k]] = self._dtype_codes[dtype]
 
@@ -177,10 +206,11 @@ class GradientTable:
     def _look(grads: list[Tensor]) -> list[list[object]]:
         # Sizes and strides tell shapes apart, also those with as many elements, and cost less than shapes.
         return [
-            list(map(_dtype_of, grads)),
             list(map(Tensor.numel, grads)),
+            list(map(_dtype_of, grads)),
             list(map(_strides_of, grads)),
             list(map(Tensor.get_device, grads)),
+            list(map(Tensor.is_neg, grads)),
         ]
 
 
@@ -261,4 +291,4 @@ class MomentumTable:
         )
 
     def _buffers(self) -> list[Tensor | None]:
-        return [state.get("momentum_buffer") for state in self._state.values()]
+        return values_in_state(self._state, "momentum_buffer")

@@ -1,0 +1,153 @@
+"""What torch allows and few expect: each was wrong once, in silence or with a crash."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import Parameter
+
+from sasgd_fused import ScaleAmendedSGD, parameter_groups
+from sasgd_fused.backends import native
+from tests.helpers import backends
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_a_gradient_whose_negation_is_put_off(backend: str) -> None:
+    """Autograd gives one through a complex number; what lies in memory has the other sign."""
+    weight = Parameter(torch.tensor([1.0]))
+    optimizer = ScaleAmendedSGD([weight], lr=1.0, backend=backend)
+    conjugate = torch.complex(torch.zeros(1), weight).conj()
+    (conjugate * torch.tensor([2.0 + 3j])).real.sum().backward()
+    assert weight.grad is not None and weight.grad.is_neg()
+    optimizer.step()
+    assert weight.item() == -2.0
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_a_gradient_of_zeros_without_memory_still_decays_the_weight(backend: str) -> None:
+    weight = Parameter(torch.tensor([1.0]))
+    optimizer = ScaleAmendedSGD([weight], lr=0.5, weight_decay=1.0, backend=backend)
+    weight.grad = torch._efficientzerotensor((1,), dtype=torch.float32, device="cpu")
+    optimizer.step()
+    assert weight.item() == 0.5
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_a_parameter_cut_short_in_place(backend: str) -> None:
+    """The same address, and its gradient's too; the rest of the memory is not its own any more."""
+    weight = Parameter(torch.ones(4, 4))
+    whole, memory = weight.data, torch.ones(16)
+    optimizer = ScaleAmendedSGD([weight], lr=1.0, backend=backend, output_width=4)
+    weight.grad = memory.view(4, 4)
+    optimizer.step()  # s = 16 / 4
+    weight.grad = None
+    weight.data = weight.data[:2]
+    weight.grad = memory[:8].view(2, 4)
+    optimizer.step()  # s = 9 * 8 / 4
+    assert whole[2:].eq(-3).all()
+    assert whole[:2].eq(-3 - 18).all()
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_the_head_stays_the_head_when_a_group_loses_a_parameter(backend: str) -> None:
+    body, head = Parameter(torch.ones(3, 2)), Parameter(torch.ones(2, 3))
+    optimizer = ScaleAmendedSGD([body, head], backend=backend, head="plain")
+    optimizer.param_groups[0]["params"].pop(0)
+    (row,) = optimizer.layer_report()
+    assert (row.scaled, row.layer_scale) == (False, 1.0)
+
+
+def test_a_checkpoint_of_two_models_is_not_dealt_out_wrongly() -> None:
+    models = [nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for _ in range(2)]
+    params = [param for model in models for param in model.parameters()]
+    sgd = torch.optim.SGD(params, lr=0.1, momentum=0.9)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    sgd.step()
+    optimizer = ScaleAmendedSGD([group for model in models for group in parameter_groups(model)])
+    with pytest.raises(ValueError, match=r"state_dict: got parameter groups of \[8\] parameters, want \[2, 2, 2, 2\]"):
+        optimizer.load_state_dict(sgd.state_dict())
+    assert not optimizer.state
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_momentum_left_on_another_device(backend: str) -> None:
+    """As after moving a model and not its optimizer; the first parameter must not move either."""
+    params = [Parameter(torch.ones(2)), Parameter(torch.ones(2))]
+    optimizer = ScaleAmendedSGD(params, lr=0.1, momentum=0.9, backend=backend)
+    for param in params:
+        param.grad = torch.ones(2)
+    optimizer.step()
+    before = [param.detach().clone() for param in params]
+    optimizer.state[params[1]]["momentum_buffer"] = torch.ones(2, device="meta")
+    with pytest.raises(ValueError, match=r"momentum_buffer of parameter 1 of group 0: got .* on meta, want .* cpu"):
+        optimizer.step()
+    assert all(torch.equal(param, old) for param, old in zip(params, before, strict=True))
+
+
+@pytest.mark.parametrize("backend", backends(["native"]))
+def test_a_parameter_whose_storage_was_taken_away(backend: str) -> None:
+    weight, other = Parameter(torch.ones(2, 2)), Parameter(torch.ones(2))
+    optimizer = ScaleAmendedSGD([weight, other], lr=0.1, momentum=0.9, backend=backend)
+    weight.grad, other.grad = torch.ones(2, 2), torch.ones(2)
+    weight.untyped_storage().resize_(0)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="parameter 0 of group 0 has no memory of its own"):
+            optimizer.step()
+    assert other.eq(1).all()
+    assert not optimizer.state
+
+
+def test_a_module_that_is_used_twice_stands_at_its_last_place() -> None:
+    twice = nn.Linear(3, 3)
+    groups = parameter_groups(nn.Sequential(twice, nn.Linear(3, 3), twice))
+    assert [name for name, _ in groups[-1]["params"]] == ["1.weight", "0.weight"]
+
+
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("norms", ["track", "freeze"])
+def test_anything_else_in_the_state_is_left_alone(backend: str, norms: str) -> None:
+    weight = Parameter(torch.ones(2, 2))
+    optimizer = ScaleAmendedSGD([weight], lr=0.1, momentum=0.9, backend=backend, norms=norms)
+    notes: dict[Any, Any] = optimizer.state
+    notes["note"] = 3
+    for _ in range(2):
+        weight.grad = torch.ones(2, 2)
+        optimizer.step()
+    assert notes["note"] == 3
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.state[weight]["momentum_buffer"].shape == (2, 2)
+
+
+@pytest.mark.parametrize("backend", backends(["native"]))
+def test_views_of_one_flat_tensor_need_no_norm_pass_either(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They share a version counter, which a step raises once for each of them."""
+    passes = []
+    measure = native.NativeBackend._measure_blocks
+
+    def counted(self: native.NativeBackend, chosen: list[int]) -> None:
+        passes.append(chosen)
+        measure(self, chosen)
+
+    monkeypatch.setattr(native.NativeBackend, "_measure_blocks", counted)
+    flat = torch.ones(8)
+    params = [Parameter(flat[:4].view(2, 2)), Parameter(flat[4:].view(2, 2))]
+    optimizer = ScaleAmendedSGD(params, lr=0.0, backend=backend)
+    for _ in range(3):
+        for param in params:
+            param.grad = torch.ones(2, 2)
+        optimizer.step()
+    assert passes == [[0, 1]]
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_a_strided_view_without_gradient_is_not_written(backend: str) -> None:
+    views = [Parameter(torch.ones(4, 2)[:, 0]) for _ in range(2)]
+    optimizer = ScaleAmendedSGD(views, lr=0.1, backend=backend)
+    views[0].grad = torch.ones(4)
+    version = views[1]._version
+    optimizer.step()
+    assert views[1]._version == version
