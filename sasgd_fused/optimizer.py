@@ -181,6 +181,17 @@ class ScaleAmendedSGD(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if torch.compiler.is_compiling():
+            self._update_outside_graph()
+        else:
+            self._update()
+        return loss
+
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def _update_outside_graph(self) -> None:
+        self._update()  # addresses and version counters are nothing that a graph could hold
+
+    def _update(self) -> None:
         backends = self._current_backends()
         values = self._group_values()
         grad_scale = getattr(self, "grad_scale", None)
@@ -196,7 +207,6 @@ class ScaleAmendedSGD(Optimizer):
         finally:
             for backend in backends:
                 backend.release_gradients()
-        return loss
 
     def layer_report(self) -> LayerReport:
         """Reports, for each block, its norms, backward factor, scale and effective learning rate.

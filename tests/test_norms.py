@@ -98,8 +98,9 @@ def test_writes_that_no_counter_shows_are_caught_by_the_pass(backend: str) -> No
     give_gradients(model, 1)
     scale = optimizer.layer_report()[0].layer_scale  # that of the weights before: nobody can know yet
     expected = model[0].weight.detach() - 0.1 * scale * model[0].weight.grad
-    with pytest.warns(UserWarning, match="weights of 1 blocks were written"):
+    with pytest.warns(UserWarning, match="weights of 1 blocks were written") as caught:
         optimizer.step()
+    assert caught[0].filename == __file__
     assert_close(model[0].weight, expected, torch.float32)
     first, second = optimizer.layer_report()
     assert (first.stale_steps, second.stale_steps) == (1, 0)
