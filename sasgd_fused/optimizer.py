@@ -17,7 +17,7 @@ from sasgd_fused.backends.base import Backend
 from sasgd_fused.blocks import check_block_options, find_blocks, parameter_name
 from sasgd_fused.layout import has_layout_of, in_layout_of
 from sasgd_fused.options import GroupValues, Options, check_hyperparameters, read_group_values
-from sasgd_fused.plan import Structure, check_parameter, make_plans
+from sasgd_fused.plan import Structure, check_distinct, check_parameter, make_plans
 from sasgd_fused.report import LayerReport, make_report
 
 
@@ -142,7 +142,7 @@ class ScaleAmendedSGD(Optimizer):
         """
         if isinstance(param_group, dict) and not isinstance(param_group.get("params"), (Tensor, set)):
             param_group["params"] = list(param_group["params"])
-            _check_distinct(param_group["params"])
+            check_distinct(param_group["params"])
         super().add_param_group(param_group)
         head, head_rows = self._head, self._head_rows
         try:
@@ -299,12 +299,3 @@ class ScaleAmendedSGD(Optimizer):
         self._backends = backends
         self._structure = Structure(self.param_groups)
         return backends
-
-
-def _check_distinct(params: list[Any]) -> None:
-    seen = set()
-    for position, param in enumerate(params):
-        name, tensor = param if isinstance(param, tuple) else (f"parameter {position}", param)
-        if id(tensor) in seen:
-            raise ValueError(f"params: {name} comes twice in one group, want every parameter once")
-        seen.add(id(tensor))

@@ -174,6 +174,20 @@ def make_plans(
     return plans
 
 
+def check_distinct(params: Sequence[Any]) -> None:
+    """Checks that no tensor, named or not, comes twice.
+
+    Raises:
+        ValueError: one does; the message names it.
+    """
+    seen = set()
+    for position, param in enumerate(params):
+        name, tensor = param if isinstance(param, tuple) else (f"parameter {position}", param)
+        if id(tensor) in seen:
+            raise ValueError(f"params: {name} comes twice in one group, want every parameter once")
+        seen.add(id(tensor))
+
+
 def check_parameter(param: Tensor, name: str) -> None:
     """Checks that a parameter can be updated.
 

@@ -41,7 +41,7 @@ def test_without_the_extension() -> None:
 @pytest.mark.usefixtures("no_extension")
 def test_without_the_extension_the_optimizer_works_and_says_so() -> None:
     weight = Parameter(torch.ones(2, 2))
-    with pytest.warns(UserWarning, match=r"extension of sasgd_fused is not there .*'foreach' backend") as caught:
+    with pytest.warns(UserWarning, match=r"extension of sasgd_fused is not there .*slower 'foreach' backend") as caught:
         optimizer = ScaleAmendedSGD([weight], lr=0.1)
     assert caught[0].filename == __file__
     weight.grad = torch.ones(2, 2)
@@ -50,6 +50,7 @@ def test_without_the_extension_the_optimizer_works_and_says_so() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ScaleAmendedSGD([weight], backend="foreach")  # asked for: nothing to say
+        ScaleAmendedSGD([weight.double().detach().requires_grad_()])  # native would not take it anyway
 
 
 @pytest.mark.usefixtures("no_extension")

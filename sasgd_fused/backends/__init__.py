@@ -51,14 +51,9 @@ def make_backend(plan: StepPlan, state: State, candidates: tuple[str, ...]) -> B
     reasons = {name: BACKENDS[name].why_not(plan.device, dtypes) for name in candidates}
     for name, reason in reasons.items():
         if reason is None:
-            if reasons.get("native") and plan.device.type == "cpu":
-                _warn_of_missing_extension()
+            missing = NativeBackend.why_not_installed()
+            if missing and reasons.get("native") == missing:  # Python's default filter shows it once
+                warnings.warn(f"{missing}; the slower {name!r} backend takes its place", stacklevel=4)
             return BACKENDS[name](plan, state)
     told = "; ".join(f"{name!r}: {reason}" for name, reason in reasons.items())
     raise RuntimeError(f"backend: cannot run on {plan.device} with these parameters: {told}")
-
-
-def _warn_of_missing_extension() -> None:
-    reason = NativeBackend.why_not_installed()
-    if reason:  # Python's default filter shows the same warning from the same place once
-        warnings.warn(f"{reason}; the step takes the slower 'foreach' backend", stacklevel=5)

@@ -11,7 +11,8 @@ from operator import attrgetter
 import torch
 
 from sasgd_fused.backends.base import Backend
-from sasgd_fused.backends.tables import GradientTable, MomentumTable, WeightTable, values_in_state
+from sasgd_fused.backends.momentum import MomentumTable, values_in_state
+from sasgd_fused.backends.tables import GradientTable, WeightTable
 from sasgd_fused.options import GroupValues
 from sasgd_fused.plan import PlannedBlock, State, StepPlan
 

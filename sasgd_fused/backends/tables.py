@@ -8,29 +8,19 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Collection, Sequence
-from operator import attrgetter, is_
-from typing import Any
+from operator import attrgetter
 
 import torch
 from torch import Tensor
 
 from sasgd_fused.layout import has_layout_of, in_layout_of, is_dense
-from sasgd_fused.options import GroupValues
-from sasgd_fused.plan import State, StepPlan
+from sasgd_fused.plan import StepPlan
 
 _grad_of = attrgetter("grad")
 _address_of = Tensor.data_ptr
 _strides_of = Tensor.stride
 _is_contiguous = Tensor.is_contiguous
 _dtype_of = attrgetter("dtype")
-
-
-def values_in_state(state: State, key: str) -> list[Any]:
-    """One entry of each parameter's state; others may have put anything else into the state."""
-    try:
-        return [of_param.get(key) for of_param in state.values()]
-    except AttributeError:
-        return [of_param.get(key) for of_param in state.values() if isinstance(of_param, dict)]
 
 
 def _is_lazy(tensor: Tensor) -> bool:
@@ -212,83 +202,3 @@ class GradientTable:
             list(map(Tensor.get_device, grads)),
             list(map(Tensor.is_neg, grads)),
         ]
-
-
-class MomentumTable:
-    """Addresses of the momentum buffers, which it makes, in the parameters' dtypes and layouts.
-
-    Attributes:
-        table: one address for each parameter, 0 where there is no momentum or no gradient.
-    """
-
-    def __init__(self, plan: StepPlan, state: State) -> None:
-        self._plan = plan
-        self._state = state
-        self.table = array("Q")
-        self._no_first = bytes(len(plan.params))
-        self._known: list[Tensor | None] | None = None
-        self._present: list[Tensor] = []
-        self._addresses: list[int] = []
-        self._active: list[int] = []
-        self._moving: list[bool] = []
-
-    def check(self) -> None:
-        """Looks whether the buffers are those of the step before, and checks them if not.
-
-        Raises:
-            ValueError: a buffer does not have its parameter's shape.
-        """
-        if self._holds():
-            return
-        self._known = None
-        self._plan.check_momentum(self._state)
-
-    def attach(self, active: list[int], values: Sequence[GroupValues]) -> bytes:
-        """Brings the table up to date, with new zero buffers where there are none.
-
-        Args:
-            active: the parameters that are updated in this step.
-            values: the groups' hyperparameters.
-
-        Returns:
-            For each parameter 1 if its buffer is new, else 0.
-        """
-        moving = [group.momentum != 0 for group in values]
-        if self._known is not None and active is self._active and moving == self._moving:
-            return self._no_first
-        first = bytearray(self._no_first)
-        self.table = array("Q", bytes(8 * len(first)))
-        for index in active:
-            if not moving[self._plan.group_of[index]]:
-                continue
-            param = self._plan.params[index]
-            state = self._state[param]
-            buffer = state.get("momentum_buffer")
-            if buffer is None:
-                first[index] = 1
-                buffer = torch.zeros_like(param)
-            elif buffer.dtype != param.dtype or not has_layout_of(buffer, param):
-                buffer = in_layout_of(buffer, param, param.dtype)
-            state["momentum_buffer"] = buffer
-            self.table[index] = buffer.data_ptr()
-        self._active, self._moving, self._known = active, moving, self._buffers()
-        self._present = [buffer for buffer in self._known if buffer is not None]
-        self._addresses = list(map(_address_of, self._present))
-        return bytes(first)
-
-    def invalidate(self) -> None:
-        """Has the table written anew: the parameters lie in memory in another way."""
-        self._known = None
-
-    def _holds(self) -> bool:
-        """Whether the buffers are those of the step before, and where they were (``buffer.data = ...`` moves them)."""
-        buffers, known = self._buffers(), self._known
-        return (
-            known is not None
-            and len(buffers) == len(known)
-            and all(map(is_, buffers, known))
-            and list(map(_address_of, self._present)) == self._addresses
-        )
-
-    def _buffers(self) -> list[Tensor | None]:
-        return values_in_state(self._state, "momentum_buffer")
