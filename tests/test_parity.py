@@ -80,7 +80,7 @@ def test_a_strided_view_leaves_its_neighbours_alone(backend: str) -> None:
         assert base[..., 0].ne(0).all()
 
 
-@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("backend", OTHERS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], **DTYPE_IDS)
 def test_float32_gradients_of_16_bit_parameters(backend: str, dtype: torch.dtype) -> None:
     case = Case([(9, 5), (7,)], dtype, options={"lr": 0.01, "momentum": 0.9})
@@ -98,7 +98,7 @@ def test_float32_gradients_of_16_bit_parameters(backend: str, dtype: torch.dtype
         assert_close(a, e, dtype)
 
 
-@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("backend", OTHERS)
 def test_groups_have_their_own_hyperparameters(backend: str) -> None:
     """Three groups in one step, one of them ascending, one without momentum, one unamended."""
     groups = (
@@ -110,7 +110,7 @@ def test_groups_have_their_own_hyperparameters(backend: str) -> None:
     assert_same_run(Case(shapes, options={"lr": 0.01, "momentum": 0.9}, groups=groups), backend, steps=4)
 
 
-@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("backend", OTHERS)
 def test_mixed_dtypes_in_one_optimizer(backend: str) -> None:
     def run(name: str) -> list[torch.nn.Parameter]:
         torch.manual_seed(0)
