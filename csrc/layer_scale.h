@@ -1,6 +1,8 @@
 // From sums of squares to layer scales: equations (22)-(24) of Zhang, Chen, Liu (2018), in float64, host and device.
 #pragma once
 
+#include <cstring>
+
 #include "update_rule.h"
 
 namespace sasgd {
@@ -24,6 +26,14 @@ SASGD_HOST_DEVICE double next_backward_factor(double backward_factor, const Bloc
 // d_b: decay first, then the scale (the paper's footnote 5), or the shape's part of the scale alone.
 SASGD_HOST_DEVICE double decay_scale(double scale, double backward_factor, double weight_decay, bool shape_decay) {
   return shape_decay ? weight_decay / backward_factor : scale * weight_decay;
+}
+
+// Whether a carried sum of squares is that of the weights; all kinds of NaN are one.
+SASGD_HOST_DEVICE bool same_bits(double a, double b) {
+  uint64_t bits_of_a, bits_of_b;
+  memcpy(&bits_of_a, &a, sizeof a);
+  memcpy(&bits_of_b, &b, sizeof b);
+  return bits_of_a == bits_of_b || (a != a && b != b);
 }
 
 // The coefficients of a tensor from its group's values and, for a scaled block, its scales.

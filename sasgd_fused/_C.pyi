@@ -1,4 +1,4 @@
-"""Types of the compiled extension; what it does stands in csrc/cpu/step.h."""
+"""Types of the compiled extension; what it does stands in csrc/cpu/step.h and csrc/cuda/step.h."""
 
 from array import array
 
@@ -34,3 +34,42 @@ class CpuPlan:
         threads: int,
     ) -> int: ...
     def set_row_norm_sq(self, block: int, value: float) -> None: ...
+
+# The rest is there where the extension was built with CUDA.
+
+CUDA_VERSION: int
+CUDA_ARCHITECTURES: list[int]
+CUDA_STARTED: int
+CUDA_NORM_KEPT: int
+
+def cuda_devices() -> int: ...
+def check_cuda_device(device: int) -> None: ...
+
+class CudaPlan:
+    table_bytes: int
+    max_blocks: int
+
+    def __init__(
+        self,
+        *,
+        device: int,
+        tensors: list[tuple[int, int, int]],
+        blocks: list[tuple[int, bool, float, float]],
+        eps: float,
+        output_factor: float,
+        shape_decay: bool,
+        track_norms: bool,
+    ) -> None: ...
+    def attach(self, tables: int, row_norm_sq: int, stale_steps: int, flags: int, stream: int) -> None: ...
+    def place(self, weights: array[int], momentum_buffers: array[int], flags: bytearray, stream: int) -> None: ...
+    def measure(self, chosen_blocks: bytearray, stream: int) -> None: ...
+    def step(
+        self,
+        grads: array[int],
+        grad_dtypes: array[int],
+        values: array[float],
+        lr_addresses: array[int],
+        grad_scale: int,
+        found_inf: int,
+        stream: int,
+    ) -> None: ...

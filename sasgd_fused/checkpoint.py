@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -76,6 +76,15 @@ def check_shapes(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, An
                 f"state_dict: momentum_buffer of {name} has shape {tuple(buffer.shape)}, "
                 f"want the parameter's, {tuple(param.shape)}"
             )
+
+
+def without_momentum(state: Mapping[Any, dict[str, Any]], keys: Collection[Any]) -> dict[Any, dict[str, Any]]:
+    """A state without the momentum buffers of some parameters; the original is left as it is."""
+    kept = {
+        key: {name: value for name, value in entry.items() if name != "momentum_buffer"} if key in keys else entry
+        for key, entry in state.items()
+    }
+    return {key: entry for key, entry in kept.items() if entry or key not in keys}
 
 
 def _deal_out(saved: dict[str, Any], groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, overload
 
@@ -16,7 +17,7 @@ from sasgd_fused.backends import candidate_backends, make_backend
 from sasgd_fused.backends.base import Backend
 from sasgd_fused.blocks import check_block_options, find_blocks, parameter_name
 from sasgd_fused.layout import has_layout_of, in_layout_of
-from sasgd_fused.options import GroupValues, Options, check_hyperparameters, read_group_values
+from sasgd_fused.options import Options, check_hyperparameters, read_numbers
 from sasgd_fused.plan import Structure, check_distinct, check_parameter, make_plans
 from sasgd_fused.report import LayerReport, make_report
 
@@ -144,7 +145,7 @@ class ScaleAmendedSGD(Optimizer):
             param_group["params"] = list(param_group["params"])
             check_distinct(param_group["params"])
         super().add_param_group(param_group)
-        head, head_rows = self._head, self._head_rows
+        head, head_rows, backends = self._head, self._head_rows, self._backends
         try:
             index = len(self.param_groups) - 1
             check_hyperparameters(param_group)
@@ -156,7 +157,7 @@ class ScaleAmendedSGD(Optimizer):
                 self._make_backends()
         except Exception:
             self.param_groups.pop()
-            self._head, self._head_rows, self._backends = head, head_rows, None
+            self._head, self._head_rows, self._backends = head, head_rows, backends
             raise
 
     @overload
@@ -193,17 +194,14 @@ class ScaleAmendedSGD(Optimizer):
 
     def _update(self) -> None:
         backends = self._current_backends()
-        values = self._group_values()
-        grad_scale = getattr(self, "grad_scale", None)
-        found_inf = getattr(self, "found_inf", None)
+        numbers = read_numbers(self.param_groups, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         try:
             if not all(backend.prepare() for backend in backends):
                 backends = self._make_backends()
                 for backend in backends:
                     backend.prepare()
-            if found_inf is None or not found_inf.item():
-                for backend in backends:
-                    backend.update(values, 1.0 if grad_scale is None else float(grad_scale))
+            for backend in backends:
+                backend.step(numbers)
         finally:
             for backend in backends:
                 backend.release_gradients()
@@ -217,7 +215,8 @@ class ScaleAmendedSGD(Optimizer):
         backends = self._current_backends()
         if not all(backend.plan.is_current() for backend in backends):
             backends = self._make_backends()
-        return make_report(backends, self._group_values())
+        self._settle()
+        return make_report(backends, read_numbers(self.param_groups).on_host())
 
     def refresh_norms(self) -> None:
         """Has the next step take the norms anew from the weights.
@@ -227,6 +226,19 @@ class ScaleAmendedSGD(Optimizer):
         """
         for backend in self._current_backends():
             backend.forget_norms()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state as torch.optim.SGD's, with the groups' and frozen norms' additions.
+
+        On a GPU this waits for the device.
+        """
+        unstarted = self._settle()
+        state_dict = super().state_dict()
+        if unstarted:
+            params = [param for group in self.param_groups for param in group["params"]]
+            places = {id(param): place for place, param in enumerate(params)}
+            state_dict["state"] = checkpoint.without_momentum(state_dict["state"], {places[id(p)] for p in unstarted})
+        return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a checkpoint of this optimizer or of torch.optim.SGD.
@@ -263,15 +275,16 @@ class ScaleAmendedSGD(Optimizer):
             )
 
     def __getstate__(self) -> dict[str, Any]:
+        unstarted = self._settle()
+        state = super().__getstate__()
+        if unstarted:
+            state["state"] = defaultdict(dict, checkpoint.without_momentum(self.state, set(unstarted)))
         own = ("_options", "_candidates", "_initial_groups", "_head", "_head_rows")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+        return {**state, **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._backends = None
-
-    def _group_values(self) -> list[GroupValues]:
-        return [read_group_values(group, index) for index, group in enumerate(self.param_groups)]
 
     def _find_head(self) -> None:
         """The head is the last block at construction, or of the first group that brings any."""
@@ -289,7 +302,18 @@ class ScaleAmendedSGD(Optimizer):
             return self._make_backends()
         return backends
 
+    def _settle(self) -> list[Tensor]:
+        """Brings the state up to date; returns the parameters whose momentum buffers in it have not started."""
+        backends = self._backends or []
+        for backend in backends:
+            backend.settle()
+        return [param for backend in backends for param in backend.unstarted()]
+
     def _make_backends(self) -> list[Backend]:
+        self._settle()
+        for backend in self._backends or []:
+            for param in backend.unstarted():
+                del backend.state[param]["momentum_buffer"]
         for group in self.param_groups:
             check_block_options(group)
         plans = make_plans(self.param_groups, self._options, self._initial_groups or 0, self._head, self._head_rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -44,7 +44,7 @@ class Options:
 
 
 class GroupValues(NamedTuple):
-    """The numbers of one parameter group in one step, as Python floats."""
+    """The hyperparameters of one parameter group in one step."""
 
     lr: float
     momentum: float
@@ -54,17 +54,65 @@ class GroupValues(NamedTuple):
     maximize: bool
 
 
-def read_group_values(group: Mapping[str, Any], index: int) -> GroupValues:
-    """Reads one group's hyperparameters.
+@dataclass(frozen=True)
+class StepNumbers:
+    """All numbers of one step. Reading one that is on a device waits for it, so a backend that can leaves it there.
+
+    Attributes:
+        values: of each group; ``lr`` is 0 where it is on a device.
+        device_lrs: group index → a learning rate on a device.
+        grad_scale: what the gradients were multiplied by (GradScaler), or None for 1.
+        found_inf: not 0 if the gradients overflowed (GradScaler); None for 0.
+    """
+
+    values: list[GroupValues]
+    device_lrs: dict[int, Tensor]
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
+
+    def on_host(self) -> list[GroupValues]:
+        """The values with all learning rates."""
+        if not self.device_lrs:
+            return self.values
+        values = list(self.values)
+        for index, lr in self.device_lrs.items():
+            values[index] = values[index]._replace(lr=float(lr))
+        return values
+
+    def overflowed(self) -> bool:
+        """Whether the step is to be skipped."""
+        return self.found_inf is not None and bool(self.found_inf.item())
+
+    def loss_scale(self) -> float:
+        """What the gradients were multiplied by."""
+        return 1.0 if self.grad_scale is None else float(self.grad_scale)
+
+
+def read_numbers(
+    groups: Sequence[Mapping[str, Any]], grad_scale: Tensor | None = None, found_inf: Tensor | None = None
+) -> StepNumbers:
+    """Reads the hyperparameters of all groups.
 
     Schedulers may set any value between steps, so only the types are checked here, before anything is updated.
 
     Raises:
-        TypeError: a value is not a number.
+        TypeError, ValueError: a value is not a number.
     """
+    device_lrs = {
+        index: lr
+        for index, group in enumerate(groups)
+        if isinstance(lr := group["lr"], Tensor) and lr.device.type != "cpu"
+    }
+    for index, lr in device_lrs.items():
+        _check_number("lr", lr, f" of parameter group {index}")
+    values = [_read_group_values(group, index, index in device_lrs) for index, group in enumerate(groups)]
+    return StepNumbers(values, device_lrs, grad_scale, found_inf)
+
+
+def _read_group_values(group: Mapping[str, Any], index: int, without_lr: bool) -> GroupValues:
     try:
         return GroupValues(
-            float(group["lr"]),
+            0.0 if without_lr else float(group["lr"]),
             float(group["momentum"]),
             float(group["dampening"]),
             float(group["weight_decay"]),
@@ -106,12 +154,16 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...], more: str 
         raise ValueError(f"{name}: got {value!r}, want one of {wanted}{more}")
 
 
+def _check_number(name: str, value: Tensor, where: str) -> None:
+    if value.numel() != 1 or value.is_complex():
+        raise ValueError(
+            f"{name}{where}: got a tensor of shape {tuple(value.shape)} and {value.dtype}, want one real element"
+        )
+
+
 def _number(name: str, value: object, where: str = "") -> float:
     if isinstance(value, Tensor):
-        if value.numel() != 1 or value.is_complex():
-            raise ValueError(
-                f"{name}{where}: got a tensor of shape {tuple(value.shape)} and {value.dtype}, want one real element"
-            )
+        _check_number(name, value, where)
         return float(value)
     if isinstance(value, (str, bytes)):
         raise TypeError(f"{name}{where}: got {value!r}, want a number")

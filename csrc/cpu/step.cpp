@@ -48,8 +48,6 @@ double total(double* lanes) {
   return lanes[0];
 }
 
-bool same_bits(double a, double b) { return std::memcmp(&a, &b, sizeof a) == 0 || (a != a && b != b); }
-
 }  // namespace
 
 CpuPlan::CpuPlan(std::vector<TensorInfo> tensors, std::vector<BlockInfo> blocks, PlanOptions options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+from sasgd_fused.backends import extension
 from sasgd_fused.backends.base import Backend
 from sasgd_fused.backends.foreach import ForeachBackend
 from sasgd_fused.backends.native import NativeBackend
@@ -51,9 +52,9 @@ def make_backend(plan: StepPlan, state: State, candidates: tuple[str, ...]) -> B
     reasons = {name: BACKENDS[name].why_not(plan.device, dtypes) for name in candidates}
     for name, reason in reasons.items():
         if reason is None:
-            missing = NativeBackend.why_not_installed()
+            missing = extension.why_not_installed()
             if missing and reasons.get("native") == missing:  # Python's default filter shows it once
                 warnings.warn(f"{missing}; the slower {name!r} backend takes its place", stacklevel=4)
-            return BACKENDS[name](plan, state)
+            return BACKENDS[name].create(plan, state)
     told = "; ".join(f"{name!r}: {reason}" for name, reason in reasons.items())
     raise RuntimeError(f"backend: cannot run on {plan.device} with these parameters: {told}")

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from sasgd_fused.options import GroupValues
+from sasgd_fused.options import GroupValues, StepNumbers
 from sasgd_fused.plan import PlannedBlock, State, StepPlan
 
 
@@ -25,6 +25,11 @@ class Backend:
         self.plan = plan
         self.state = state
         self.grads: list[Tensor | None] = []
+
+    @classmethod
+    def create(cls, plan: StepPlan, state: State) -> Backend:
+        """Makes a backend for a plan that `why_not` has no objection to."""
+        return cls(plan, state)
 
     @classmethod
     def why_not(cls, device: torch.device, dtypes: Collection[torch.dtype]) -> str | None:
@@ -46,8 +51,17 @@ class Backend:
         self.plan.check_momentum(self.state)
         return True
 
+    def step(self, numbers: StepNumbers) -> None:
+        """Updates weights and momentum from the prepared gradients, or nothing at all after an overflow.
+
+        Args:
+            numbers: hyperparameters of every group of the optimizer, and what a GradScaler found.
+        """
+        if not numbers.overflowed():
+            self.update(numbers.on_host(), numbers.loss_scale())
+
     def update(self, values: Sequence[GroupValues], grad_scale: float) -> None:
-        """Updates weights and momentum from the prepared gradients.
+        """What `step` does without an overflow, with all numbers read on the host.
 
         Args:
             values: hyperparameters of every group of the optimizer.
@@ -58,6 +72,16 @@ class Backend:
     def release_gradients(self) -> None:
         """Lets go of the gradients, so that they are freed when they are set to None."""
         self.grads = []
+
+    def settle(self) -> None:
+        """Brings into the state what so far only the device knows; may wait for it."""
+
+    def unstarted(self) -> list[Tensor]:
+        """The parameters whose momentum buffer, though it is in the state, has not taken its first gradient.
+
+        A step that was skipped on the device leaves them, and only `settle` finds out.
+        """
+        return []
 
     def row_norm_sq(self) -> list[float]:
         """‖W_b‖²_{2,μ} of every block of the plan, as the next step will use it."""

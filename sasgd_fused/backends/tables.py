@@ -53,13 +53,17 @@ class WeightTable:
         self._params = plan.params
         self._names = plan.names
         self._addresses: list[int] = []
-        self._strides = _Strides([])
+        self._strides: list[tuple[int, ...]] = []
         self.table = array("Q")
         self.gapped: dict[int, Tensor] = {}
 
     def is_current(self) -> bool:
         """Whether every parameter is where and as it was when the table was written."""
-        return list(map(_address_of, self._params)) == self._addresses and self._strides.hold_for(self._params)
+        # Strides tell shapes of as many elements apart, and gradients have as many as their parameters.
+        return (
+            list(map(_address_of, self._params)) == self._addresses
+            and list(map(_strides_of, self._params)) == self._strides
+        )
 
     def rewrite(self) -> list[int]:
         """Writes the table anew; returns the indices of the parameters whose memory is another.
@@ -72,7 +76,7 @@ class WeightTable:
             if address == 0 and param.numel():
                 raise ValueError(f"params: {name} has no memory of its own, want a plain dense tensor")
         before, self._addresses = self._addresses, addresses
-        self._strides = _Strides(self._params)
+        self._strides = list(map(_strides_of, self._params))
         self.gapped = {i: torch.empty_like(p) for i, p in enumerate(self._params) if not is_dense(p)}
         self.table = array("Q", self._addresses)
         for index, dense in self.gapped.items():

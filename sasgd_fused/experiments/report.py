@@ -17,7 +17,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 import sasgd_fused
-from sasgd_fused.backends.native import NativeBackend
+from sasgd_fused.backends import extension
 from sasgd_fused.experiments.compare import Settings
 from sasgd_fused.experiments.methods import MOMENTUM, Method
 from sasgd_fused.experiments.train import RunResult
@@ -119,7 +119,7 @@ def write_json(path: Path, settings: Settings, results: Sequence[RunResult], sum
         "settings": {**asdict(settings), "momentum": MOMENTUM, "threads": torch.get_num_threads()},
         "versions": {
             "sasgd_fused": sasgd_fused.__version__,
-            "native extension": NativeBackend.why_not_installed() is None,
+            "native extension": extension.why_not_installed() is None,
             "python": platform.python_version(),
             "machine": platform.machine(),
             **{name: version(name) for name in ("torch", "numpy", "scikit-learn")},

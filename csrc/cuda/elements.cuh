@@ -1,0 +1,83 @@
+// Loads and stores of a few consecutive elements: 16 bytes at a time where memory allows it.
+#pragma once
+
+#if defined(SASGD_EMULATED_CUDA)
+#include "emulation.h"
+#else
+#include <cuda_runtime.h>
+#define SASGD_SHARED(Type, name, count) __shared__ Type name[count]
+#endif
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstring>
+#include <type_traits>
+
+namespace sasgd {
+namespace cuda {
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
+
+// Rounds to nearest, ties to even.
+template <class T>
+__device__ __forceinline__ T narrow(float x) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return x;
+  } else if constexpr (std::is_same_v<T, __half>) {
+    return __float2half_rn(x);
+  } else {
+    return __float2bfloat16_rn(x);
+  }
+}
+
+// An address that came out of a table. Without the hint the compiler takes it for a generic one, which costs an
+// instruction with a slower path.
+template <class T>
+__device__ __forceinline__ T* global_memory(T* address) {
+  __builtin_assume(__isGlobal(address));
+  return address;
+}
+
+template <class T, int kCount>
+struct alignas(16) Elements {
+  T value[kCount];
+};
+
+// The first `left` elements, and zeros for the others. kVectors: the address is aligned to 16 bytes.
+template <bool kVectors, class T, int kCount>
+__device__ __forceinline__ void load(Elements<T, kCount>& to, const T* from, int left) {
+  constexpr int kPerVector = 16 / sizeof(T);
+  if (kVectors && left >= kCount) {
+#pragma unroll
+    for (int i = 0; i < kCount; i += kPerVector) {
+      const uint4 vector = *reinterpret_cast<const uint4*>(from + i);
+      memcpy(static_cast<void*>(to.value + i), &vector, sizeof vector);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) to.value[i] = i < left ? from[i] : narrow<T>(0.0f);
+  }
+}
+
+template <bool kVectors, class T, int kCount>
+__device__ __forceinline__ void store(T* to, const Elements<T, kCount>& from, int left) {
+  constexpr int kPerVector = 16 / sizeof(T);
+  if (kVectors && left >= kCount) {
+#pragma unroll
+    for (int i = 0; i < kCount; i += kPerVector) {
+      uint4 vector;
+      memcpy(&vector, from.value + i, sizeof vector);
+      *reinterpret_cast<uint4*>(to + i) = vector;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (i < left) to[i] = from.value[i];
+    }
+  }
+}
+
+}  // namespace cuda
+}  // namespace sasgd

@@ -1,0 +1,206 @@
+// The kernels: which chunks a thread block takes, and what the last one to finish leaves for the next step.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../layer_scale.h"
+#include "chunk_loops.cuh"
+#include "step.h"
+#include "tables.h"
+// After the headers that choose between a device and its emulation.
+#include <cuda/atomic>
+
+namespace sasgd {
+namespace cuda {
+
+constexpr int kWarp = 32;
+constexpr int kWarps = kThreads / kWarp;
+
+template <class T>
+__device__ __forceinline__ T* address(uint64_t base, int64_t offset, int item_size) {
+  return base ? reinterpret_cast<T*>(base + static_cast<uint64_t>(offset * item_size)) : nullptr;
+}
+
+__device__ __forceinline__ int item_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
+template <int kWords>
+__device__ __forceinline__ GroupValues group_values(const LaunchArgs<kWords>& args, int group) {
+  const Launch& launch = args.header.launch;
+  const int first = launch.end_tensor - launch.first_tensor + group * kGroupWords;
+  uint64_t words[kGroupWords];
+#pragma unroll
+  for (int i = 0; i < kGroupWords; ++i) words[i] = args.words[first + i];
+  GroupWords sent;
+  memcpy(&sent, words, sizeof sent);
+  if (sent.lr) sent.values.lr = *global_memory(sent.lr);
+  return sent.values;
+}
+
+// Looks up what a step does with a chunk; one thread does it for all.
+template <int kWords>
+__device__ ChunkWork step_of_chunk(const LaunchArgs<kWords>& args, int32_t chunk) {
+  const LaunchHeader& header = args.header;
+  const Tables& tables = header.tables;
+  const int32_t t = tables.tensor_of_chunk[chunk];
+  const uint64_t word = args.words[t - header.launch.first_tensor];
+  ChunkWork work{};
+  if (word == 0) return work;
+
+  const TensorEntry tensor = tables.tensors[t];
+  const Addresses base = tables.addresses[t];
+  const GroupValues group = group_values(args, tensor.group);
+  const ChunkPlace place = chunk_place(chunk - tensor.first_chunk, tensor.numel);
+  work.wide_grad = word & kWideGradient;
+  work.weight = address<void>(base.weight, place.offset, item_size(tensor.dtype));
+  work.grad = address<const void>(word & ~kWideGradient, place.offset, work.wide_grad ? 4 : item_size(tensor.dtype));
+  work.momentum_buffer = address<void>(base.momentum_buffer, place.offset, item_size(tensor.dtype));
+  work.count = place.count;
+  work.dtype = tensor.dtype;
+  work.takes_sums = header.track_norms && tensor.block >= 0;
+  work.momentum = !base.momentum_buffer ? Momentum::kNone : group.nesterov ? Momentum::kNesterov : Momentum::kClassic;
+
+  double scale = 1.0, decay = group.weight_decay;
+  if (tensor.block >= 0 && tables.blocks[tensor.block].scaled) {
+    const double m = tables.blocks[tensor.block].backward_factor;
+    scale = layer_scale(tables.row_norm_sq[tensor.block], m, header.eps);
+    decay = decay_scale(scale, m, group.weight_decay, header.shape_decay);
+  }
+  const double inverse = header.grad_scale ? 1.0 / static_cast<double>(*header.grad_scale) : 1.0;
+  work.coefficients = make_coefficients(group, scale, decay, inverse, !(tables.flags[t] & kStarted));
+  return work;
+}
+
+// Looks up what a norm pass does with a chunk.
+template <int kWords>
+__device__ ChunkWork norm_of_chunk(const LaunchArgs<kWords>& args, int32_t chunk) {
+  const Tables& tables = args.header.tables;
+  const int32_t t = tables.tensor_of_chunk[chunk];
+  ChunkWork work{};
+  if (!args.words[t - args.header.launch.first_tensor] || tables.flags[t] & kNormKept) return work;
+
+  const TensorEntry tensor = tables.tensors[t];
+  const ChunkPlace place = chunk_place(chunk - tensor.first_chunk, tensor.numel);
+  work.weight = address<void>(tables.addresses[t].weight, place.offset, item_size(tensor.dtype));
+  work.count = place.count;
+  work.dtype = tensor.dtype;
+  work.takes_sums = true;
+  return work;
+}
+
+// Adds up the sums of a thread block's threads; thread 0 gets the result.
+__device__ __forceinline__ Sums add_up(const ThreadSums& own, Sums* of_warps) {
+  Sums sums{own.read, own.written};
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    sums.read += __shfl_xor_sync(0xffffffffu, sums.read, distance);
+    sums.written += __shfl_xor_sync(0xffffffffu, sums.written, distance);
+  }
+  if (threadIdx.x % kWarp == 0) of_warps[threadIdx.x / kWarp] = sums;
+  __syncthreads();  // the sums of all warps are there
+  if (threadIdx.x == 0) {
+    for (int warp = 1; warp < kWarps; ++warp) {
+      sums.read += of_warps[warp].read;
+      sums.written += of_warps[warp].written;
+    }
+  }
+  return sums;
+}
+
+// Whether all other thread blocks of the launch have finished, so that what they wrote can be read.
+__device__ __forceinline__ bool is_last_block(const Tables& tables) {
+  SASGD_SHARED(bool, is_last, 1);
+  if (threadIdx.x == 0) {
+    ::cuda::atomic_ref<unsigned, ::cuda::thread_scope_device> finished(*tables.finished_blocks);
+    is_last[0] = finished.fetch_add(1u, ::cuda::memory_order_acq_rel) == gridDim.x - 1;
+  }
+  __syncthreads();  // is_last is known
+  return is_last[0];
+}
+
+// One node of the tree: its children in their order.
+__device__ __forceinline__ void add_up_children(const Tables& tables, int32_t n) {
+  const SumNode node = tables.nodes[n];
+  Sums sums = tables.sums[node.first];
+  for (int32_t i = 1; i < node.count; ++i) {
+    sums.read += tables.sums[node.first + i].read;
+    sums.written += tables.sums[node.first + i].written;
+  }
+  tables.sums_of_nodes[n] = sums;
+}
+
+// What a launch leaves for the next step, one tensor to a thread.
+template <bool kUpdate, int kWords>
+__device__ __forceinline__ void finish_tensor(const LaunchArgs<kWords>& args, int32_t t) {
+  const LaunchHeader& header = args.header;
+  const Tables& tables = header.tables;
+  if (!args.words[t - header.launch.first_tensor]) return;
+  const TensorEntry tensor = tables.tensors[t];
+  const int32_t b = tensor.block;
+  if constexpr (kUpdate) {
+    if (tables.addresses[t].momentum_buffer) tables.flags[t] |= kStarted;
+    if (b < 0) return;
+    if (!header.track_norms) {
+      if (tables.blocks[b].scaled && group_values(args, tensor.group).lr != 0) tables.flags[t] |= kNormKept;
+      return;
+    }
+    if (tables.blocks[b].scaled && !same_bits(tables.sums[tensor.root].read, tables.sum_squares[b])) {
+      ++tables.stale_steps[b];
+    }
+  } else if (tables.flags[t] & kNormKept) {
+    return;
+  }
+  tables.sum_squares[b] = tables.sums[tensor.root].written;
+  tables.row_norm_sq[b] = tables.sum_squares[b] / tables.blocks[b].rows;
+}
+
+template <bool kUpdate, int kWords>
+__device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
+  SASGD_SHARED(ChunkWork, shared_work, 1);
+  SASGD_SHARED(Sums, of_warps, kWarps);
+  const LaunchHeader& header = args.header;
+  const Tables& tables = header.tables;
+  if (kUpdate && header.found_inf && *header.found_inf != 0) return;
+
+  for (int32_t chunk = header.launch.first_chunk + blockIdx.x; chunk < header.launch.end_chunk; chunk += gridDim.x) {
+    if (threadIdx.x == 0) shared_work[0] = kUpdate ? step_of_chunk(args, chunk) : norm_of_chunk(args, chunk);
+    __syncthreads();  // shared_work is filled in
+    const ChunkWork work = shared_work[0];
+    if (work.count > 0) {
+      const ThreadSums own = kUpdate ? update_any(work) : sum_any(work);
+      if (work.takes_sums) {
+        const Sums sums = add_up(own, of_warps);
+        if (threadIdx.x == 0) tables.sums[chunk] = sums;
+      }
+    }
+    __syncthreads();  // shared_work and of_warps have been read
+  }
+
+  if (!is_last_block(tables)) return;
+  const Launch& launch = header.launch;
+  if (!kUpdate || header.track_norms) {
+    for (int level = 0; level < launch.levels; ++level) {
+      for (int32_t n = launch.level_begin[level] + threadIdx.x; n < launch.level_begin[level + 1]; n += kThreads) {
+        add_up_children(tables, n);
+      }
+      __syncthreads();  // the next level reads this one
+    }
+  }
+  for (int32_t t = launch.first_tensor + threadIdx.x; t < launch.end_tensor; t += kThreads) {
+    finish_tensor<kUpdate>(args, t);
+  }
+  if (threadIdx.x == 0) *tables.finished_blocks = 0;
+}
+
+template <int kWords>
+__global__ void __launch_bounds__(kThreads) step_kernel(const __grid_constant__ LaunchArgs<kWords> args) {
+  run_pass<true>(args);
+}
+
+template <int kWords>
+__global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ LaunchArgs<kWords> args) {
+  run_pass<false>(args);
+}
+
+}  // namespace cuda
+}  // namespace sasgd

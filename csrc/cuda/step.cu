@@ -1,0 +1,308 @@
+#include <algorithm>
+#include <limits>
+#include <memory>
+#include <stdexcept>
+#include <utility>
+
+#include "kernels.cuh"
+#include "step.h"
+
+namespace sasgd {
+namespace cuda {
+namespace {
+
+// Most networks fit the small arguments, which cost the host less; the large ones are the largest that CUDA takes.
+constexpr int kHeaderWords = sizeof(LaunchHeader) / sizeof(uint64_t);
+constexpr int kSmallWords = 4096 / sizeof(uint64_t) - kHeaderWords;
+constexpr int kLargeWords = 32764 / sizeof(uint64_t) - kHeaderWords;
+static_assert(sizeof(LaunchHeader) % sizeof(uint64_t) == 0, "words follow the header without a gap");
+
+void check(cudaError_t error, const std::string& attempt) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // so that torch does not find it
+  throw std::runtime_error("CUDA: " + attempt + " failed: " + cudaGetErrorName(error) + ", " +
+                           cudaGetErrorString(error));
+}
+
+// Makes a device the current one, and the one before again.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    check(cudaGetDevice(&before_), "asking for the current device");
+    if (before_ == device) before_ = -1;
+    if (before_ >= 0) check(cudaSetDevice(device), "switching to device " + std::to_string(device));
+  }
+  ~DeviceGuard() {
+    if (before_ >= 0) cudaSetDevice(before_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_ = -1;
+};
+
+std::string version_name(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+cudaStream_t as_stream(uint64_t stream) { return reinterpret_cast<cudaStream_t>(stream); }
+
+}  // namespace
+}  // namespace cuda
+
+using namespace cuda;
+
+int resident_blocks(int device) {
+  const std::string attempt = "asking how many thread blocks device " + std::to_string(device) + " holds";
+  const DeviceGuard guard(device);
+  int multiprocessors = 0;
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), attempt);
+  const auto find = [&](auto kernel) {
+    int of_one = 0;
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&of_one, kernel, kThreads, 0), attempt);
+    return std::max(of_one * multiprocessors, 1);
+  };
+  return std::min(find(step_kernel<kSmallWords>), find(step_kernel<kLargeWords>));
+}
+
+int cuda_version() { return CUDART_VERSION; }
+
+std::vector<int> cuda_architectures() {
+#if defined(__CUDA_ARCH_LIST__)
+  return {__CUDA_ARCH_LIST__};
+#else
+  return {};  // under the emulation
+#endif
+}
+
+int cuda_devices() {
+  int driver = 0, count = 0;
+  check(cudaDriverGetVersion(&driver), "asking for the driver's version");
+  if (driver == 0) throw std::runtime_error("CUDA: no driver is installed");
+  check(cudaGetDeviceCount(&count), "counting the devices of a driver for CUDA " + version_name(driver) +
+                                        " by an extension built with CUDA " + version_name(CUDART_VERSION));
+  return count;
+}
+
+CudaPlan::CudaPlan(int device, std::vector<TensorInfo> tensors, std::vector<BlockInfo> blocks, PlanOptions options)
+    : device_(device), tensors_(std::move(tensors)), blocks_(std::move(blocks)), options_(options) {
+  for (size_t b = 0; b < blocks_.size(); ++b) {
+    const size_t t = static_cast<size_t>(blocks_[b].tensor);
+    if (t >= tensors_.size() || tensors_[t].block != static_cast<int32_t>(b) || tensors_[t].numel == 0) {
+      throw std::invalid_argument("blocks: block " + std::to_string(b) + " and its tensor do not refer to each other");
+    }
+  }
+  for (const TensorInfo& tensor : tensors_) group_count_ = std::max(group_count_, tensor.group + 1);
+  plan_launches();
+  plan_blocks();
+  for (PlannedLaunch& planned : launches_) plan_tree(planned.launch);
+  lay_out_tables();
+  resident_blocks_ = resident_blocks(device_);
+}
+
+// Deals the tensors out to as few launches as their words fit in, and the chunks to the tensors.
+void CudaPlan::plan_launches() {
+  std::vector<int32_t> slot_of_group;
+  int words = 0;
+  for (size_t t = 0; t < tensors_.size(); ++t) {
+    const TensorInfo& tensor = tensors_[t];
+    const auto needs = [&] { return 1 + (slot_of_group[tensor.group] < 0 ? kGroupWords : 0); };
+    if (t == 0 || words + needs() > kLargeWords) {
+      const int32_t first_chunk = static_cast<int32_t>(tensor_of_chunk_.size()), first = static_cast<int32_t>(t);
+      launches_.push_back({{first, first, first_chunk, first_chunk, 0, {}}, {}});
+      slot_of_group.assign(static_cast<size_t>(group_count_), -1);
+      words = 0;
+    }
+    words += needs();
+    PlannedLaunch& planned = launches_.back();
+    if (slot_of_group[tensor.group] < 0) {
+      slot_of_group[tensor.group] = static_cast<int32_t>(planned.groups.size());
+      planned.groups.push_back(tensor.group);
+    }
+    const int64_t first_chunk = static_cast<int64_t>(tensor_of_chunk_.size());
+    const int64_t chunks = tensor.numel / kChunk + (tensor.numel % kChunk != 0);
+    if (first_chunk + chunks > std::numeric_limits<int32_t>::max()) {
+      throw std::invalid_argument("tensors: got more elements than a device can hold");
+    }
+    entries_.push_back({tensor.numel, static_cast<int32_t>(first_chunk), slot_of_group[tensor.group], tensor.block,
+                        static_cast<int32_t>(first_chunk), tensor.dtype});
+    tensor_of_chunk_.resize(static_cast<size_t>(first_chunk + chunks), static_cast<int32_t>(t));
+    planned.launch.end_tensor = static_cast<int32_t>(t) + 1;
+    planned.launch.end_chunk = static_cast<int32_t>(first_chunk + chunks);
+  }
+}
+
+// The backward product of equation (23), once for all steps: it follows from shapes alone.
+void CudaPlan::plan_blocks() {
+  block_entries_.resize(blocks_.size());
+  double m = options_.output_factor;
+  for (size_t b = blocks_.size(); b-- > 0;) {
+    block_entries_[b] = {blocks_[b].rows, m, blocks_[b].scaled};
+    m = next_backward_factor(m, blocks_[b]);
+  }
+}
+
+// Level by level, until one entry is left of each block: its root.
+void CudaPlan::plan_tree(Launch& launch) {
+  const int32_t chunks = static_cast<int32_t>(tensor_of_chunk_.size());
+  std::vector<SumNode> ranges;  // what is left of each tensor
+  for (int32_t t = launch.first_tensor; t < launch.end_tensor; ++t) {
+    const bool is_block = tensors_[t].block >= 0;
+    const int64_t numel = is_block ? tensors_[t].numel : 0;
+    ranges.push_back({entries_[t].first_chunk, static_cast<int32_t>((numel + kChunk - 1) / kChunk)});
+  }
+  launch.level_begin[0] = static_cast<int32_t>(nodes_.size());
+  const auto is_unfinished = [](const SumNode& range) { return range.count > 1; };
+  while (std::any_of(ranges.begin(), ranges.end(), is_unfinished)) {
+    for (SumNode& range : ranges) {
+      if (!is_unfinished(range)) continue;
+      const int32_t first = chunks + static_cast<int32_t>(nodes_.size());
+      for (int32_t i = 0; i < range.count; i += kFanIn) {
+        nodes_.push_back({range.first + i, std::min(kFanIn, range.count - i)});
+      }
+      range = {first, (range.count + kFanIn - 1) / kFanIn};
+    }
+    launch.level_begin[++launch.levels] = static_cast<int32_t>(nodes_.size());
+  }
+  for (int32_t t = launch.first_tensor; t < launch.end_tensor; ++t) {
+    entries_[t].root = ranges[static_cast<size_t>(t - launch.first_tensor)].first;
+  }
+}
+
+void CudaPlan::lay_out_tables() {
+  const auto reserve = [&](size_t bytes) {
+    const size_t offset = static_cast<size_t>(table_bytes_);
+    table_bytes_ += static_cast<int64_t>((bytes + 15) / 16 * 16);
+    return offset;
+  };
+  offsets_.entries = reserve(entries_.size() * sizeof(TensorEntry));
+  offsets_.tensor_of_chunk = reserve(tensor_of_chunk_.size() * sizeof(int32_t));
+  offsets_.blocks = reserve(block_entries_.size() * sizeof(BlockEntry));
+  offsets_.nodes = reserve(nodes_.size() * sizeof(SumNode));
+  offsets_.addresses = reserve(tensors_.size() * sizeof(Addresses));
+  offsets_.sums = reserve((tensor_of_chunk_.size() + nodes_.size()) * sizeof(Sums));
+  offsets_.sum_squares = reserve(blocks_.size() * sizeof(double));
+  offsets_.finished_blocks = reserve(sizeof(unsigned));
+}
+
+void CudaPlan::attach(const DeviceState& state, uint64_t stream) {
+  std::vector<uint8_t> image(offsets_.addresses);
+  const auto copy = [&](size_t offset, const auto& table) {
+    if (!table.empty()) std::memcpy(image.data() + offset, table.data(), table.size() * sizeof(table[0]));
+  };
+  copy(offsets_.entries, entries_);
+  copy(offsets_.tensor_of_chunk, tensor_of_chunk_);
+  copy(offsets_.blocks, block_entries_);
+  copy(offsets_.nodes, nodes_);
+
+  const auto at = [&](auto*& pointer, size_t offset) {
+    pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(state.tables + offset);
+  };
+  at(tables_.tensors, offsets_.entries);
+  at(tables_.tensor_of_chunk, offsets_.tensor_of_chunk);
+  at(tables_.blocks, offsets_.blocks);
+  at(tables_.nodes, offsets_.nodes);
+  at(tables_.addresses, offsets_.addresses);
+  at(tables_.sums, offsets_.sums);
+  tables_.sums_of_nodes = tables_.sums + tensor_of_chunk_.size();
+  at(tables_.sum_squares, offsets_.sum_squares);
+  at(tables_.finished_blocks, offsets_.finished_blocks);
+  tables_.row_norm_sq = reinterpret_cast<double*>(state.row_norm_sq);
+  tables_.stale_steps = reinterpret_cast<int64_t*>(state.stale_steps);
+  tables_.flags = reinterpret_cast<uint8_t*>(state.flags);
+  send(tables_.tensors, image.data(), image.size(), stream);
+}
+
+void CudaPlan::place(const uint64_t* weights, const uint64_t* momentum_buffers, const uint8_t* flags, uint64_t stream) {
+  std::vector<Addresses> addresses;
+  for (size_t t = 0; t < tensors_.size(); ++t) addresses.push_back({weights[t], momentum_buffers[t]});
+  send(tables_.addresses, addresses.data(), addresses.size() * sizeof(Addresses), stream);
+  send(tables_.flags, flags, tensors_.size(), stream);
+}
+
+// Memory that is not pinned is copied aside before the call returns.
+void CudaPlan::send(const void* to, const void* from, size_t bytes, uint64_t stream) {
+  if (bytes == 0) return;
+  const DeviceGuard guard(device_);
+  const std::string attempt = "sending tables to device " + std::to_string(device_);
+  cudaStreamCaptureStatus capture;
+  check(cudaStreamIsCapturing(as_stream(stream), &capture), attempt);
+  if (capture != cudaStreamCaptureStatusNone) {
+    throw std::runtime_error(
+        "CUDA graph: tables of addresses have to be sent to the device, which a graph cannot record; take a step "
+        "before the capture, with the same parameters");
+  }
+  check(cudaMemcpyAsync(const_cast<void*>(to), from, bytes, cudaMemcpyHostToDevice, as_stream(stream)), attempt);
+}
+
+void CudaPlan::measure(const uint8_t* chosen_blocks, uint64_t stream) {
+  for (const PlannedLaunch& planned : launches_) {
+    const auto chosen = [&](int32_t t) -> uint64_t {
+      return tensors_[t].block >= 0 && chosen_blocks[tensors_[t].block];
+    };
+    launch<false>(planned, chosen, nullptr, nullptr, {}, stream);
+  }
+}
+
+void CudaPlan::step(const uint64_t* grads, const uint8_t* grad_dtypes, const GroupValues* groups,
+                    const uint64_t* lr_addresses, const DeviceNumbers& numbers, uint64_t stream) {
+  for (const PlannedLaunch& planned : launches_) {
+    const auto gradient = [&](int32_t t) -> uint64_t {
+      const bool is_wide = static_cast<DType>(grad_dtypes[t]) != tensors_[t].dtype;
+      return tensors_[t].numel && grads[t] ? grads[t] | (is_wide ? kWideGradient : 0) : 0;
+    };
+    launch<true>(planned, gradient, groups, lr_addresses, numbers, stream);
+  }
+}
+
+template <bool kUpdate, class Word>
+void CudaPlan::launch(const PlannedLaunch& planned, const Word& word_of, const GroupValues* groups,
+                      const uint64_t* lr_addresses, const DeviceNumbers& numbers, uint64_t stream) {
+  words_.clear();
+  bool is_idle = true;
+  for (int32_t t = planned.launch.first_tensor; t < planned.launch.end_tensor; ++t) {
+    words_.push_back(word_of(t));
+    is_idle = is_idle && words_.back() == 0;
+  }
+  if (is_idle) return;
+  if (kUpdate) {
+    for (const int32_t group : planned.groups) {
+      const GroupWords sent{groups[group], reinterpret_cast<const float*>(lr_addresses[group])};
+      words_.resize(words_.size() + kGroupWords);
+      std::memcpy(&words_[words_.size() - kGroupWords], &sent, sizeof sent);
+    }
+  }
+  const LaunchHeader header{tables_,
+                            planned.launch,
+                            options_.eps,
+                            options_.shape_decay,
+                            options_.track_norms,
+                            reinterpret_cast<const float*>(numbers.grad_scale),
+                            reinterpret_cast<const float*>(numbers.found_inf)};
+  const auto run = [&](auto kernel, auto& args) {
+    args.header = header;
+    std::copy(words_.begin(), words_.end(), args.words);
+    const DeviceGuard guard(device_);
+    int32_t blocks = std::min(planned.launch.end_chunk - planned.launch.first_chunk, resident_blocks_);
+    if (max_blocks > 0) blocks = std::min(blocks, max_blocks);
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(kThreads);
+    config.stream = as_stream(stream);
+    check(cudaLaunchKernelEx(&config, kernel, args),
+          std::string("launching ") + (kUpdate ? "a step" : "a norm pass") + " over " +
+              std::to_string(planned.launch.end_tensor - planned.launch.first_tensor) + " tensors on device " +
+              std::to_string(device_));
+  };
+  // The driver copies the arguments; most of the large ones' words are never written.
+  if (words_.size() <= static_cast<size_t>(kSmallWords)) {
+    LaunchArgs<kSmallWords> args;
+    run(kUpdate ? step_kernel<kSmallWords> : norm_kernel<kSmallWords>, args);
+  } else {
+    LaunchArgs<kLargeWords> args;
+    run(kUpdate ? step_kernel<kLargeWords> : norm_kernel<kLargeWords>, args);
+  }
+}
+
+}  // namespace sasgd

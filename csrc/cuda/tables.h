@@ -1,0 +1,121 @@
+// What the host lays out for the kernels: tables in device memory, and the arguments of a launch.
+#pragma once
+
+#include <cstdint>
+
+#include "../update_rule.h"
+
+namespace sasgd {
+namespace cuda {
+
+constexpr int kThreads = 256;  // of a thread block
+
+// Sums of squares are kept for chunks of this many elements. Fixed, so that they do not depend on the device or the
+// grid.
+constexpr int64_t kChunk = 8192;
+
+// The chunks' sums are added up in a tree: so many neighbours at a time, by one thread, in their order.
+constexpr int kFanIn = 16;
+constexpr int kMaxLevels = 8;  // 16^8 is more chunks than an int32 can number
+
+// What is fixed about a tensor in its plan.
+struct TensorEntry {
+  int64_t numel;
+  int32_t first_chunk;
+  int32_t group;  // index into the groups of its launch
+  int32_t block;  // index into the blocks, or -1: not a block
+  int32_t root;   // where the tree puts the sums of all its chunks; of blocks only
+  DType dtype;    // of the weights and the momentum buffer
+};
+
+struct Addresses {
+  uint64_t weight;
+  uint64_t momentum_buffer;  // null where momentum is 0
+};
+
+struct BlockEntry {
+  double rows;
+  double backward_factor;  // m_b of equation (23): it follows from shapes alone, so the host takes the product once
+  bool scaled;
+};
+
+// Sums of squares: of the weights before the update, and of the weights as stored.
+struct alignas(16) Sums {
+  double read;
+  double written;
+};
+
+// Some consecutive entries of Tables::sums that are added up.
+struct SumNode {
+  int32_t first;
+  int32_t count;
+};
+
+struct Tables {
+  const TensorEntry* tensors;
+  const Addresses* addresses;
+  const int32_t* tensor_of_chunk;
+  const BlockEntry* blocks;
+  const SumNode* nodes;
+  Sums* sums;           // of the chunks, then of the nodes
+  Sums* sums_of_nodes;  // the latter
+  unsigned* finished_blocks;
+  // Carried from step to step; one for each block, but flags: one for each tensor.
+  double* sum_squares;
+  double* row_norm_sq;
+  int64_t* stale_steps;
+  uint8_t* flags;
+};
+
+// Hyperparameters of a parameter group as they stand in a launch's words.
+struct GroupWords {
+  GroupValues values;
+  const float* lr;  // on the device, or null: values.lr
+};
+constexpr int kGroupWords = sizeof(GroupWords) / sizeof(uint64_t);
+static_assert(sizeof(GroupWords) == kGroupWords * sizeof(uint64_t), "groups are sent as whole words");
+
+// A gradient's word is its address, with this bit set if it is float32 while the weights have 16 bits.
+constexpr uint64_t kWideGradient = 1;
+
+// The tensors [first_tensor, end_tensor) with the chunks [first_chunk, end_chunk).
+struct Launch {
+  int32_t first_tensor;
+  int32_t end_tensor;
+  int32_t first_chunk;
+  int32_t end_chunk;
+  int32_t levels;
+  int32_t level_begin[kMaxLevels + 1];  // nodes of each level of the tree; they need the levels before
+};
+
+struct LaunchHeader {
+  Tables tables;
+  Launch launch;
+  double eps;
+  bool shape_decay;
+  bool track_norms;
+  const float* grad_scale;  // null: 1
+  const float* found_inf;   // null: 0
+};
+
+// The arguments of a kernel. The words are one gradient for each tensor, 0 for none, then kGroupWords for each group;
+// in a norm pass, for each tensor whether it is chosen.
+template <int kWords>
+struct LaunchArgs {
+  LaunchHeader header;
+  uint64_t words[kWords];
+};
+
+// Where a chunk begins and how many elements it has.
+struct ChunkPlace {
+  int64_t offset;
+  int32_t count;
+};
+
+SASGD_HOST_DEVICE ChunkPlace chunk_place(int32_t chunk_of_tensor, int64_t numel) {
+  const int64_t offset = chunk_of_tensor * kChunk;
+  return {offset, static_cast<int32_t>(numel - offset < kChunk ? numel - offset : kChunk)};
+}
+
+}  // namespace cuda
+}  // namespace sasgd

@@ -1,0 +1,89 @@
+"""The native backend on the CPU: one pass of a C++ kernel over all tensors."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Collection, Sequence
+from itertools import chain
+
+import torch
+
+from sasgd_fused.backends import extension
+from sasgd_fused.backends.kernel import KernelBackend
+from sasgd_fused.options import GroupValues
+from sasgd_fused.plan import State, StepPlan
+
+
+class CpuBackend(KernelBackend):
+    """Norms are carried in the extension's plan."""
+
+    name = "native"
+
+    def __init__(self, plan: StepPlan, state: State) -> None:
+        super().__init__(plan, state)
+        self._kernel = extension.core.CpuPlan(**self._kernel_plan())
+        if self._freezes:
+            self._take_kept_norms()
+
+    @classmethod
+    def why_not(cls, device: torch.device, dtypes: Collection[torch.dtype]) -> str | None:
+        """Other dtypes."""
+        return cls.why_not_these(dtypes)
+
+    def update(self, values: Sequence[GroupValues], grad_scale: float) -> None:
+        """Runs the kernel: one pass, after a norm pass over blocks that others have written."""
+        active = self._gradients.active
+        first = self._momentum.attach(active, values)
+        grads = self._gradients.write()
+        if self._weights.gapped:
+            self._weights.fill_gapped()
+        self._find_stale()
+        self._measure_blocks(self._unmeasured_among(active))
+        stale = self._kernel.step(
+            self._weights.table,
+            self._gradients.table,
+            self._momentum.table,
+            self._gradients.codes,
+            first,
+            array("d", chain.from_iterable(values)),
+            grad_scale,
+            torch.get_num_threads(),
+        )
+        del grads  # the kernel had their addresses
+        if self._weights.gapped:
+            self._weights.empty_gapped(active)
+        self._mark_written(active)
+        if self._freezes:
+            self._keep_norms(active, values)
+        self._warn_of_stale(stale, stacklevel=6)
+
+    def stale_steps(self) -> list[int]:
+        """As counted by the kernel, which compares each carried norm with that of the weights it reads."""
+        return list(self._kernel.stale_steps)
+
+    def _norm_pass(self, chosen: bytearray) -> None:
+        self._kernel.measure(self._weights.table, chosen, torch.get_num_threads())
+
+    def _carried_norms(self) -> list[float]:
+        return self._kernel.row_norm_sq
+
+    def _take_kept_norms(self) -> None:
+        for block, planned in enumerate(self.plan.blocks):
+            frozen = self.frozen_row_norm_sq(planned)
+            self._unmeasured[block] = frozen is None and planned.scaled
+            if frozen is not None:
+                self._kernel.set_row_norm_sq(block, frozen)
+        self._kept = self._norms_in_state()
+
+    def _keep_norms(self, active: list[int], values: Sequence[GroupValues]) -> None:
+        unmeasured = self._unmeasured_among(active)
+        if not unmeasured:
+            return
+        norms = self._kernel.row_norm_sq
+        for block in unmeasured:
+            planned = self.plan.blocks[block]
+            lr = values[self.plan.group_of[planned.param]].lr
+            if lr != 0:
+                self.keep_norm(planned, norms[block], lr)
+                self._unmeasured[block] = 0
+        self._kept = self._norms_in_state()
