@@ -5,14 +5,14 @@ VENV ?= .venv
 IN_VENV := "$(VENV)/bin/python" -m
 PIP_INSTALL := $(IN_VENV) pip install --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
-CXX_FILES = $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
+CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test build lint format bench clean
+.PHONY: help demo test build nvcc lint format bench gpu-check clean
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "PYTHON=$(PYTHON) makes the environment in VENV=$(VENV); both can be set."
 
@@ -25,6 +25,9 @@ test: build ## Run all tests
 # Always run: ninja knows better than make what is out of date.
 build: $(INSTALLED) ## Make the environment and the native extension
 	"$(VENV)/bin/python" setup.py --quiet build_ext --inplace
+
+nvcc: $(INSTALLED) ## Take the CUDA compiler from PyPI, where the machine has none
+	SASGD_BUILD_NATIVE=0 $(PIP_INSTALL) -c constraints.txt -e ".[nvcc]"
 
 lint: $(INSTALLED) ## Check style, formatting and types
 	$(IN_VENV) ruff check .
@@ -39,6 +42,15 @@ format: $(INSTALLED) ## Format all sources
 
 bench: build ## Measure the optimizers against each other
 	$(IN_VENV) bench.table
+
+# With the first Python that has a torch that sees a GPU: where there is no network, $(PYTHON) itself.
+gpu-check: ## Build, test and measure on a GPU; OPTIONS go to python -m bench.gpu
+	@for python in "$(PYTHON)" "$(VENV)/bin/python"; do \
+	    "$$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || continue; \
+	    exec "$$python" -m bench.gpu $(OPTIONS); \
+	done; \
+	echo "Neither $(PYTHON) nor $(VENV)/bin/python has a torch that sees a CUDA device; name a Python with make PYTHON=..."; \
+	exit 1
 
 clean: ## Remove what was built; the environment stays
 	rm -rf build dist *.egg-info sasgd_fused/_C.*.so

@@ -1,9 +1,11 @@
 """Builds the native extension; everything else about the package stands in pyproject.toml.
 
-The environment has two words in it:
+The environment has a word in it:
     CXX: the C++ compiler to use; options may follow it.
     SASGD_BUILD_NATIVE: `auto` (default) builds the extension where that is possible, `1` fails
         where it is not, `0` leaves it out.
+    SASGD_BUILD_CUDA: the same for the extension's CUDA part.
+    CUDA_HOME or CUDA_PATH: the CUDA toolkit to use; otherwise tools/cuda.py looks for one.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from setuptools.errors import CompileError
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 
+from tools.cuda import NO_NVCC, Toolkit, UnusableToolkit, cuda_objects, find_toolkit  # noqa: E402
 from tools.native_core import CSRC, FLAGS, OPENMP, core_objects, find_compiler  # noqa: E402
 from tools.ninja_build import Object, build  # noqa: E402
 
@@ -40,13 +43,26 @@ sasgd_fused: {missing}.
     SASGD_BUILD_NATIVE=0 leaves the extension out without this message.
 """
 
+WITHOUT_CUDA = """
+sasgd_fused: {missing}.
+    The native extension is built without CUDA: on a GPU the backend `foreach` runs. To get it,
+    mend that and install this package again. SASGD_BUILD_CUDA=0 leaves CUDA out without this
+    message.
+"""
+
+
+def wish(variable: str) -> str:
+    """What the environment says of a part: auto, 0 or 1."""
+    value = os.environ.get(variable, "auto")
+    if value not in ("auto", "0", "1"):
+        raise SystemExit(f"{variable} must be auto, 0 or 1, got {value!r}")
+    return value
+
 
 def extension_wanted() -> bool:
     """Whether to build, by `SASGD_BUILD_NATIVE` and by what there is to build with."""
-    wish = os.environ.get("SASGD_BUILD_NATIVE", "auto")
-    if wish not in ("auto", "0", "1"):
-        raise SystemExit(f"SASGD_BUILD_NATIVE must be auto, 0 or 1, got {wish!r}")
-    if wish == "0":
+    native, cuda = wish("SASGD_BUILD_NATIVE"), wish("SASGD_BUILD_CUDA")
+    if native == "0":
         return False
     try:
         missing = missing_tool()
@@ -54,8 +70,9 @@ def extension_wanted() -> bool:
         raise SystemExit(
             f"sasgd_fused: {error}; correct it, unset it, or leave the extension out with SASGD_BUILD_NATIVE=0"
         ) from error
-    if missing and wish == "1":
-        raise SystemExit(f"sasgd_fused: SASGD_BUILD_NATIVE=1, but {missing}")
+    for variable, value in {"SASGD_BUILD_NATIVE": native, "SASGD_BUILD_CUDA": cuda}.items():
+        if missing and value == "1":
+            raise SystemExit(f"sasgd_fused: {variable}=1, but {missing}")
     if missing:
         print(WITHOUT_EXTENSION.format(missing=missing), file=sys.stderr)
     return not missing
@@ -70,33 +87,61 @@ def missing_tool() -> str | None:
     return None
 
 
+def cuda_toolkit(compiler: list[str]) -> Toolkit | None:
+    """What to build the CUDA part with, by `SASGD_BUILD_CUDA` and by what there is; None leaves it out."""
+    cuda = wish("SASGD_BUILD_CUDA")
+    if cuda == "0":
+        return None
+    try:
+        toolkit, missing = find_toolkit(compiler), NO_NVCC
+    except UnusableToolkit as error:
+        toolkit, missing = None, str(error)
+        if cuda == "auto":
+            print(WITHOUT_CUDA.format(missing=missing), file=sys.stderr)
+    if toolkit is None and cuda == "1":
+        raise CompileError(f"sasgd_fused: SASGD_BUILD_CUDA=1, but {missing}")
+    return toolkit
+
+
 class NinjaBuild(build_ext):
     """Hands the compiling to ninja."""
 
     def build_extension(self, ext: Extension) -> None:
-        # Here, because a build without the extension does not need it.
-        import pybind11
-
         target = Path(self.get_ext_fullpath(ext.name))
         compiler = find_compiler()
         assert compiler is not None, "the extension is only asked for where there is a compiler"
-        includes = ["-isystem", str(PYTHON_INCLUDE), "-isystem", pybind11.get_include()]
-        bindings = Object(CSRC / "bindings.cpp", "bindings.o", [*compiler, *FLAGS, *includes])
+        toolkit = None
         try:
-            library = build(
-                [bindings, *core_objects(compiler)],
-                output=target.name,
-                linker=compiler,
-                link_flags=[*OPENMP, *LINK_FLAGS],
-                build_dir=BUILD_DIR,
-            )
+            core = core_objects(compiler)
+            toolkit = cuda_toolkit(compiler)
+            library = build_library(target.name, compiler, core, toolkit)
         except subprocess.CalledProcessError as error:
+            used, ways_out = compiler[0], "SASGD_BUILD_NATIVE=0 installs the package without it"
+            if toolkit:
+                used += f" and {toolkit.nvcc}"
+                ways_out = f"SASGD_BUILD_CUDA=0 builds it without CUDA, {ways_out}"
             raise CompileError(
-                f"sasgd_fused: {compiler[0]} could not build the native extension, see above; "
-                "SASGD_BUILD_NATIVE=0 installs the package without it"
+                f"sasgd_fused: the native extension could not be built with {used}, see above; {ways_out}"
             ) from error
         target.parent.mkdir(parents=True, exist_ok=True)
         self.copy_file(str(library), str(target))
+
+
+def build_library(name: str, compiler: list[str], core: list[Object], toolkit: Toolkit | None) -> Path:
+    """Compile and link the extension, with its CUDA part if there is a toolkit."""
+    # Here, because a build without the extension does not need it.
+    import pybind11
+
+    flags = [*FLAGS, "-isystem", str(PYTHON_INCLUDE), "-isystem", pybind11.get_include()]
+    objects, link_flags = core, [*OPENMP, *LINK_FLAGS]
+    if toolkit:
+        flags += ["-DSASGD_WITH_CUDA=1"]
+        cuda_bindings = Object(CSRC / "cuda/bindings.cpp", "cuda_bindings.o", [*compiler, *flags])
+        # What takes longest comes first.
+        objects = [*cuda_objects(toolkit, compiler), cuda_bindings, *objects]
+        link_flags += toolkit.link_flags
+    bindings = Object(CSRC / "bindings.cpp", "bindings.o", [*compiler, *flags])
+    return build([*objects, bindings], output=name, linker=compiler, link_flags=link_flags, build_dir=BUILD_DIR)
 
 
 sources = sorted(str(path.relative_to(ROOT)) for path in CSRC.rglob("*.cpp"))

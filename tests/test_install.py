@@ -1,4 +1,4 @@
-"""The package installs with a compiler and without one, and never needs torch for it."""
+"""The package installs with compilers and without them, and never needs torch for it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.native_programs import run
+from tests.toolchain import cuda_toolkit, write_script
 from tools.native_core import find_compiler
 from tools.ninja_build import Object, build
 
@@ -24,10 +26,9 @@ SOURCES = [
 EXTENSION = f"sasgd_fused/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
+def copy_sources(folder: Path) -> Path:
     """A copy of the sources, in a folder whose name has a space in it."""
-    tree = tmp_path / "the sources"
+    tree = folder / "the sources"
     tree.mkdir()
     for name in SOURCES:
         if (ROOT / name).is_dir():
@@ -38,9 +39,15 @@ def tree(tmp_path: Path) -> Path:
     return tree
 
 
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return copy_sources(tmp_path)
+
+
 def run_python(*arguments: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Run this Python with `env` over the environment, less what would choose the build."""
-    inherited = {k: v for k, v in os.environ.items() if k not in ("CXX", "SASGD_BUILD_NATIVE")}
+    choices = ("CXX", "SASGD_BUILD_CUDA", "SASGD_BUILD_NATIVE")
+    inherited = {k: v for k, v in os.environ.items() if k not in choices}
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
@@ -49,7 +56,7 @@ def run_python(*arguments: str | Path, cwd: Path, **env: str) -> subprocess.Comp
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=240,
+        timeout=480,  # CUDA takes a minute where the machine is busy
     )
 
 
@@ -68,7 +75,10 @@ def contents(wheel: Path) -> list[str]:
         return [name for name in archive.namelist() if ".dist-info/" not in name]
 
 
-def test_source_archive_builds_in_isolation_and_needs_no_torch(tree: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel built in isolation from the source archive, with CUDA where there is a compiler for it."""
+    tree = copy_sources(tmp_path_factory.mktemp("isolated"))
     build_sdist = "import setuptools.build_meta as backend; backend.build_sdist('dist')"
     done = run_python("-c", build_sdist, cwd=tree, SASGD_BUILD_NATIVE="0")
     assert done.returncode == 0, done.stdout
@@ -76,21 +86,40 @@ def test_source_archive_builds_in_isolation_and_needs_no_torch(tree: Path, tmp_p
 
     done, wheel = pip_wheel(archive, SASGD_BUILD_NATIVE="1")
     assert wheel is not None, done.stdout
-    names = contents(wheel)
-    assert {EXTENSION, "sasgd_fused/py.typed", "sasgd_fused/__init__.py"} <= set(names)
-    assert all(name.startswith("sasgd_fused/") for name in names), names
+    return wheel
 
-    # -I -S: no site-packages, so an extension that wanted torch would not load.
-    shutil.unpack_archive(wheel, tmp_path / "installed", "zip")
+
+def run_with_extension(wheel: Path, folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Unpacks a wheel into a folder and runs `code` with its extension as `module`, without any other package."""
+    shutil.unpack_archive(wheel, folder, "zip")
     load = (
         "import sys; from importlib.machinery import ExtensionFileLoader as Loader;"
         "from importlib.util import module_from_spec, spec_from_loader;"
         "loader = Loader('sasgd_fused._C', sys.argv[1]);"
-        "loader.exec_module(module_from_spec(spec_from_loader(loader.name, loader)))"
+        "loader.exec_module(module := module_from_spec(spec_from_loader(loader.name, loader)));"
     )
-    extension = tmp_path / "installed" / EXTENSION
-    done = run_python("-I", "-S", "-c", load, extension, cwd=tmp_path)
+    # -I -S: no site-packages, so an extension that wanted torch would not load.
+    return run_python("-I", "-S", "-c", load + code, folder / EXTENSION, cwd=folder)
+
+
+def test_source_archive_builds_in_isolation_and_needs_no_torch(wheel: Path, tmp_path: Path) -> None:
+    names = contents(wheel)
+    assert {EXTENSION, "sasgd_fused/py.typed", "sasgd_fused/__init__.py"} <= set(names)
+    assert all(name.startswith("sasgd_fused/") for name in names), names
+
+    done = run_with_extension(wheel, tmp_path, "print(module.CpuPlan)")
     assert done.returncode == 0, done.stdout
+
+
+def test_extension_with_cuda_needs_neither_driver_nor_runtime(wheel: Path, tmp_path: Path) -> None:
+    cuda_toolkit()
+    done = run_with_extension(wheel, tmp_path, "print(module.CudaPlan)")
+    assert done.returncode == 0, done.stdout
+
+    dynamic = run(["readelf", "--dynamic", str(tmp_path / EXTENSION)]).stdout
+    needed = [line for line in dynamic.splitlines() if "NEEDED" in line]
+    assert any("libstdc++" in line for line in needed), dynamic
+    assert not [line for line in needed if "cuda" in line], dynamic
 
 
 def test_without_a_compiler_the_wheel_is_pure_and_says_so(tree: Path) -> None:
@@ -118,7 +147,9 @@ def test_build_native_0_leaves_the_extension_out_in_silence(tree: Path) -> None:
         ),
         ({"PATH": "", "SASGD_BUILD_NATIVE": "1"}, "SASGD_BUILD_NATIVE=1, but no C++ compiler"),
         ({"SASGD_BUILD_NATIVE": "yes"}, "SASGD_BUILD_NATIVE must be auto, 0 or 1, got 'yes'"),
-        ({"CXX": "false"}, "false could not build the native extension"),
+        ({"CXX": "false"}, "the native extension could not be built with false, see above"),
+        ({"SASGD_BUILD_CUDA": "yes"}, "SASGD_BUILD_CUDA must be auto, 0 or 1, got 'yes'"),
+        ({"PATH": "", "SASGD_BUILD_CUDA": "1"}, "SASGD_BUILD_CUDA=1, but no C++ compiler"),
     ],
 )
 def test_what_cannot_be_done_fails(tree: Path, env: dict[str, str], complaint: str) -> None:
@@ -126,6 +157,39 @@ def test_what_cannot_be_done_fails(tree: Path, env: dict[str, str], complaint: s
     assert done.returncode != 0
     assert wheel is None
     assert complaint in done.stdout
+
+
+@pytest.fixture
+def quick_compiler(tmp_path: Path) -> str:
+    """What to set CXX to where it does not matter what is compiled: all that it makes is empty."""
+    make_next = 'case $1 in -o|-MF) : > "$2";; esac'
+    return f"'{write_script(tmp_path / 'quick compiler', f'while [ $# -gt 0 ]; do {make_next}; shift; done')}'"
+
+
+def test_cuda_compiler_that_does_not_work_is_left_out_with_a_message(tree: Path, quick_compiler: str) -> None:
+    answer = 'if [ "$1" = --version ]; then echo release 13.0; else echo an unsupported compiler; exit 1; fi'
+    nvcc = write_script(tree / "cuda/bin/nvcc", answer)
+    env = {"CXX": quick_compiler, "CUDA_HOME": str(nvcc.parents[1])}
+    done, wheel = pip_wheel(tree, "--no-build-isolation", **env)
+    assert wheel is not None, done.stdout
+    assert EXTENSION in contents(wheel)
+    assert f"sasgd_fused: '{nvcc}' --verbose" in done.stdout
+    assert "an unsupported compiler" in done.stdout
+    assert "The native extension is built without CUDA" in done.stdout
+
+    wheel.unlink()
+    done, wheel = pip_wheel(tree, "--no-build-isolation", SASGD_BUILD_CUDA="1", **env)
+    assert done.returncode != 0
+    assert wheel is None
+    assert f"sasgd_fused: SASGD_BUILD_CUDA=1, but '{nvcc}' --verbose" in done.stdout
+
+
+def test_build_cuda_0_does_not_even_look_for_the_compiler(tree: Path, quick_compiler: str) -> None:
+    env = {"CXX": quick_compiler, "CUDA_HOME": "/no such folder"}
+    done, wheel = pip_wheel(tree, "--no-build-isolation", SASGD_BUILD_CUDA="0", **env)
+    assert wheel is not None, done.stdout
+    assert EXTENSION in contents(wheel)
+    assert "CUDA" not in done.stdout
 
 
 def test_ninja_rebuilds_only_what_an_edit_reaches(tmp_path: Path) -> None:
