@@ -1,0 +1,177 @@
+// Several steps of a plan: against a double loop, and the same bits however the work is dealt out.
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "../check.h"
+#include "../double_loop.h"
+#include "control.h"
+#include "emulated_plan.h"
+#include "tests.h"
+
+namespace sasgd_test {
+namespace {
+
+// Around the lengths of a vector, a thread block's stride and a chunk, several chunks, and two levels of the tree.
+constexpr int64_t kSizes[] = {0, 1, 3, 4, 5, 7, 8, 9, 1023, 1024, 1025, 2049, 8191, 8192, 8193, 20001};
+constexpr int64_t kTwoLevels = 17 * 8192 + 3;
+constexpr DType kDTypes[][2] = {
+    // of the weights, of the gradients
+    {DType::kFloat32, DType::kFloat32},  {DType::kBFloat16, DType::kBFloat16}, {DType::kFloat16, DType::kFloat16},
+    {DType::kBFloat16, DType::kFloat32}, {DType::kFloat16, DType::kFloat32},
+};
+constexpr int kSteps = 3;
+
+// lr, momentum, dampening, weight_decay, nesterov, maximize
+std::vector<GroupValues> every_momentum() {
+  return {{0.1, 0, 0, 0.02, false, false}, {0.1, 0.9, 0.25, 0.02, false, true}, {0.05, 0.8, 0, 0.02, true, false}};
+}
+
+// Every size, dtype and kind of momentum. A fifth of the tensors are no blocks, a quarter of the blocks unscaled.
+Case big_case() {
+  Case made;
+  made.groups = every_momentum();
+  made.loss_scale = 4;
+  made.options.output_factor = 1.5;
+  Random random;
+  for (int32_t group = 0; group < 3; ++group) {
+    for (const auto& [dtype, grad_dtype] : kDTypes) {
+      for (const int64_t numel : kSizes) {
+        made.add_tensor(numel, group, dtype, grad_dtype, random);
+        if (numel == 0 || made.tensors.size() % 5 == 0) continue;
+        made.add_block(made.blocks.size() % 4 != 3, made.blocks.size() % 2 == 0 ? 1.25 : 0.8);
+      }
+    }
+  }
+  made.add_tensor(kTwoLevels, 1, DType::kFloat32, DType::kFloat32, random);
+  made.add_block(true, 1.25);
+  return made;
+}
+
+// One of each dtype, one tensor with two levels of sums, one that is no block.
+Case small_case() {
+  Case made;
+  made.groups = every_momentum();
+  Random random;
+  for (const auto& [dtype, grad_dtype] : kDTypes) {
+    made.add_tensor(9001, 1, dtype, grad_dtype, random);
+    made.add_block(true, 1.25);
+  }
+  made.add_tensor(kTwoLevels, 2, DType::kBFloat16, DType::kBFloat16, random);
+  made.add_block(true, 0.8);
+  made.add_tensor(20001, 0, DType::kFloat32, DType::kFloat32, random);
+  return made;
+}
+
+void freeze(Case& made) {
+  made.options.track_norms = false;
+  made.options.shape_decay = true;
+}
+
+void note_step(Case& made, const std::vector<TensorStep>& inputs) {
+  for (size_t t = 0; t < made.tensors.size(); ++t) made.tensors[t].started |= inputs[t].grad != 0;
+}
+
+bool has_stale(const EmulatedPlan& plan) {
+  for (const int64_t steps : plan.stale_steps) {
+    if (steps != 0) return true;
+  }
+  return false;
+}
+
+// Each step by itself, and the norms that are carried to the next one.
+void check_steps(Case now) {
+  EmulatedPlan plan(now);
+  const std::vector<double> measured = plan.row_norm_sq, at_first = plain_row_norm_sq(now);
+  for (size_t b = 0; b < now.blocks.size(); ++b) {
+    CHECK(std::fabs(measured[b] - at_first[b]) <= 1e-6 * at_first[b], "norm %zu: got %.9g, want %.9g", b, measured[b],
+          at_first[b]);
+  }
+  for (int step = 0; step < kSteps; ++step) {
+    const Case before = now;
+    const std::vector<TensorStep> inputs = now.inputs(step);
+    plan.step(now, inputs);
+    note_step(now, inputs);
+    check_step(before, now, inputs, now.options.track_norms ? plain_row_norm_sq(before) : at_first);
+    const std::vector<double> want = now.options.track_norms ? EmulatedPlan(now).row_norm_sq : measured;
+    CHECK(plan.row_norm_sq == want, "norms after step %d are not those of a norm pass", step);
+  }
+  CHECK(!has_stale(plan), "carried norms were taken for stale");
+}
+
+// All that steps leave behind, however the work is dealt out.
+struct Outcome {
+  Case data;
+  std::vector<double> row_norm_sq;
+};
+
+Outcome run_steps(Case data, int32_t max_blocks, uint64_t seed, unsigned resident_blocks) {
+  sasgd_emulation::settings().multiprocessors = 8;
+  sasgd_emulation::settings().seed = seed;
+  sasgd_emulation::settings().resident_blocks = resident_blocks;
+  EmulatedPlan plan(data, max_blocks);
+  for (int step = 0; step < kSteps; ++step) {
+    const std::vector<TensorStep> inputs = data.inputs(step);
+    plan.step(data, inputs);
+    note_step(data, inputs);
+  }
+  CHECK(!has_stale(plan), "stale norms with %d blocks, seed %d", max_blocks, static_cast<int>(seed));
+  sasgd_emulation::reset();
+  return {data, plan.row_norm_sq};
+}
+
+void check_same_bits(const Case& data) {
+  struct {
+    int32_t max_blocks;
+    uint64_t seed;
+    unsigned resident_blocks;
+  } const ways[] = {{2, 0, 0}, {3, 1, 0}, {7, 2, 0}, {16, 3, 0}, {16, 4, 1}, {5, 5, 2}};
+  const Outcome expected = run_steps(data, 1, 0, 0);
+  for (const auto& way : ways) {
+    const Outcome got = run_steps(data, way.max_blocks, way.seed, way.resident_blocks);
+    CHECK(got.row_norm_sq == expected.row_norm_sq, "norms, %d blocks", way.max_blocks);
+    for (size_t t = 0; t < data.tensors.size(); ++t) {
+      const Tensor &ours = got.data.tensors[t], &theirs = expected.data.tensors[t];
+      CHECK(ours.weight == theirs.weight, "tensor %zu, %d blocks", t, way.max_blocks);
+      CHECK(ours.momentum_buffer == theirs.momentum_buffer, "tensor %zu, %d blocks", t, way.max_blocks);
+    }
+  }
+}
+
+}  // namespace
+
+void test_cuda_steps() {
+  Case made = big_case();
+  check_steps(made);
+  freeze(made);
+  check_steps(made);
+}
+
+void test_cuda_bits() {
+  Case made = small_case();
+  check_same_bits(made);
+  freeze(made);
+  check_same_bits(made);
+}
+
+void test_cuda_threads() {
+  Case made;
+  made.groups = every_momentum();
+  Random random;
+  for (const auto& [dtype, grad_dtype] : kDTypes) {
+    made.add_tensor(1025, 1, dtype, grad_dtype, random);
+    made.add_block(true, 1.25);
+  }
+  made.add_tensor(2 * 8192 + 5, 2, DType::kFloat32, DType::kFloat32, random);
+  made.add_block(true, 0.8);
+  EmulatedPlan plan(made, 3);
+  for (int step = 0; step < 2; ++step) {
+    const Case before = made;
+    const std::vector<TensorStep> inputs = made.inputs(step);
+    plan.step(made, inputs);
+    note_step(made, inputs);
+    check_step(before, made, inputs, plain_row_norm_sq(before));
+  }
+}
+
+}  // namespace sasgd_test

@@ -1,0 +1,369 @@
+"""What the CUDA backend promises beyond right numbers, under the emulation: launches, streams, graphs, errors."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import Parameter
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sasgd_fused import ScaleAmendedSGD
+from sasgd_fused.backends.cuda import CudaBackend
+from sasgd_fused.backends.readback import Readback
+from sasgd_fused.options import StepNumbers
+from tests.emulated_cuda import EMULATED_CUDA, EmulatedCudaBackend, emulated_module
+from tests.helpers import Case, assert_close, assert_same_run, backends
+from tests.unchanged import nothing_changes
+
+SHAPES = [(6, 3, 3, 3), (6,), (7, 2400), (0, 4), (), (5, 11)]
+OPTIONS: dict[str, Any] = {"lr": 1e-4, "momentum": 0.9, "weight_decay": 0.02}
+FROZEN: dict[str, Any] = {**OPTIONS, "norms": "freeze", "head": "plain", "decay": "shape"}
+LAUNCH, COPY = "cudaLaunchKernelEx", "cudaMemcpyAsync"
+LAUNCH_FAILED = 719
+
+
+@pytest.fixture(params=backends([EMULATED_CUDA]))
+def emulation() -> Iterator[ModuleType]:
+    module = emulated_module()
+    module.reset()
+    yield module
+    module.reset()
+
+
+@contextmanager
+def captured(emulation: ModuleType, stream: int = 5) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EmulatedCudaBackend, "stream", stream)
+        patch.setattr(EmulatedCudaBackend, "capturing", True)
+        emulation.begin_capture(stream)
+        try:
+            yield
+        finally:
+            emulation.end_capture(stream)
+
+
+class Operations:
+    """Counts what was put on streams since it was last asked."""
+
+    def __init__(self, emulation: ModuleType) -> None:
+        self._emulation = emulation
+        self._seen = len(emulation.stream_operations())
+
+    def new(self) -> list[tuple[str, int, int]]:
+        """The function, device and stream of each."""
+        operations = self._emulation.stream_operations()
+        new, self._seen = operations[self._seen :], len(operations)
+        return [operation[:3] for operation in new]
+
+    def count(self) -> Counter[str]:
+        return Counter(function for function, _, _ in self.new())
+
+
+def begun(case: Case, steps: int = 2) -> tuple[list[Parameter], ScaleAmendedSGD]:
+    params, optimizer = case.run(EMULATED_CUDA, steps)
+    case.set_grads(params, steps)
+    return params, optimizer
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+@pytest.mark.parametrize(("multiprocessors", "resident_blocks"), [(1, 0), (4, 0), (4, 1), (3, 2)])
+@pytest.mark.parametrize("options", [OPTIONS, FROZEN], ids=["track", "freeze"])
+def test_schedules_grids_and_residency(
+    emulation: ModuleType, seed: int, multiprocessors: int, resident_blocks: int, options: dict[str, Any]
+) -> None:
+    """Nothing depends on who comes first, on the size of the grid, or on how many blocks run at once."""
+    settings = emulation.settings()
+    settings.seed, settings.multiprocessors, settings.resident_blocks = seed, multiprocessors, resident_blocks
+    case = Case(SHAPES, options=options)
+    assert_same_run(case, EMULATED_CUDA)
+    here, _ = case.run(EMULATED_CUDA)
+    emulation.reset()
+    for ours, plain in zip(here, case.run(EMULATED_CUDA)[0], strict=True):
+        assert torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("options", [OPTIONS, FROZEN], ids=["track", "freeze"])
+def test_a_step_is_one_launch_and_nothing_else(emulation: ModuleType, options: dict[str, Any]) -> None:
+    """With other gradients and another learning rate every time."""
+    case = Case(SHAPES, options=options)
+    params, optimizer = begun(case)
+    operations = Operations(emulation)
+    kept = []
+    for step in range(3, 6):
+        optimizer.step()
+        kept += [param.grad for param in params]  # so that the next ones lie elsewhere
+        case.set_grads(params, step)
+        optimizer.param_groups[0]["lr"] *= 0.9
+        assert operations.count() == {LAUNCH: 1}
+
+
+def test_a_norm_pass_is_one_launch_more(emulation: ModuleType) -> None:
+    params, optimizer = begun(Case(SHAPES, options=OPTIONS))
+    operations = Operations(emulation)
+    with torch.no_grad():
+        params[0].mul_(2)
+    optimizer.step()
+    assert operations.count() == {LAUNCH: 2}
+
+
+@pytest.mark.parametrize(("tensors", "groups", "launches"), [(1100, 3, 1), (5000, 1, 2), (700, 700, 2)])
+def test_launches_of_many_tensors_and_groups(emulation: ModuleType, tensors: int, groups: int, launches: int) -> None:
+    """The largest networks of torchvision have about a thousand tensors; more are no error."""
+    case = Case(
+        [(3, 2)] * tensors,
+        options={"lr": 0.01, "momentum": 0.9},
+        groups=[(range(first, tensors, groups), {"lr": 0.01 + 1e-5 * first}) for first in range(groups)],
+    )
+    params, optimizer = begun(case, 1)
+    operations = Operations(emulation)
+    optimizer.step()
+    assert operations.count() == {LAUNCH: launches}
+    for ours, theirs in zip(params, case.run("reference", 2)[0], strict=True):
+        assert_close(ours, theirs, torch.float32)
+
+
+def test_a_step_reads_nothing_from_the_device(emulation: ModuleType) -> None:
+    """Not the overflow flag, not the loss scale, and no copy that would have to be waited for."""
+
+    class NoReading(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default), func
+            return func(*args, **(kwargs or {}))
+
+    for options in (OPTIONS, FROZEN):
+        case = Case(SHAPES, options=options)
+        params, optimizer = case.params(), None
+        optimizer = case.optimizer(params, EMULATED_CUDA)
+        for step in range(4):
+            case.set_grads(params, step)
+            optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(float(step == 1))
+            with NoReading():
+                optimizer.step()
+
+
+@pytest.mark.parametrize("options", [OPTIONS, FROZEN, {**FROZEN, "dampening": 0.5}], ids=["track", "freeze", "damped"])
+@pytest.mark.parametrize("late", [1, 4, 100])
+def test_the_host_may_learn_late(
+    emulation: ModuleType, monkeypatch: pytest.MonkeyPatch, late: int, options: dict[str, Any]
+) -> None:
+    """However long the copies take, steps are right, and a checkpoint waits for them."""
+    asked = itertools.count()
+    monkeypatch.setattr(Readback, "has_arrived", lambda self: next(asked) % late == late - 1)
+    case = Case(SHAPES, options=options)
+    params = case.params()
+    optimizer = case.optimizer(params, EMULATED_CUDA)
+    good = 0
+    for attempt in range(6):
+        overflow = attempt in (0, 2)
+        case.set_grads(params, good)
+        optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.tensor(float(overflow))
+        optimizer.step()
+        good += not overflow
+    expected, reference = case.run("reference", good)
+    for ours, theirs in zip(params, expected, strict=True):
+        assert_close(ours, theirs, torch.float32)
+    ours, theirs = (o.state_dict()["state"] for o in (optimizer, reference))
+    assert {key: state.keys() for key, state in ours.items()} == {key: state.keys() for key, state in theirs.items()}
+
+
+def test_new_parameters_find_what_only_the_device_knew(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frozen norms and buffers that have not started outlive a new plan."""
+    monkeypatch.setattr(Readback, "has_arrived", lambda self: False)
+    case = Case(SHAPES, options={**FROZEN, "dampening": 0.5})
+    results = []
+    for backend in (EMULATED_CUDA, "reference"):
+        params = case.params()
+        optimizer = case.optimizer(params, backend)
+        for step, overflow in enumerate([True, False, False]):
+            case.set_grads(params, step)
+            params[2].grad = None if step == 1 else params[2].grad
+            optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.tensor(float(overflow))
+            optimizer.step()
+            if step < 2:
+                optimizer.add_param_group({"params": [Parameter(torch.ones(2, 2))]})
+        results.append((params, [row.row_norm_sq for row in optimizer.layer_report()]))
+    (ours, our_norms), (theirs, their_norms) = results
+    for a, b in zip(ours, theirs, strict=True):
+        assert_close(a, b, torch.float32)
+    assert our_norms == pytest.approx(their_norms, rel=1e-6)
+
+
+def test_a_learning_rate_on_the_device(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    lr = torch.tensor(0.5)
+
+    def step_with_lr(self: CudaBackend, numbers: StepNumbers) -> None:
+        values = [group._replace(lr=0.0) for group in numbers.values]
+        CudaBackend.step(self, replace(numbers, values=values, device_lrs={0: lr}))
+
+    monkeypatch.setattr(EmulatedCudaBackend, "step", step_with_lr)
+    for options in (OPTIONS, FROZEN):
+        case = Case(SHAPES, options=options)
+        lr.fill_(1e-4)
+        params, optimizer = case.run(EMULATED_CUDA, 2)
+        lr.fill_(2e-5)
+        case.set_grads(params, 2)
+        optimizer.step()
+        expected, reference = case.run("reference", 2)
+        reference.param_groups[0]["lr"] = 2e-5
+        case.set_grads(expected, 2)
+        reference.step()
+        for ours, theirs in zip(params, expected, strict=True):
+            assert_close(ours, theirs, torch.float32)
+        assert optimizer.state_dict()["state"].keys() == reference.state_dict()["state"].keys()
+
+
+def test_stream_and_device(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All work goes to the current stream, and to the device of the plan; the current device stays."""
+    monkeypatch.setattr(EmulatedCudaBackend, "stream", 7)
+    monkeypatch.setattr(EmulatedCudaBackend, "index", 1)
+    operations = Operations(emulation)
+    assert_same_run(Case(SHAPES, options=OPTIONS), EMULATED_CUDA)
+    assert {(device, stream) for _, device, stream in operations.new()} == {(1, 7)}
+    monkeypatch.setattr(EmulatedCudaBackend, "index", 0)
+    begun(Case(SHAPES))
+    assert {device for _, device, _ in operations.new()} == {0}
+
+
+@pytest.mark.parametrize("options", [OPTIONS, FROZEN], ids=["track", "freeze"])
+def test_a_captured_step(emulation: ModuleType, options: dict[str, Any]) -> None:
+    """Norms are tracked in the graph; an overflow between replays leaves no trace."""
+    case = Case(SHAPES, options=options)
+    params, optimizer = begun(case)
+    found_inf = torch.zeros(())
+    optimizer.grad_scale, optimizer.found_inf = torch.ones(()), found_inf
+    before = [param.detach().clone() for param in params]
+    with captured(emulation):
+        optimizer.step()
+    assert all(map(torch.equal, params, before)), "a capture runs nothing"
+
+    def replay(step: int, overflow: bool) -> None:
+        values = case.params()
+        case.set_grads(values, step)
+        for param, value in zip(params, values, strict=True):
+            param.grad.copy_(value.grad)
+        found_inf.fill_(float(overflow))
+        emulation.replay(5)
+
+    replay(2, False)
+    with torch.no_grad():
+        weights = [param.clone() for param in params]
+    replay(3, True)
+    assert all(map(torch.equal, params, weights))
+    replay(3, False)
+    for ours, theirs in zip(params, case.run(EMULATED_CUDA, 4)[0], strict=True):
+        assert torch.equal(ours, theirs)
+    assert not any(row.stale_steps for row in optimizer.layer_report())
+
+
+def test_a_capture_without_a_step_before_says_what_to_do(emulation: ModuleType) -> None:
+    case = Case(SHAPES, options=OPTIONS)
+    params = case.params()
+    optimizer = case.optimizer(params, EMULATED_CUDA)
+    case.set_grads(params, 0)
+    with (
+        captured(emulation),
+        pytest.raises(RuntimeError, match=r"CUDA graph: tables .* take a step before the capture"),
+    ):
+        optimizer.step()
+    optimizer.step()
+    for ours, theirs in zip(params, case.run("reference", 1)[0], strict=True):
+        assert_close(ours, theirs, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (LAUNCH, r"CUDA: launching a step over 6 tensors on device 0 failed: cudaErrorLaunchFailure, "),
+        (COPY, r"CUDA: sending tables to device 0 failed: "),
+    ],
+)
+def test_a_refusal_of_the_driver(emulation: ModuleType, function: str, message: str) -> None:
+    """It says what was attempted, the weights stay, and the next step is right."""
+    case = Case(SHAPES, options=OPTIONS)
+    params, optimizer = begun(case)
+    if function == COPY:
+        for param in params:  # new buffers: their addresses have to be sent
+            optimizer.state[param]["momentum_buffer"] = optimizer.state[param]["momentum_buffer"].clone()
+    emulation.fail_next(function, LAUNCH_FAILED)
+    with nothing_changes(optimizer), pytest.raises(RuntimeError, match=message):
+        optimizer.step()
+    optimizer.step()
+    for ours, theirs in zip(params, case.run("reference", 3)[0], strict=True):
+        assert_close(ours, theirs, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"driver": 0}, "no driver is installed"),
+        ({"devices": 0}, "counting the devices .* cudaErrorNoDevice"),
+    ],
+)
+def test_without_a_driver_or_device(emulation: ModuleType, settings: dict[str, int], message: str) -> None:
+    for name, value in settings.items():
+        setattr(emulation.settings(), name, value)
+    with pytest.raises(RuntimeError, match=message):
+        emulation.cuda_devices()
+
+
+def test_a_device_that_cannot_run_the_kernels(emulation: ModuleType) -> None:
+    emulation.fail_next("cudaOccupancyMaxActiveBlocksPerMultiprocessor", 209)
+    with pytest.raises(RuntimeError, match="how many thread blocks device 1 holds failed: cudaErrorNoKernelImage"):
+        emulation.check_cuda_device(1)
+    emulation.check_cuda_device(1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda plan: plan.attach(8, 0, 0, 0, 0), "tables: got an address that is not aligned"),
+        (lambda plan: plan.place(b"", b"", b"\0", 0), "weights: got 0 bytes"),
+        (lambda plan: plan.place(bytes(8), bytes(8), b"\0", 0), "weights: got a null address for tensor 0"),
+        (lambda plan: plan.place(b"\1" * 8, bytes(8), b"", 0), "flags: got 0 bytes"),
+        (lambda plan: plan.measure(b"\1\1", 0), "chosen_blocks: got 2 bytes"),
+        (lambda plan: plan.step(bytes(16), b"\0", bytes(48), bytes(8), 0, 0, 0), "grads: got 16 bytes"),
+        (lambda plan: plan.step(bytes(8), b"\3", bytes(48), bytes(8), 0, 0, 0), "grad_dtypes: got dtype code 3"),
+        (lambda plan: plan.step(bytes(8), b"\1", bytes(48), bytes(8), 0, 0, 0), "grad_dtypes: tensor 0 has a 16-bit"),
+        (lambda plan: plan.step(bytes(8), b"\0", bytes(40), bytes(8), 0, 0, 0), "values: got 40 bytes"),
+        (lambda plan: plan.step(bytes(8), b"\0", bytes(48), b"", 0, 0, 0), "lr_addresses: got 0 bytes"),
+    ],
+)
+def test_wrong_arguments(emulation: ModuleType, call: Any, message: str) -> None:
+    plan = emulation.CudaPlan(
+        device=0,
+        tensors=[(6, 0, 0)],
+        blocks=[(0, True, 3.0, 2.0)],
+        eps=1e-3,
+        output_factor=1.0,
+        shape_decay=False,
+        track_norms=True,
+    )
+    with pytest.raises(ValueError, match=message):
+        call(plan)
+
+
+def test_memory_that_a_graph_writes_is_not_freed(emulation: ModuleType) -> None:
+    def kept_after(captures: bool) -> bool:
+        _, optimizer = begun(Case(SHAPES))
+        if captures:
+            with captured(emulation):
+                optimizer.step()
+        (backend,) = optimizer._backends or []
+        assert isinstance(backend, CudaBackend)
+        memory = weakref.ref(backend._norms)
+        del backend, optimizer
+        gc.collect()
+        return memory() is not None
+
+    assert not kept_after(False)
+    assert kept_after(True)
