@@ -8,14 +8,14 @@ published ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from bench.contenders import CONTENDERS
+from bench.contenders import GPU_CONTENDERS
 
 Shape = tuple[int, ...]
 
@@ -50,11 +50,11 @@ def vgg16() -> list[Shape]:
     return shapes
 
 
-def resnet50() -> list[Shape]:
-    """ResNet-50 for ImageNet (He et al. 2016): bottlenecks with projection shortcuts."""
+def resnet(depths: Sequence[int]) -> list[Shape]:
+    """ResNet for ImageNet (He et al. 2016) of bottlenecks with projection shortcuts."""
     shapes = _conv_norm(64, 3, 7)
     inputs = 64
-    for width, depth in ((64, 3), (128, 4), (256, 6), (512, 3)):
+    for width, depth in zip((64, 128, 256, 512), depths, strict=True):
         for index in range(depth):
             shapes += _conv_norm(width, inputs, 1) + _conv_norm(width, width, 3)
             shapes += _conv_norm(4 * width, width, 1)
@@ -64,11 +64,11 @@ def resnet50() -> list[Shape]:
     return shapes + _linear(1000, inputs)
 
 
-def densenet121() -> list[Shape]:
-    """DenseNet-121 for ImageNet (Huang et al. 2017): growth 32, bottlenecks of 128."""
+def densenet(depths: Sequence[int]) -> list[Shape]:
+    """DenseNet for ImageNet (Huang et al. 2017): growth 32, bottlenecks of 128."""
     shapes = _conv_norm(64, 3, 7)
     channels = 64
-    for block, depth in enumerate((6, 12, 24, 16)):
+    for block, depth in enumerate(depths):
         if block > 0:
             shapes += [(channels,), (channels,), (channels // 2, channels, 1, 1)]
             channels //= 2
@@ -94,19 +94,39 @@ def mobilenet_v2() -> list[Shape]:
     return shapes + _conv_norm(1280, inputs, 1) + _linear(1000, 1280)
 
 
+def pythia_1b() -> list[Shape]:
+    """Pythia-1B (Biderman et al. 2023), a language model: 16 blocks of width 2048, 50304 tokens."""
+    width, tokens = 2048, 50304
+    norm: list[Shape] = [(width,), (width,)]
+    block = [*norm, *norm, *_linear(3 * width, width), *_linear(width, width)]
+    block += [*_linear(4 * width, width), *_linear(width, 4 * width)]
+    return [(tokens, width), *block * 16, *norm, (tokens, width)]
+
+
 CASES: dict[str, list[Shape]] = {
     "VGG13-CIFAR": vgg13_cifar(),
-    "ResNet-50": resnet50(),
+    "ResNet-50": resnet((3, 4, 6, 3)),
     "VGG16": vgg16(),
-    "DenseNet-121": densenet121(),
+    "DenseNet-121": densenet((6, 12, 24, 16)),
     "MobileNetV2": mobilenet_v2(),
     "160x64": [(8, 8)] * 160,
 }
+# Only for GPUs: on a CPU they show nothing that the others do not.
+LARGE_CASES: dict[str, list[Shape]] = {
+    "ResNet-152": resnet((3, 8, 36, 3)),
+    "DenseNet-201": densenet((6, 12, 48, 32)),
+    "Pythia-1B": pythia_1b(),
+}
+
+
+def shapes_of(case: str) -> list[Shape]:
+    """The parameters' shapes of a case of either table."""
+    return CASES[case] if case in CASES else LARGE_CASES[case]
 
 
 def parameter_count(case: str) -> int:
     """Number of parameters of a case."""
-    return sum(math.prod(shape) for shape in CASES[case])
+    return sum(math.prod(shape) for shape in shapes_of(case))
 
 
 @dataclass(frozen=True)
@@ -134,29 +154,36 @@ class Setup:
                     )
 
 
-def setup(case: str, contender: str, dtype: torch.dtype = torch.float32, threads: int = 1) -> Setup:
+def setup(
+    case: str,
+    contender: str,
+    dtype: torch.dtype = torch.float32,
+    threads: int = 1,
+    device: str = "cpu",
+) -> Setup:
     """Make parameters, fixed gradients and an optimizer that has taken its first step.
 
     Weights are normal with He's standard deviation sqrt(2 / fan_in). Every call gives the same
     values in memory of its own. Sets torch's thread count, which holds for the whole process.
 
     Args:
-        case: a key of `CASES`.
-        contender: a key of `CONTENDERS`.
+        case: a key of `CASES` or `LARGE_CASES`.
+        contender: a key of `GPU_CONTENDERS`.
         dtype: of parameters and gradients.
         threads: number of threads of the step.
+        device: where parameters and gradients are made and live.
     """
     torch.set_num_threads(threads)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
 
     def normal(shape: Shape, deviation: float) -> Tensor:
-        return torch.empty(shape, dtype=dtype).normal_(0.0, deviation, generator=generator)
+        return torch.empty(shape, dtype=dtype, device=device).normal_(0.0, deviation, generator=generator)
 
     parameters: list[Tensor] = []
-    for shape in CASES[case]:
+    for shape in shapes_of(case):
         parameter = normal(shape, math.sqrt(2 / math.prod(shape[1:]))).requires_grad_()
         parameter.grad = normal(shape, GRADIENT_SCALE)
         parameters.append(parameter)
-    optimizer, step = CONTENDERS[contender](parameters)
+    optimizer, step = GPU_CONTENDERS[contender](parameters)
     step()
     return Setup(parameters, optimizer, step)

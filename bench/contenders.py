@@ -48,6 +48,17 @@ def _ours(*, refresh: bool = False, **options: Any) -> Contender:
     return make
 
 
+def _torch_compiled(parameters: list[Tensor]) -> tuple[torch.optim.Optimizer, Step]:
+    """torch.optim.SGD by `torch.compile`, which compiles at the first call of the step that is returned."""
+    optimizer = torch.optim.SGD(parameters, lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    optimizer.step()  # makes the momentum buffers, so that one compilation serves all later steps
+
+    def step() -> None:
+        optimizer.step()
+
+    return optimizer, torch.compile(step)
+
+
 CONTENDERS: dict[str, Contender] = {
     "torch fused": _torch(fused=True),
     "torch foreach": _torch(foreach=True),
@@ -58,6 +69,8 @@ CONTENDERS: dict[str, Contender] = {
     "foreach": _ours(backend="foreach"),
     "reference": _ours(backend="reference"),
 }
+# Compiling takes a minute for a large network: not in the tables of the CPU.
+GPU_CONTENDERS = {**CONTENDERS, "torch compiled": _torch_compiled}
 
 
 def why_unavailable(contender: str) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.cases import CASES, parameter_count, setup
+from bench.cases import parameter_count, setup, shapes_of
 from bench.contenders import CONTENDERS, why_unavailable
 from bench.interleave import Spread, paired_ratios, time_in_turns, turns
 from bench.table import Result, Row, main, markdown, measure
@@ -30,11 +30,14 @@ VGG13_PAIRS = (
         ("DenseNet-121", 7_978_856, 364),
         ("MobileNetV2", 3_504_872, 158),
         ("160x64", 10_240, 160),
+        ("ResNet-152", 60_192_808, 467),
+        ("DenseNet-201", 20_013_928, 604),
+        ("Pythia-1B", 1_011_781_632, 196),
     ],
 )
 def test_profiles_have_the_published_totals(case: str, parameters: int, tensors: int) -> None:
     assert parameter_count(case) == parameters
-    assert len(CASES[case]) == tensors
+    assert len(shapes_of(case)) == tensors
 
 
 @pytest.mark.parametrize("contender", CONTENDERS)
