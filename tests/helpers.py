@@ -1,4 +1,4 @@
-"""What the tests share: the backends to be tested, the one tolerance table, and the builder of cases."""
+"""What the tests share: their device, the backends to be tested, the one tolerance table, and the builder of cases."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from sasgd_fused import ScaleAmendedSGD
 from sasgd_fused.backends import BACKENDS
-from sasgd_fused.backends.native import NativeBackend
+from tests.emulated_cuda import EMULATED_CUDA
+from tests.native_programs import REQUIRED
 
-ALL_BACKENDS = tuple(sorted(BACKENDS))
+# Where the parameters of the tests lie, with its index, as tensors and messages have it.
+DEVICE = torch.empty(0, device=os.environ.get("SASGD_TEST_DEVICE", "cpu")).device
+
+# The emulation is of a device on the CPU, and has no part in a run on a real one.
+ALL_BACKENDS = tuple(sorted(name for name in BACKENDS if name != EMULATED_CUDA or DEVICE.type == "cpu"))
 # The backends with an extension or a compiler of their own; the rest run wherever torch does.
-FAST_BACKENDS = ("native",)
-REQUIRED = tuple(filter(None, os.environ.get("SASGD_REQUIRE_BACKENDS", "").split(",")))
+FAST_BACKENDS = ("native", EMULATED_CUDA)
 
 # Largest difference from the reference, relative to the element and to the root mean square of its tensor, after a
 # few steps: rounding to the dtype at each store, and float32 arithmetic where the reference has float64.
@@ -38,10 +43,40 @@ def backends(names: Iterable[str] = ALL_BACKENDS) -> list[Any]:
 
 
 def _absence(name: str) -> Sequence[pytest.MarkDecorator]:
-    reason = NativeBackend.why_not_installed() if name == "native" else None
-    if reason is None or name in REQUIRED:
+    reason = BACKENDS[name].why_not(DEVICE, [torch.float32])
+    if reason is None or ("cuda" if name == EMULATED_CUDA else name) in REQUIRED:
         return ()
     return (pytest.mark.skip(reason=f"{name}: {reason}"),)
+
+
+def cpu_only(reason: str) -> pytest.MarkDecorator:
+    """Skips what is about the CPU alone when the parameters lie elsewhere."""
+    return pytest.mark.skipif(DEVICE.type != "cpu", reason=f"the CPU's alone: {reason}")
+
+
+# For what only a GPU can show. The emulation of the kernels shows all else on the CPU.
+cuda_only = pytest.mark.skipif(DEVICE.type != "cuda", reason=f"no CUDA device: the parameters are on {DEVICE}")
+
+
+def skips_on_device(backend: str) -> bool:
+    """Whether the CUDA kernel alone sees an overflow, so that a skipped step looks like any other to the host."""
+    return "cuda" in (DEVICE.type if backend == "native" else backend)
+
+
+def randn(shape: Sequence[int], generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Normal numbers on the tests' device, drawn on the CPU: so they are the same on every device."""
+    return torch.randn(tuple(shape), generator=generator, dtype=dtype, device="cpu").to(DEVICE)
+
+
+def states_of(optimizer: Optimizer, params: Iterable[Tensor]) -> list[dict[str, Any]]:
+    """The state of each parameter as a checkpoint has it.
+
+    On a GPU `optimizer.state` may run ahead of it: a buffer is there before the first step that is not skipped.
+    """
+    listed = [param for group in optimizer.param_groups for param in group["params"]]
+    state = optimizer.state_dict()["state"]
+    of_param = {param: state.get(index, {}) for index, param in enumerate(listed)}
+    return [of_param[param] for param in params]
 
 
 def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype, what: str = "", scale: float = 0.0) -> None:
@@ -69,21 +104,21 @@ def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype, what: str
 
 
 def contiguous(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    return torch.empty(tuple(shape), dtype=dtype)
+    return torch.empty(tuple(shape), dtype=dtype, device=DEVICE)
 
 
 def transposed(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    return torch.empty(tuple(reversed(shape)), dtype=dtype).permute(tuple(reversed(range(len(shape)))))
+    return contiguous(shape[::-1], dtype).permute(tuple(reversed(range(len(shape)))))
 
 
 def channels_last(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    empty = torch.empty(tuple(shape), dtype=dtype)
+    empty = contiguous(shape, dtype)
     return empty.to(memory_format=torch.channels_last) if len(shape) == 4 else empty
 
 
 def every_second(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """A view whose elements have gaps between them."""
-    return torch.zeros((*shape, 2), dtype=dtype)[..., 0]
+    return torch.zeros((*shape, 2), dtype=dtype, device=DEVICE)[..., 0]
 
 
 def misaligned(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -91,7 +126,7 @@ def misaligned(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     count = 1
     for size in shape:
         count *= size
-    return torch.empty(count + 1, dtype=dtype)[1:].view(tuple(shape))
+    return contiguous((count + 1,), dtype)[1:].view(tuple(shape))
 
 
 LAYOUTS: dict[str, Callable[[Sequence[int], torch.dtype], Tensor]] = {
@@ -127,7 +162,7 @@ class Case:
         generator = torch.Generator().manual_seed(self.seed)
         params = []
         for shape in self.shapes:
-            values = torch.randn(tuple(shape), generator=generator).to(self.dtype)
+            values = randn(shape, generator).to(self.dtype)
             place = LAYOUTS[self.layout](shape, dtype or self.dtype)
             params.append(Parameter(place.copy_(values)))
         return params
@@ -136,7 +171,7 @@ class Case:
         """Gives each parameter its gradient of a step."""
         generator = torch.Generator().manual_seed(1000 * self.seed + step + 1)
         for index, param in enumerate(params):
-            values = torch.randn(param.shape, generator=generator).to(self.dtype)
+            values = randn(param.shape, generator).to(self.dtype)
             param.grad = None
             if index not in self.idle:
                 param.grad = LAYOUTS[self.grad_layout](param.shape, param.dtype).copy_(values)
@@ -164,9 +199,9 @@ def assert_same_run(case: Case, backend: str, steps: int = 3) -> None:
     """Holds a backend's weights and momentum against the reference's, which computes in float64."""
     expected, reference = case.run("reference", steps)
     actual, optimizer = case.run(backend, steps)
-    for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
+    states = zip(states_of(optimizer, actual), states_of(reference, expected), strict=True)
+    for index, (a, e, (ours, theirs)) in enumerate(zip(actual, expected, states, strict=True)):
         assert_close(a, e, case.dtype, f"parameter {index}")
-        ours, theirs = optimizer.state.get(a, {}), reference.state.get(e, {})
         assert ours.keys() == theirs.keys(), f"state of parameter {index}"
         if "momentum_buffer" in ours:
             assert ours["momentum_buffer"].dtype == a.dtype

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from sasgd_fused import ScaleAmendedSGD, parameter_groups
-from tests.helpers import Case, assert_close, backends
+from tests.helpers import DEVICE, Case, assert_close, backends, randn
+
+pytestmark = pytest.mark.usefixtures("default_device")
 
 
 def weights() -> list[Parameter]:
@@ -86,7 +88,7 @@ def test_columns_of_a_convolution_are_its_input_channels() -> None:
 
 def test_the_product_telescopes_where_widths_match() -> None:
     shapes = [(16, 3, 3, 3), (32, 16, 3, 3), (8, 32), (10, 8)]
-    params = [Parameter(torch.randn(shape)) for shape in shapes]
+    params = [Parameter(randn(shape)) for shape in shapes]
     product = ScaleAmendedSGD(params, factors="product", backend="reference").layer_report()
     width = ScaleAmendedSGD(params, factors="width", backend="reference").layer_report()
     for a, b, param in zip(product, width, params, strict=True):
@@ -145,17 +147,19 @@ def test_a_zero_or_broken_block_does_not_poison_the_others(backend: str, bad: fl
 
 
 def bn_chain() -> nn.Sequential:
-    return nn.Sequential(
-        *(nn.Linear(6, 12, bias=False), nn.BatchNorm1d(12, affine=False, eps=1e-30), nn.ReLU()),
-        *(nn.Linear(12, 8, bias=False), nn.BatchNorm1d(8, affine=False, eps=1e-30), nn.ReLU()),
-        nn.Linear(8, 3, bias=False),
-    ).double()
+    with torch.device("cpu"):  # whose random numbers are the same everywhere
+        chain = nn.Sequential(
+            *(nn.Linear(6, 12, bias=False), nn.BatchNorm1d(12, affine=False, eps=1e-30), nn.ReLU()),
+            *(nn.Linear(12, 8, bias=False), nn.BatchNorm1d(8, affine=False, eps=1e-30), nn.ReLU()),
+            nn.Linear(8, 3, bias=False),
+        )
+    return chain.to(DEVICE, torch.float64)
 
 
 def train(model: nn.Module, **options: Any) -> Tensor:
     generator = torch.Generator().manual_seed(7)
-    inputs = torch.randn(32, 6, generator=generator, dtype=torch.float64)
-    labels = torch.randint(0, 3, (32,), generator=generator)
+    inputs = randn((32, 6), generator, torch.float64)
+    labels = torch.randint(0, 3, (32,), generator=generator, device="cpu").to(DEVICE)
     optimizer = ScaleAmendedSGD(parameter_groups(model), backend="reference", **options)
     for _ in range(20):
         optimizer.zero_grad()

@@ -10,6 +10,8 @@ from torch import nn
 
 from sasgd_fused import ScaleAmendedSGD, parameter_groups
 
+pytestmark = pytest.mark.usefixtures("default_device")
+
 
 class Network(nn.Module):
     """One of everything, and a loose parameter."""

@@ -13,9 +13,10 @@ from torch.nn import Parameter
 from torch.optim import SGD, Adam, Optimizer
 
 from sasgd_fused import ScaleAmendedSGD, parameter_groups
-from tests.helpers import Case, assert_close, backends
+from tests.helpers import Case, assert_close, backends, randn, states_of
 from tests.unchanged import bits, nothing_changes
 
+pytestmark = pytest.mark.usefixtures("default_device")
 FOREIGN = "not of ScaleAmendedSGD"
 CASE = Case([(6, 5), (6,), (4, 3, 3, 3), (), (0, 2), (3, 4)])
 PLAIN_FORM = {"foreach": False, "fused": False}
@@ -178,7 +179,7 @@ def test_what_does_not_fit_is_refused(foreign: bool, backend: str) -> None:
 def test_momentum_takes_the_parameters_dtype_and_layout(layout: str, dtype: torch.dtype, backend: str) -> None:
     """The checkpoint has contiguous float32 buffers; a transposed one of our own comes back as it was."""
     (param,) = Case([(4, 3, 5, 2)], dtype, layout).params()
-    buffer = torch.randn(param.shape)
+    buffer = randn(param.shape)
     sgd = SGD([Parameter(torch.ones(param.shape))], lr=0.1, momentum=0.5)
     sgd.state[sgd.param_groups[0]["params"][0]]["momentum_buffer"] = buffer
     optimizer = ScaleAmendedSGD([param], backend=backend)
@@ -220,9 +221,9 @@ def test_frozen_norms_come_back_exactly(dtype: torch.dtype, backend: str) -> Non
     assert [type(saved["state"][index]["row_norm_sq"]) for index in (0, 1)] == [float, float]
     resumed = case.optimizer(params, backend)
     resumed.load_state_dict(saved)
-    kept = [optimizer.state[p]["row_norm_sq"] for p in params]
+    kept = [state["row_norm_sq"] for state in states_of(optimizer, params)]
     assert kept == pytest.approx(norms, rel=1e-6)
-    assert [resumed.state[p]["row_norm_sq"] for p in params] == kept
+    assert [state["row_norm_sq"] for state in states_of(resumed, params)] == kept
     assert [row.row_norm_sq for row in resumed.layer_report()] == kept
 
 
@@ -232,11 +233,13 @@ def test_norms_to_freeze_are_taken_at_the_first_update_after_loading(backend: st
     (param,), optimizer = case.run(backend)
     load_foreign(optimizer, SGD([param], lr=0.0).state_dict())
     optimizer.step()  # lr = 0, as torch.distributed.checkpoint steps to initialise the state
-    assert "row_norm_sq" not in optimizer.state.get(param, {})
+    (state,) = states_of(optimizer, [param])
+    assert "row_norm_sq" not in state
     with torch.no_grad():
         param.mul_(3)
     norm = float(param.detach().double().square().sum()) / 3
     optimizer.param_groups[0]["lr"] = 0.1
     optimizer.step()
     optimizer.step()
-    assert optimizer.state[param]["row_norm_sq"] == pytest.approx(norm, rel=1e-6)
+    (state,) = states_of(optimizer, [param])
+    assert state["row_norm_sq"] == pytest.approx(norm, rel=1e-6)

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR
 
 from sasgd_fused import ScaleAmendedSGD, parameter_groups
-from tests.helpers import backends
+from tests.helpers import DEVICE, backends
 
 
 def losses(backend: str, compiled: bool) -> list[float]:
     torch.manual_seed(0)
-    inputs, labels = torch.randn(16, 4), torch.randint(0, 3, (16,))
-    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    inputs, labels = torch.randn(16, 4).to(DEVICE), torch.randint(0, 3, (16,)).to(DEVICE)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).to(DEVICE)
     optimizer = ScaleAmendedSGD(parameter_groups(model), lr=0.05, momentum=0.9, backend=backend)
     schedule = ExponentialLR(optimizer, 0.9)
 

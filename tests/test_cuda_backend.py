@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -38,6 +39,11 @@ def emulation() -> Iterator[ModuleType]:
     module.reset()
     yield module
     module.reset()
+
+
+def give_scaler(optimizer: ScaleAmendedSGD, found_inf: Tensor, scale: Tensor | None = None) -> None:
+    """What a GradScaler sets for a step."""
+    vars(optimizer).update(grad_scale=torch.ones(()) if scale is None else scale, found_inf=found_inf)
 
 
 @contextmanager
@@ -142,11 +148,11 @@ def test_a_step_reads_nothing_from_the_device(emulation: ModuleType) -> None:
 
     for options in (OPTIONS, FROZEN):
         case = Case(SHAPES, options=options)
-        params, optimizer = case.params(), None
+        params = case.params()
         optimizer = case.optimizer(params, EMULATED_CUDA)
         for step in range(4):
             case.set_grads(params, step)
-            optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(float(step == 1))
+            give_scaler(optimizer, torch.tensor(float(step == 1)), torch.tensor(4.0))
             with NoReading():
                 optimizer.step()
 
@@ -166,7 +172,7 @@ def test_the_host_may_learn_late(
     for attempt in range(6):
         overflow = attempt in (0, 2)
         case.set_grads(params, good)
-        optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.tensor(float(overflow))
+        give_scaler(optimizer, torch.tensor(float(overflow)))
         optimizer.step()
         good += not overflow
     expected, reference = case.run("reference", good)
@@ -187,7 +193,7 @@ def test_new_parameters_find_what_only_the_device_knew(emulation: ModuleType, mo
         for step, overflow in enumerate([True, False, False]):
             case.set_grads(params, step)
             params[2].grad = None if step == 1 else params[2].grad
-            optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.tensor(float(overflow))
+            give_scaler(optimizer, torch.tensor(float(overflow)))
             optimizer.step()
             if step < 2:
                 optimizer.add_param_group({"params": [Parameter(torch.ones(2, 2))]})
@@ -240,7 +246,7 @@ def test_a_captured_step(emulation: ModuleType, options: dict[str, Any]) -> None
     case = Case(SHAPES, options=options)
     params, optimizer = begun(case)
     found_inf = torch.zeros(())
-    optimizer.grad_scale, optimizer.found_inf = torch.ones(()), found_inf
+    give_scaler(optimizer, found_inf)
     before = [param.detach().clone() for param in params]
     with captured(emulation):
         optimizer.step()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -12,10 +13,13 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sasgd_fused import ScaleAmendedSGD
-from tests.helpers import Case, backends
+from tests.helpers import DEVICE, Case, backends
 from tests.unchanged import nothing_changes
 
+pytestmark = pytest.mark.usefixtures("default_device")
+
 NAN, INF = float("nan"), float("inf")
+ones = partial(torch.ones, device=DEVICE)  # for what is made before a test begins
 FINITE = "want a finite number >= 0"
 
 
@@ -87,15 +91,15 @@ class Elsewhere(Parameter):
 
 
 def group(**options: Any) -> dict[str, Any]:
-    return {"params": [Parameter(torch.ones(2, 3)), Parameter(torch.ones(3, 3))], **options}
+    return {"params": [Parameter(ones(2, 3)), Parameter(ones(3, 3))], **options}
 
 
 def only(param: Any) -> dict[str, Any]:
-    return {"params": [Parameter(torch.ones(2, 3)), param]}
+    return {"params": [Parameter(ones(2, 3)), param]}
 
 
 def twice(param: Parameter) -> dict[str, Any]:
-    return {"params": [param, Parameter(torch.ones(3)), param]}
+    return {"params": [param, Parameter(ones(3)), param]}
 
 
 BAD_GROUPS: list[tuple[Any, type[Exception], tuple[str, ...]]] = [
@@ -111,15 +115,15 @@ BAD_GROUPS: list[tuple[Any, type[Exception], tuple[str, ...]]] = [
     ],
     (group(rows=[4]), ValueError, ("rows: got 1 entries for 2 parameters", "want one for each")),
     (group(columns=[4, 4, 4]), ValueError, ("columns: got 3 entries for 2 parameters", "want one for each")),
-    (only(torch.ones(2, 2).to_sparse()), ValueError, ("parameter 1 of group 1", "sparse_coo", "want a dense tensor")),
-    (only(torch.ones(2, 2) * 1j), ValueError, ("parameter 1 of group 1", "complex64", "want one of float32")),
-    (only(torch.ones(2, 2, dtype=torch.int64)), ValueError, ("parameter 1 of group 1", "int64", "want one of float32")),
-    (only(torch.ones(2, 1).expand(2, 4)), ValueError, ("parameter 1 of group 1", "expanded", "memory of their own")),
-    (only(Parameter(torch.ones(2, 2)).T), ValueError, ("can't optimize a non-leaf Tensor",)),
+    (only(ones(2, 2).to_sparse()), ValueError, ("parameter 1 of group 1", "sparse_coo", "want a dense tensor")),
+    (only(ones(2, 2) * 1j), ValueError, ("parameter 1 of group 1", "complex64", "want one of float32")),
+    (only(ones(2, 2, dtype=torch.int64)), ValueError, ("parameter 1 of group 1", "int64", "want one of float32")),
+    (only(ones(2, 1).expand(2, 4)), ValueError, ("parameter 1 of group 1", "expanded", "memory of their own")),
+    (only(Parameter(ones(2, 2)).T), ValueError, ("can't optimize a non-leaf Tensor",)),
     (only(3), TypeError, ("one of the params is int",)),
-    (twice(Parameter(torch.ones(2, 2))), ValueError, ("params: parameter 2 comes twice", "want every parameter once")),
-    ({"params": {Parameter(torch.ones(2, 2))}}, TypeError, ("ordered collections",)),
-    ([Parameter(torch.ones(2, 2))], TypeError, ("param_group must be a dict",)),
+    (twice(Parameter(ones(2, 2))), ValueError, ("params: parameter 2 comes twice", "want every parameter once")),
+    ({"params": {Parameter(ones(2, 2))}}, TypeError, ("ordered collections",)),
+    ([Parameter(ones(2, 2))], TypeError, ("param_group must be a dict",)),
     ({"lr": 0.1}, KeyError, ("params",)),
 ]
 
@@ -166,11 +170,11 @@ def test_a_block_without_a_factor_is_not_added(backend: str) -> None:
 @pytest.mark.parametrize(
     ("params", "error", "text"),
     [
-        (Parameter(torch.ones(2, 2)), TypeError, "iterable of Tensors or dicts"),
-        ({Parameter(torch.ones(2, 2))}, TypeError, "params: got a set, want an ordered collection"),
-        (frozenset([Parameter(torch.ones(2, 2))]), TypeError, "params: got a frozenset, want an ordered collection"),
+        (Parameter(ones(2, 2)), TypeError, "iterable of Tensors or dicts"),
+        ({Parameter(ones(2, 2))}, TypeError, "params: got a set, want an ordered collection"),
+        (frozenset([Parameter(ones(2, 2))]), TypeError, "params: got a frozenset, want an ordered collection"),
         ([], ValueError, "empty parameter list"),
-        ([("a", Parameter(torch.ones(1))), Parameter(torch.ones(1))], ValueError, "with/without names"),
+        ([("a", Parameter(ones(1))), Parameter(ones(1))], ValueError, "with/without names"),
     ],
 )
 def test_bad_params(params: Any, error: type[Exception], text: str) -> None:
@@ -180,7 +184,7 @@ def test_bad_params(params: Any, error: type[Exception], text: str) -> None:
 
 def test_a_named_backend_that_cannot_run_says_why() -> None:
     params = [Parameter(torch.ones(2, 2)), Parameter(torch.ones(2, 2, dtype=torch.float64))]
-    with pytest.raises(RuntimeError, match=message("backend: cannot run on cpu", "'native'", "float64")):
+    with pytest.raises(RuntimeError, match=message(f"backend: cannot run on {DEVICE}", "'native'", "float64")):
         ScaleAmendedSGD(params, backend="native")
     with pytest.raises(RuntimeError, match=message("backend: cannot run on meta", "'native'", "no kernel for meta")):
         ScaleAmendedSGD([Parameter(torch.ones(2, 2, device="meta"))], fused=True)
@@ -215,17 +219,17 @@ GRADIENT = "gradient of parameter 2 of group 0"
     ("spoil", "error", "parts"),
     [
         (set_sparse_grad, ValueError, (f"{GRADIENT}: got layout torch.sparse_coo", "want a dense tensor")),
-        (set_grad(torch.ones(2, 4) * 1j), ValueError, (f"{GRADIENT}: got torch.complex64", "want a real floating")),
-        (set_grad(torch.ones(2, 4).int()), ValueError, (f"{GRADIENT}: got torch.int32", "want a real floating")),
-        (set_grad(torch.ones(4, 2)), ValueError, (f"{GRADIENT}: got shape (4, 2)", "want the parameter's, (2, 4)")),
-        (set_grad(torch.ones(3)), ValueError, (f"{GRADIENT}: got shape (3,)", "want the parameter's, (2, 4)")),
+        (set_grad(ones(2, 4) * 1j), ValueError, (f"{GRADIENT}: got torch.complex64", "want a real floating")),
+        (set_grad(ones(2, 4).int()), ValueError, (f"{GRADIENT}: got torch.int32", "want a real floating")),
+        (set_grad(ones(4, 2)), ValueError, (f"{GRADIENT}: got shape (4, 2)", "want the parameter's, (2, 4)")),
+        (set_grad(ones(3)), ValueError, (f"{GRADIENT}: got shape (3,)", "want the parameter's, (2, 4)")),
         (set_momentum, ValueError, ("momentum_buffer of parameter 2 of group 0: got shape (3,)", "want", "(2, 4)")),
         *[
             (set_in_group(**{name: value}), TypeError, (f"{name} of parameter group 0: got {value!r}", "want a number"))
             for name in ("lr", "momentum", "dampening", "weight_decay")
             for value in ("much", None, [0.1], 1j)
         ],
-        (set_in_group(lr=torch.ones(2)), ValueError, ("lr of parameter group 0: got a tensor of shape (2,)", "want")),
+        (set_in_group(lr=ones(2)), ValueError, ("lr of parameter group 0: got a tensor of shape (2,)", "want")),
         (set_in_group(rows=-3), ValueError, ("rows: got -3", "want a positive integer or None")),
         (set_in_group(columns=[1]), ValueError, ("columns: got 1 entries for 3 parameters", "want one for each")),
         (set_in_group(amend="no"), TypeError, ("amend: got 'no'", "want True or False")),
@@ -246,7 +250,7 @@ def test_a_gradient_on_another_device(backend: str) -> None:
     params = [Parameter(torch.ones(2, 2)), Elsewhere(torch.ones(2, 3))]
     params[0].grad = torch.ones(2, 2)
     optimizer = ScaleAmendedSGD(params, backend=backend)
-    wanted = message("gradient of parameter 1 of group 0: got device meta", "want the parameter's, cpu")
+    wanted = message("gradient of parameter 1 of group 0: got device meta", f"want the parameter's, {DEVICE}")
     with nothing_changes(optimizer), pytest.raises(ValueError, match=wanted):
         optimizer.step()
 

@@ -29,6 +29,9 @@ from sasgd_fused.experiments.models import MODELS, initialise
 from sasgd_fused.experiments.plot import draw_curves
 from sasgd_fused.experiments.report import make_table, summarise, write_json
 from sasgd_fused.experiments.train import RunResult, train
+from tests.helpers import cpu_only
+
+pytestmark = cpu_only("the experiments run there")
 
 QUIET = Console(quiet=True)
 TINY = Settings(seeds=(0, 1), epochs=1, backend="foreach")

@@ -11,7 +11,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn import Parameter
 
 from sasgd_fused import ScaleAmendedSGD
-from tests.helpers import LOW_PRECISION, Case, assert_close, backends
+from tests.helpers import DEVICE, LOW_PRECISION, Case, assert_close, backends, skips_on_device, states_of
 from tests.unchanged import bits, nothing_changes
 
 SHAPES = [(6, 3, 3, 3), (6,), (0, 4), (), (5, 6)]
@@ -25,9 +25,18 @@ SCALE = 16.0  # a power of two, as after every overflow: scaling changes no digi
 
 
 def new_scaler(scale: float = SCALE) -> GradScaler:
-    scaler = GradScaler("cpu", init_scale=scale)
-    scaler.scale(torch.ones(1))  # makes the scale
+    scaler = GradScaler(DEVICE.type, init_scale=scale)
+    scaler.scale(torch.ones(1, device=DEVICE))  # makes the scale
     return scaler
+
+
+def require_scaler_for(dtype: torch.dtype) -> None:
+    """Skips a dtype whose gradients torch's scaler cannot look through on this device."""
+    one = torch.ones(1, device=DEVICE)
+    try:
+        torch._amp_foreach_non_finite_check_and_unscale_([one.to(dtype)], torch.zeros_like(one), one)
+    except NotImplementedError as error:  # bfloat16 on CUDA, pytorch#127176
+        pytest.skip(f"GradScaler of this torch: {error}")
 
 
 def set_scaled_grads(case: Case, params: list[Parameter], step: int, scaler: GradScaler, overflow: bool) -> None:
@@ -47,7 +56,7 @@ def scaler_step(scaler: GradScaler, optimizer: ScaleAmendedSGD) -> None:
 
 
 def results(optimizer: ScaleAmendedSGD, params: list[Parameter]) -> list[Any]:
-    states = [optimizer.state.get(param, {}) for param in params]
+    states = states_of(optimizer, params)
     return [
         [bits(param) for param in params],
         [{k: bits(v) if isinstance(v, Tensor) else v for k, v in state.items()} for state in states],
@@ -62,6 +71,7 @@ def test_a_run_is_the_run_without_scaler_and_overflows(
     overflows: tuple[int, ...], options: dict[str, Any], dtype: torch.dtype, backend: str
 ) -> None:
     """To the bit, also for the first update after an overflow in the very first step."""
+    require_scaler_for(dtype)
     case = Case(SHAPES, dtype, options={"lr": 0.01, **options})
     params, scaler = case.params(), new_scaler()
     optimizer = case.optimizer(params, backend)
@@ -69,9 +79,9 @@ def test_a_run_is_the_run_without_scaler_and_overflows(
     for attempt in range(6):
         if attempt in overflows:
             set_scaled_grads(case, params, 100 + attempt, scaler, overflow=True)
-            with nothing_changes(optimizer):
+            with nothing_changes(optimizer, skips_on_device(backend)):
                 scaler_step(scaler, optimizer)
-            assert attempt > 0 or not optimizer.state_dict()["state"]
+            assert attempt > 0 or skips_on_device(backend) or not optimizer.state_dict()["state"]
         else:
             set_scaled_grads(case, params, good_steps, scaler, overflow=False)
             scaler_step(scaler, optimizer)
@@ -119,7 +129,7 @@ def test_unscaled_before_the_step(overflow: bool, backend: str) -> None:
     set_scaled_grads(case, params, 0, scaler, overflow)
     scaler.unscale_(optimizer)
     if overflow:
-        with nothing_changes(optimizer):
+        with nothing_changes(optimizer, skips_on_device(backend)):
             scaler.step(optimizer)
         return
     torch.nn.utils.clip_grad_norm_(params, 1.0)
@@ -136,14 +146,14 @@ def test_unscaled_before_the_step(overflow: bool, backend: str) -> None:
 def test_the_scale_backs_off_and_grows(backend: str) -> None:
     """A whole training loop with gradients from autograd, in float16, as torch.amp.GradScaler drives it."""
     torch.manual_seed(0)
-    layer = torch.nn.Linear(4, 3, bias=False, dtype=torch.float16)
+    layer = torch.nn.Linear(4, 3, bias=False, dtype=torch.float16).to(DEVICE)
     optimizer = ScaleAmendedSGD(layer.parameters(), lr=0.1, backend=backend)
-    scaler = GradScaler("cpu", init_scale=2.0**16, growth_interval=2)
+    scaler = GradScaler(DEVICE.type, init_scale=2.0**16, growth_interval=2)
     scales, moved = [], []
     for _ in range(6):
         before = layer.weight.detach().clone()
         optimizer.zero_grad()
-        scaler.scale(layer(torch.ones(1, 4, dtype=torch.float16)).sum()).backward()
+        scaler.scale(layer(torch.ones(1, 4, dtype=torch.float16, device=DEVICE)).sum()).backward()
         scaler.step(optimizer)
         scaler.update()
         scales.append(scaler.get_scale())
@@ -155,7 +165,7 @@ def test_the_scale_backs_off_and_grows(backend: str) -> None:
 @pytest.mark.parametrize("backend", backends())
 def test_a_disabled_scaler(backend: str) -> None:
     case = Case(SHAPES)
-    params, scaler = case.params(), GradScaler("cpu", enabled=False)
+    params, scaler = case.params(), GradScaler(DEVICE.type, enabled=False)
     optimizer = case.optimizer(params, backend)
     for step in range(3):
         case.set_grads(params, step)

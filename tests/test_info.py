@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import Parameter
 
 from sasgd_fused import ScaleAmendedSGD
-from sasgd_fused.backends import native
+from sasgd_fused.backends import extension
 from sasgd_fused.info import describe
 from tests.helpers import backends
 
@@ -26,8 +27,33 @@ def test_with_the_extension(backend: str) -> None:
 
 @pytest.fixture
 def no_extension(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_C", None)
-    monkeypatch.setattr(native, "_import_error", "No module named 'sasgd_fused._C'", raising=False)
+    monkeypatch.setattr(extension, "core", None)
+    monkeypatch.setattr(extension, "import_error", "No module named 'sasgd_fused._C'", raising=False)
+
+
+def no_driver() -> int:
+    raise RuntimeError("CUDA: no driver is installed")
+
+
+@pytest.mark.parametrize(
+    ("parts", "lines"),
+    [
+        ({}, ["CUDA: no. The extension was built without it.\n", "SASGD_BUILD_CUDA=1 pip install"]),
+        (
+            {"cuda_devices": no_driver},
+            ["CUDA: yes, compiled by nvcc 13.1 for sm_75, sm_90, and later ones\n", "here: CUDA: no dr"],
+        ),
+        ({"cuda_devices": lambda: 0}, ["It cannot run here: the CUDA driver sees no device.\n"]),
+    ],
+)
+def test_what_is_said_of_cuda(monkeypatch: pytest.MonkeyPatch, parts: dict[str, object], lines: list[str]) -> None:
+    core = SimpleNamespace(compiler="GCC", instruction_sets=lambda: ["baseline"], **parts)
+    if parts:
+        vars(core).update(CudaPlan=object, CUDA_VERSION=13010, CUDA_ARCHITECTURES=[750, 900])
+    monkeypatch.setattr(extension, "core", core)
+    text = describe()
+    for line in lines:
+        assert line in text
 
 
 @pytest.mark.usefixtures("no_extension")

@@ -11,6 +11,8 @@ from torch.nn import Parameter
 from sasgd_fused import ScaleAmendedSGD
 from tests.helpers import backends
 
+pytestmark = pytest.mark.usefixtures("default_device")
+
 
 @pytest.mark.parametrize("backend", backends())
 def test_gradients_set_to_none_are_freed(backend: str) -> None:

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import LOW_PRECISION, Case, backends
+from tests.helpers import LOW_PRECISION, Case, backends, cpu_only
 from tests.unchanged import bits
+
+pytestmark = cpu_only("its kernel, instruction sets and threads")
 
 
 @pytest.fixture(params=backends(["native"]))

@@ -11,13 +11,13 @@ from torch.nn import Parameter
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from sasgd_fused import ScaleAmendedSGD
-from tests.helpers import LOW_PRECISION, Case, assert_close, backends
+from tests.helpers import DEVICE, LOW_PRECISION, Case, assert_close, backends, randn
 from tests.unchanged import bits
 
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3))
+    return nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3)).to(DEVICE)
 
 
 @pytest.mark.parametrize("backend", backends())
@@ -39,12 +39,13 @@ def test_forms_of_params(backend: str) -> None:
         optimizer = ScaleAmendedSGD(params, lr=0.01, momentum=0.9, backend=backend)
         for _ in range(2):
             optimizer.zero_grad()
-            model(torch.ones(2, 1, 4, 4).normal_(generator=torch.Generator().manual_seed(1))).square().sum().backward()
+            model(randn((2, 1, 4, 4), torch.Generator().manual_seed(1))).square().sum().backward()
             optimizer.step()
         results.append([bits(param) for param in model.parameters()])
     assert all(result == results[0] for result in results)
 
 
+@pytest.mark.usefixtures("default_device")
 @pytest.mark.parametrize("backend", backends())
 def test_tied_weights_move_once(backend: str) -> None:
     class Tied(nn.Module):
@@ -83,6 +84,7 @@ def test_gradients_are_left_as_they_were(dtype: torch.dtype, backend: str) -> No
     assert [(bits(grad), grad._version) for grad in grads if grad is not None] == before
 
 
+@pytest.mark.usefixtures("default_device")
 @pytest.mark.parametrize("backend", backends())
 def test_expanded_and_differentiable_gradients(backend: str) -> None:
     """A gradient may repeat one number in memory, or hang on a graph of its own."""
@@ -103,7 +105,7 @@ def test_a_model_that_changes_its_dtype_on_the_way(backend: str) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         model.to(dtype)
         optimizer.zero_grad()
-        model(torch.randn(2, 1, 4, 4, dtype=dtype)).square().mean().backward()
+        model(randn((2, 1, 4, 4)).to(dtype)).square().mean().backward()
         optimizer.step()
         for param in model.parameters():
             assert param.isfinite().all()
@@ -117,7 +119,7 @@ def test_weight_averaging(backend: str) -> None:
     optimizer = ScaleAmendedSGD(model.parameters(), lr=0.01, backend=backend)
     mean, moving = AveragedModel(model), AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
     schedule = SWALR(optimizer, swa_lr=0.001, anneal_epochs=2)
-    batches = list(torch.randn(3, 8, 1, 4, 4))
+    batches = list(randn((3, 8, 1, 4, 4)))
     weights = []
     for batch in batches:
         optimizer.zero_grad()

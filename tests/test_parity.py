@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers import ALL_BACKENDS, LAYOUTS, LOW_PRECISION, Case, assert_close, assert_same_run, backends
+from tests.helpers import ALL_BACKENDS, LAYOUTS, LOW_PRECISION, Case, assert_close, assert_same_run, backends, randn
 
 CHUNK = 16384
 SIZES = (0, 1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 1023, 1024, 1025, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5)
@@ -91,7 +91,7 @@ def test_float32_gradients_of_16_bit_parameters(backend: str, dtype: torch.dtype
             generator = torch.Generator().manual_seed(step)
             for param in params:
                 param.grad_dtype = None  # any
-                param.grad = torch.randn(param.shape, generator=generator)
+                param.grad = randn(param.shape, generator)
         optimizer.step()
         expected.step()
     for a, e in zip(ours, plain, strict=True):
@@ -114,11 +114,11 @@ def test_groups_have_their_own_hyperparameters(backend: str) -> None:
 def test_mixed_dtypes_in_one_optimizer(backend: str) -> None:
     def run(name: str) -> list[torch.nn.Parameter]:
         torch.manual_seed(0)
-        params = [torch.nn.Parameter(torch.randn(6, 5).to(dtype)) for dtype in LOW_PRECISION]
+        params = [torch.nn.Parameter(randn((6, 5)).to(dtype)) for dtype in LOW_PRECISION]
         optimizer = Case([], options={"lr": 0.01, "momentum": 0.9}).optimizer(params, name)
         for _ in range(3):
             for param in params:
-                param.grad = torch.randn(6, 5).to(param.dtype)
+                param.grad = randn((6, 5)).to(param.dtype)
             optimizer.step()
         return params
 

@@ -10,6 +10,8 @@ from torch.nn import Parameter
 from sasgd_fused import ScaleAmendedSGD, parameter_groups
 from tests.helpers import backends
 
+pytestmark = pytest.mark.usefixtures("default_device")
+
 
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize("decay", ["amended", "shape"])

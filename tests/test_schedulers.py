@@ -13,6 +13,8 @@ from torch.optim import Optimizer, lr_scheduler
 from tests.beside_sgd import both, step
 from tests.helpers import backends
 
+pytestmark = pytest.mark.usefixtures("default_device")
+
 S = lr_scheduler
 SCHEDULERS: dict[str, Callable[[Any], Any]] = {
     "LambdaLR": lambda o: S.LambdaLR(o, lambda epoch: 0.5**epoch),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sasgd_fused import ScaleAmendedSGD, parameter_groups
-from tests.helpers import backends
+from tests.helpers import DEVICE, backends, randn
 
 STEPS = 200
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -28,8 +28,8 @@ def layers(channels_in: int, channels_out: int) -> list[nn.Module]:
 def train(backend: str, options: str, dtype: torch.dtype) -> tuple[float, float]:
     """Fits a network to random labels, and returns the loss over all data before and after."""
     torch.manual_seed(0)
-    model = nn.Sequential(*layers(1, 8), *layers(8, 12), nn.Flatten(), nn.Linear(48, 5)).to(dtype)
-    images, labels = torch.randn(64, 1, 8, 8).to(dtype), torch.randint(5, (64,))
+    model = nn.Sequential(*layers(1, 8), *layers(8, 12), nn.Flatten(), nn.Linear(48, 5)).to(DEVICE, dtype)
+    images, labels = randn((64, 1, 8, 8)).to(dtype), torch.randint(5, (64,)).to(DEVICE)
     optimizer = ScaleAmendedSGD(
         parameter_groups(model), lr=0.01, momentum=0.9, weight_decay=5e-3, backend=backend, **OPTIONS[options]
     )

@@ -13,7 +13,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from sasgd_fused import ScaleAmendedSGD
 from tests.beside_sgd import CASE, both, step
-from tests.helpers import Case, assert_close, backends
+from tests.helpers import Case, assert_close, backends, states_of
+
+pytestmark = pytest.mark.usefixtures("default_device")
 
 
 @pytest.mark.parametrize("backend", backends())
@@ -206,17 +208,18 @@ def test_pruning_and_growing(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", backends())
 def test_another_shape_is_another_block(backend: str) -> None:
-    """The same memory as 6 rows and then as 5: the scale is that of the rows that are there now."""
+    """The same memory as 6 rows and then as 5, the gradient's too: the scale is that of the rows that are there now."""
     (param,) = Case([(6, 5)]).params()
     other = Parameter(param.detach().clone().view(5, 6))
     optimizer = ScaleAmendedSGD([param], lr=0.0, factors="product", backend=backend)
-    param.grad = torch.ones(6, 5)
+    memory = torch.ones(30)
+    param.grad = memory.view(6, 5)
     optimizer.step()
     param.data, param.grad = param.data.view(5, 6), None
     expected = ScaleAmendedSGD([other], lr=0.1, factors="product", backend=backend)
     optimizer.param_groups[0]["lr"] = 0.1
     for tensor, stepping in ((param, optimizer), (other, expected)):
-        tensor.grad = torch.ones(5, 6)
+        tensor.grad = memory.view(5, 6)
         stepping.step()
     assert_close(param, other, torch.float32)
     assert optimizer.layer_report()[0].rows == 5
@@ -230,10 +233,10 @@ def test_a_state_that_is_emptied_or_edited(backend: str) -> None:
     optimizer.state.clear()
     now = [row.row_norm_sq for row in optimizer.layer_report()]
     optimizer.step()
-    assert [optimizer.state[param]["row_norm_sq"] for param in params] == pytest.approx(now, rel=1e-6)
+    assert [state["row_norm_sq"] for state in states_of(optimizer, params)] == pytest.approx(now, rel=1e-6)
     optimizer.state[params[1]]["row_norm_sq"] = 2.0
     before = params[1].detach().clone()
     optimizer.step()
     assert params[1].grad is not None
     assert_close(params[1], before - 0.01 * 2.0 * params[1].grad, torch.float32)
-    assert optimizer.state[params[1]]["row_norm_sq"] == 2.0
+    assert states_of(optimizer, params)[1]["row_norm_sq"] == 2.0

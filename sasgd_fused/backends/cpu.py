@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from itertools import chain
 
 import torch
@@ -24,11 +24,6 @@ class CpuBackend(KernelBackend):
         self._kernel = extension.core.CpuPlan(**self._kernel_plan())
         if self._freezes:
             self._take_kept_norms()
-
-    @classmethod
-    def why_not(cls, device: torch.device, dtypes: Collection[torch.dtype]) -> str | None:
-        """Other dtypes."""
-        return cls.why_not_these(dtypes)
 
     def update(self, values: Sequence[GroupValues], grad_scale: float) -> None:
         """Runs the kernel: one pass, after a norm pass over blocks that others have written."""

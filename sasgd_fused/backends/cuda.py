@@ -56,15 +56,16 @@ class CudaBackend(KernelBackend):
 
     @classmethod
     def why_not(cls, device: torch.device, dtypes: Collection[torch.dtype]) -> str | None:
-        """Other dtypes, no CUDA in the extension, or a device or driver that it cannot use."""
+        """No CUDA in the extension, or a device or driver that it cannot use."""
         if torch.version.hip:
             return "it has a kernel for CUDA, not for ROCm"
-        return cls.why_not_these(dtypes) or extension.why_not_cuda() or _why_not_device(device.index or 0)
+        return extension.why_not_cuda() or _why_not_device(device.index or 0)
 
     def step(self, numbers: StepNumbers) -> None:
         """Launches the kernel, after a norm pass over blocks that others have written."""
         active = self._gradients.active
-        if self._readback and self._readback.has_arrived():
+        # While a graph is captured, CUDA answers no questions.
+        if self._readback and not self._is_capturing() and self._readback.has_arrived():
             self._learn()
         first = self._momentum.attach(active, numbers.values)
         grads = self._gradients.write()

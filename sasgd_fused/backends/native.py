@@ -23,10 +23,11 @@ class NativeBackend(Backend):
 
     @classmethod
     def why_not(cls, device: torch.device, dtypes: Collection[torch.dtype]) -> str | None:
-        """Another kind of device, or what the device's own backend says."""
+        """Another kind of device or dtype, no extension, or what the device's own backend says."""
         if device.type not in _OF_DEVICE:
             return f"it has no kernel for {device.type}, only for {' and '.join(_OF_DEVICE)}"
-        return extension.why_not_installed() or _OF_DEVICE[device.type].why_not(device, dtypes)
+        missing = KernelBackend.why_not_these(dtypes) or extension.why_not_installed()
+        return missing or _OF_DEVICE[device.type].why_not(device, dtypes)
 
     @classmethod
     def create(cls, plan: StepPlan, state: State) -> Backend:

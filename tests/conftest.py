@@ -1,0 +1,39 @@
+"""The device of the tests: SASGD_TEST_DEVICE names it, and without that it is the CPU."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import pytest
+
+with warnings.catch_warnings():
+    # What torch says of the machine when it is first imported, as of a missing NumPy, which no test needs, is no error.
+    warnings.simplefilter("ignore")
+    import torch
+
+from tests.helpers import DEVICE
+
+if DEVICE.type == "cuda":
+    # cuDNN rounds float32 to TF32 and may take another algorithm in the next run. Without it convolutions are as exact
+    # as on the CPU, and a model gives the same gradients every time.
+    torch.backends.cudnn.enabled = False
+
+
+def pytest_report_header() -> str:
+    """Says in the log what was tested."""
+    return f"parameters on: {DEVICE}"
+
+
+@pytest.fixture
+def default_device() -> Iterator[None]:
+    """Makes what a test creates without naming a device on the tests' device.
+
+    Only tests that write tensors out by hand ask for it. Those that are made of a `Case` do not: in their place the
+    optimizer, too, would get tensors on the right device without having asked for it.
+    """
+    if DEVICE.type == "cpu":
+        yield
+    else:
+        with DEVICE:
+            yield
