@@ -70,6 +70,17 @@ class Random {
   uint64_t state_ = 2018;
 };
 
+constexpr DType kDTypes[][2] = {
+    // of the weights, of the gradients
+    {DType::kFloat32, DType::kFloat32},  {DType::kBFloat16, DType::kBFloat16}, {DType::kFloat16, DType::kFloat16},
+    {DType::kBFloat16, DType::kFloat32}, {DType::kFloat16, DType::kFloat32},
+};
+
+// lr, momentum, dampening, weight_decay, nesterov, maximize
+inline std::vector<GroupValues> every_momentum() {
+  return {{0.1, 0, 0, 0.02, false, false}, {0.1, 0.9, 0.25, 0.02, false, true}, {0.05, 0.8, 0, 0.02, true, false}};
+}
+
 struct Tensor {
   TensorInfo info;
   DType grad_dtype;
@@ -142,8 +153,13 @@ struct Case {
   // Runs a step; returns how many blocks it found stale.
   int64_t step(CpuPlan& plan, const std::vector<TensorStep>& inputs, int threads = 1) {
     const int64_t stale = plan.step(inputs.data(), groups.data(), loss_scale, threads);
-    for (size_t t = 0; t < tensors.size(); ++t) tensors[t].started |= inputs[t].grad != 0;
+    note_step(inputs);
     return stale;
+  }
+
+  // Notes which tensors a step has updated.
+  void note_step(const std::vector<TensorStep>& inputs) {
+    for (size_t t = 0; t < tensors.size(); ++t) tensors[t].started |= inputs[t].grad != 0;
   }
 };
 

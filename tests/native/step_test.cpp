@@ -14,17 +14,7 @@ namespace {
 // Around the powers of two that lanes, spans and chunks have for their lengths, and several chunks.
 constexpr int64_t kSizes[] = {0,    1,    7,    8,    9,    15,   16,    17,    31,    32,   33,
                               1023, 1024, 1025, 4095, 4096, 4097, 16383, 16384, 16385, 40000};
-constexpr DType kDTypes[][2] = {
-    // of the weights, of the gradients
-    {DType::kFloat32, DType::kFloat32},  {DType::kBFloat16, DType::kBFloat16}, {DType::kFloat16, DType::kFloat16},
-    {DType::kBFloat16, DType::kFloat32}, {DType::kFloat16, DType::kFloat32},
-};
 constexpr int kSteps = 4;
-
-// lr, momentum, dampening, weight_decay, nesterov, maximize
-std::vector<GroupValues> every_momentum() {
-  return {{0.1, 0, 0, 0.02, false, false}, {0.1, 0.9, 0.25, 0.02, false, true}, {0.05, 0.8, 0, 0.02, true, false}};
-}
 
 // Every size, dtype and kind of momentum. A fifth of the tensors are no blocks, a quarter of the blocks unscaled.
 Case big_case() {

@@ -92,7 +92,7 @@ void check_stale_steps() {
     const Case before = now;
     const std::vector<TensorStep> inputs = now.inputs(0, true);
     plan.step(now, inputs);
-    for (Tensor& tensor : now.tensors) tensor.started = true;
+    now.note_step(inputs);
     const int64_t all = plan.stale_steps[0] + plan.stale_steps[1] + plan.stale_steps[2];
     CHECK(all - before_all == want, "%s: got %lld, want %lld", when, static_cast<long long>(all - before_all),
           static_cast<long long>(want));
@@ -132,7 +132,7 @@ void check_several_launches() {
     const Case before = now;
     const std::vector<TensorStep> inputs = now.inputs(step);
     plan.step(now, inputs);
-    for (size_t t = 0; t < now.tensors.size(); ++t) now.tensors[t].started |= inputs[t].grad != 0;
+    now.note_step(inputs);
     check_step(before, now, inputs, plain_row_norm_sq(before));
   }
   CHECK(plan.row_norm_sq == EmulatedPlan(now).row_norm_sq, "norms after two steps");

@@ -15,17 +15,7 @@ namespace {
 // Around the lengths of a vector, a thread block's stride and a chunk, several chunks, and two levels of the tree.
 constexpr int64_t kSizes[] = {0, 1, 3, 4, 5, 7, 8, 9, 1023, 1024, 1025, 2049, 8191, 8192, 8193, 20001};
 constexpr int64_t kTwoLevels = 17 * 8192 + 3;
-constexpr DType kDTypes[][2] = {
-    // of the weights, of the gradients
-    {DType::kFloat32, DType::kFloat32},  {DType::kBFloat16, DType::kBFloat16}, {DType::kFloat16, DType::kFloat16},
-    {DType::kBFloat16, DType::kFloat32}, {DType::kFloat16, DType::kFloat32},
-};
 constexpr int kSteps = 3;
-
-// lr, momentum, dampening, weight_decay, nesterov, maximize
-std::vector<GroupValues> every_momentum() {
-  return {{0.1, 0, 0, 0.02, false, false}, {0.1, 0.9, 0.25, 0.02, false, true}, {0.05, 0.8, 0, 0.02, true, false}};
-}
 
 // Every size, dtype and kind of momentum. A fifth of the tensors are no blocks, a quarter of the blocks unscaled.
 Case big_case() {
@@ -68,10 +58,6 @@ void freeze(Case& made) {
   made.options.shape_decay = true;
 }
 
-void note_step(Case& made, const std::vector<TensorStep>& inputs) {
-  for (size_t t = 0; t < made.tensors.size(); ++t) made.tensors[t].started |= inputs[t].grad != 0;
-}
-
 bool has_stale(const EmulatedPlan& plan) {
   for (const int64_t steps : plan.stale_steps) {
     if (steps != 0) return true;
@@ -91,7 +77,7 @@ void check_steps(Case now) {
     const Case before = now;
     const std::vector<TensorStep> inputs = now.inputs(step);
     plan.step(now, inputs);
-    note_step(now, inputs);
+    now.note_step(inputs);
     check_step(before, now, inputs, now.options.track_norms ? plain_row_norm_sq(before) : at_first);
     const std::vector<double> want = now.options.track_norms ? EmulatedPlan(now).row_norm_sq : measured;
     CHECK(plan.row_norm_sq == want, "norms after step %d are not those of a norm pass", step);
@@ -113,7 +99,7 @@ Outcome run_steps(Case data, int32_t max_blocks, uint64_t seed, unsigned residen
   for (int step = 0; step < kSteps; ++step) {
     const std::vector<TensorStep> inputs = data.inputs(step);
     plan.step(data, inputs);
-    note_step(data, inputs);
+    data.note_step(inputs);
   }
   CHECK(!has_stale(plan), "stale norms with %d blocks, seed %d", max_blocks, static_cast<int>(seed));
   sasgd_emulation::reset();
@@ -169,7 +155,7 @@ void test_cuda_threads() {
     const Case before = made;
     const std::vector<TensorStep> inputs = made.inputs(step);
     plan.step(made, inputs);
-    note_step(made, inputs);
+    made.note_step(inputs);
     check_step(before, made, inputs, plain_row_norm_sq(before));
   }
 }
