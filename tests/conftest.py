@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 
@@ -12,7 +13,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import torch
 
-from tests.helpers import DEVICE
+from tests.emulated_cuda import EMULATED_CUDA, emulated_module
+from tests.helpers import DEVICE, backends
 
 if DEVICE.type == "cuda":
     # cuDNN rounds float32 to TF32 and may take another algorithm in the next run. Without it convolutions are as exact
@@ -37,3 +39,12 @@ def default_device() -> Iterator[None]:
     else:
         with DEVICE:
             yield
+
+
+@pytest.fixture(params=backends([EMULATED_CUDA]))
+def emulation() -> Iterator[ModuleType]:
+    """The emulated device, as it is in the beginning."""
+    module = emulated_module()
+    module.reset()
+    yield module
+    module.reset()

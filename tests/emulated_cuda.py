@@ -65,7 +65,6 @@ class EmulatedCudaBackend(CudaBackend):
     name = EMULATED_CUDA
     # What tests set in the place of torch.cuda's current stream and device.
     stream = 0
-    capturing = False
     index = 0
 
     @classmethod
@@ -85,9 +84,6 @@ class EmulatedCudaBackend(CudaBackend):
 
     def _record_stream(self) -> None:
         pass
-
-    def _is_capturing(self) -> bool:
-        return self.capturing
 
     @property
     def _device_index(self) -> int:

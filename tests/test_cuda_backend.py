@@ -3,59 +3,21 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import weakref
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn import Parameter
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from sasgd_fused import ScaleAmendedSGD
 from sasgd_fused.backends.cuda import CudaBackend
-from sasgd_fused.backends.readback import Readback
-from sasgd_fused.options import StepNumbers
-from tests.emulated_cuda import EMULATED_CUDA, EmulatedCudaBackend, emulated_module
-from tests.helpers import Case, assert_close, assert_same_run, backends
-from tests.unchanged import nothing_changes
+from tests.emulated_cuda import EMULATED_CUDA, EmulatedCudaBackend
+from tests.emulated_runs import FROZEN, OPTIONS, SHAPES, begun, captured, give_scaler
+from tests.helpers import Case, assert_close, assert_same_run
 
-SHAPES = [(6, 3, 3, 3), (6,), (7, 2400), (0, 4), (), (5, 11)]
-OPTIONS: dict[str, Any] = {"lr": 1e-4, "momentum": 0.9, "weight_decay": 0.02}
-FROZEN: dict[str, Any] = {**OPTIONS, "norms": "freeze", "head": "plain", "decay": "shape"}
 LAUNCH, COPY = "cudaLaunchKernelEx", "cudaMemcpyAsync"
 LAUNCH_FAILED = 719
-
-
-@pytest.fixture(params=backends([EMULATED_CUDA]))
-def emulation() -> Iterator[ModuleType]:
-    module = emulated_module()
-    module.reset()
-    yield module
-    module.reset()
-
-
-def give_scaler(optimizer: ScaleAmendedSGD, found_inf: Tensor, scale: Tensor | None = None) -> None:
-    """What a GradScaler sets for a step."""
-    vars(optimizer).update(grad_scale=torch.ones(()) if scale is None else scale, found_inf=found_inf)
-
-
-@contextmanager
-def captured(emulation: ModuleType, stream: int = 5) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EmulatedCudaBackend, "stream", stream)
-        patch.setattr(EmulatedCudaBackend, "capturing", True)
-        emulation.begin_capture(stream)
-        try:
-            yield
-        finally:
-            emulation.end_capture(stream)
 
 
 class Operations:
@@ -73,12 +35,6 @@ class Operations:
 
     def count(self) -> Counter[str]:
         return Counter(function for function, _, _ in self.new())
-
-
-def begun(case: Case, steps: int = 2) -> tuple[list[Parameter], ScaleAmendedSGD]:
-    params, optimizer = case.run(EMULATED_CUDA, steps)
-    case.set_grads(params, steps)
-    return params, optimizer
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
@@ -138,96 +94,6 @@ def test_launches_of_many_tensors_and_groups(emulation: ModuleType, tensors: int
         assert_close(ours, theirs, torch.float32)
 
 
-def test_a_step_reads_nothing_from_the_device(emulation: ModuleType) -> None:
-    """Not the overflow flag, not the loss scale, and no copy that would have to be waited for."""
-
-    class NoReading(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default), func
-            return func(*args, **(kwargs or {}))
-
-    for options in (OPTIONS, FROZEN):
-        case = Case(SHAPES, options=options)
-        params = case.params()
-        optimizer = case.optimizer(params, EMULATED_CUDA)
-        for step in range(4):
-            case.set_grads(params, step)
-            give_scaler(optimizer, torch.tensor(float(step == 1)), torch.tensor(4.0))
-            with NoReading():
-                optimizer.step()
-
-
-@pytest.mark.parametrize("options", [OPTIONS, FROZEN, {**FROZEN, "dampening": 0.5}], ids=["track", "freeze", "damped"])
-@pytest.mark.parametrize("late", [1, 4, 100])
-def test_the_host_may_learn_late(
-    emulation: ModuleType, monkeypatch: pytest.MonkeyPatch, late: int, options: dict[str, Any]
-) -> None:
-    """However long the copies take, steps are right, and a checkpoint waits for them."""
-    asked = itertools.count()
-    monkeypatch.setattr(Readback, "has_arrived", lambda self: next(asked) % late == late - 1)
-    case = Case(SHAPES, options=options)
-    params = case.params()
-    optimizer = case.optimizer(params, EMULATED_CUDA)
-    good = 0
-    for attempt in range(6):
-        overflow = attempt in (0, 2)
-        case.set_grads(params, good)
-        give_scaler(optimizer, torch.tensor(float(overflow)))
-        optimizer.step()
-        good += not overflow
-    expected, reference = case.run("reference", good)
-    for ours, theirs in zip(params, expected, strict=True):
-        assert_close(ours, theirs, torch.float32)
-    ours, theirs = (o.state_dict()["state"] for o in (optimizer, reference))
-    assert {key: state.keys() for key, state in ours.items()} == {key: state.keys() for key, state in theirs.items()}
-
-
-def test_new_parameters_find_what_only_the_device_knew(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frozen norms and buffers that have not started outlive a new plan."""
-    monkeypatch.setattr(Readback, "has_arrived", lambda self: False)
-    case = Case(SHAPES, options={**FROZEN, "dampening": 0.5})
-    results = []
-    for backend in (EMULATED_CUDA, "reference"):
-        params = case.params()
-        optimizer = case.optimizer(params, backend)
-        for step, overflow in enumerate([True, False, False]):
-            case.set_grads(params, step)
-            params[2].grad = None if step == 1 else params[2].grad
-            give_scaler(optimizer, torch.tensor(float(overflow)))
-            optimizer.step()
-            if step < 2:
-                optimizer.add_param_group({"params": [Parameter(torch.ones(2, 2))]})
-        results.append((params, [row.row_norm_sq for row in optimizer.layer_report()]))
-    (ours, our_norms), (theirs, their_norms) = results
-    for a, b in zip(ours, theirs, strict=True):
-        assert_close(a, b, torch.float32)
-    assert our_norms == pytest.approx(their_norms, rel=1e-6)
-
-
-def test_a_learning_rate_on_the_device(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    lr = torch.tensor(0.5)
-
-    def step_with_lr(self: CudaBackend, numbers: StepNumbers) -> None:
-        values = [group._replace(lr=0.0) for group in numbers.values]
-        CudaBackend.step(self, replace(numbers, values=values, device_lrs={0: lr}))
-
-    monkeypatch.setattr(EmulatedCudaBackend, "step", step_with_lr)
-    for options in (OPTIONS, FROZEN):
-        case = Case(SHAPES, options=options)
-        lr.fill_(1e-4)
-        params, optimizer = case.run(EMULATED_CUDA, 2)
-        lr.fill_(2e-5)
-        case.set_grads(params, 2)
-        optimizer.step()
-        expected, reference = case.run("reference", 2)
-        reference.param_groups[0]["lr"] = 2e-5
-        case.set_grads(expected, 2)
-        reference.step()
-        for ours, theirs in zip(params, expected, strict=True):
-            assert_close(ours, theirs, torch.float32)
-        assert optimizer.state_dict()["state"].keys() == reference.state_dict()["state"].keys()
-
-
 def test_stream_and_device(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """All work goes to the current stream, and to the device of the plan; the current device stays."""
     monkeypatch.setattr(EmulatedCudaBackend, "stream", 7)
@@ -278,7 +144,7 @@ def test_a_capture_without_a_step_before_says_what_to_do(emulation: ModuleType) 
     case.set_grads(params, 0)
     with (
         captured(emulation),
-        pytest.raises(RuntimeError, match=r"CUDA graph: tables .* take a step before the capture"),
+        pytest.raises(RuntimeError, match=r"CUDA graph: .* take a step before the capture"),
     ):
         optimizer.step()
     optimizer.step()
@@ -286,25 +152,28 @@ def test_a_capture_without_a_step_before_says_what_to_do(emulation: ModuleType) 
         assert_close(ours, theirs, torch.float32)
 
 
+@pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (LAUNCH, r"CUDA: launching a step over 6 tensors on device 0 failed: cudaErrorLaunchFailure, "),
+        (LAUNCH, r"CUDA: launching a (step|norm pass) over 6 tensors on device 0 failed: cudaErrorLaunchFailure, "),
         (COPY, r"CUDA: sending tables to device 0 failed: "),
     ],
 )
-def test_a_refusal_of_the_driver(emulation: ModuleType, function: str, message: str) -> None:
-    """It says what was attempted, the weights stay, and the next step is right."""
-    case = Case(SHAPES, options=OPTIONS)
-    params, optimizer = begun(case)
-    if function == COPY:
+def test_a_refusal_of_the_driver(emulation: ModuleType, function: str, message: str, first: bool) -> None:
+    """It says what was attempted, the weights stay, and the next step is right: a first update is still one."""
+    case = Case(SHAPES, options={**OPTIONS, "dampening": 0.5})
+    params, optimizer = begun(case, 0 if first else 2)
+    if function == COPY and not first:
         for param in params:  # new buffers: their addresses have to be sent
             optimizer.state[param]["momentum_buffer"] = optimizer.state[param]["momentum_buffer"].clone()
     emulation.fail_next(function, LAUNCH_FAILED)
-    with nothing_changes(optimizer), pytest.raises(RuntimeError, match=message):
+    before = [param.detach().clone() for param in params]
+    with pytest.raises(RuntimeError, match=message):
         optimizer.step()
+    assert all(map(torch.equal, params, before))
     optimizer.step()
-    for ours, theirs in zip(params, case.run("reference", 3)[0], strict=True):
+    for ours, theirs in zip(params, case.run("reference", 1 if first else 3)[0], strict=True):
         assert_close(ours, theirs, torch.float32)
 
 
@@ -333,9 +202,9 @@ def test_a_device_that_cannot_run_the_kernels(emulation: ModuleType) -> None:
     ("call", "message"),
     [
         (lambda plan: plan.attach(8, 0, 0, 0, 0), "tables: got an address that is not aligned"),
-        (lambda plan: plan.place(b"", b"", b"\0", 0), "weights: got 0 bytes"),
-        (lambda plan: plan.place(bytes(8), bytes(8), b"\0", 0), "weights: got a null address for tensor 0"),
-        (lambda plan: plan.place(b"\1" * 8, bytes(8), b"", 0), "flags: got 0 bytes"),
+        (lambda plan: plan.place(b"", bytes(8), 0), "weights: got 0 bytes"),
+        (lambda plan: plan.place(b"\1" * 8, b"", 0), "momentum_buffers: got 0 bytes"),
+        (lambda plan: plan.place(bytes(8), bytes(8), 0), "weights: got a null address for tensor 0"),
         (lambda plan: plan.measure(b"\1\1", 0), "chosen_blocks: got 2 bytes"),
         (lambda plan: plan.step(bytes(16), b"\0", bytes(48), bytes(8), 0, 0, 0), "grads: got 16 bytes"),
         (lambda plan: plan.step(bytes(8), b"\3", bytes(48), bytes(8), 0, 0, 0), "grad_dtypes: got dtype code 3"),
@@ -358,18 +227,21 @@ def test_wrong_arguments(emulation: ModuleType, call: Any, message: str) -> None
         call(plan)
 
 
-def test_memory_that_a_graph_writes_is_not_freed(emulation: ModuleType) -> None:
-    def kept_after(captures: bool) -> bool:
-        _, optimizer = begun(Case(SHAPES))
+@pytest.mark.parametrize("layout", ["contiguous", "every_second"])
+def test_memory_that_a_graph_writes_is_not_freed(emulation: ModuleType, layout: str) -> None:
+    """Nor the dense copies of parameters with gaps."""
+
+    def is_kept(captures: bool) -> bool:
+        _, optimizer = begun(Case(SHAPES, layout=layout))
         if captures:
             with captured(emulation):
                 optimizer.step()
         (backend,) = optimizer._backends or []
         assert isinstance(backend, CudaBackend)
-        memory = weakref.ref(backend._norms)
+        written = [weakref.ref(tensor) for tensor in (backend._norms, *backend._weights.gapped.values())]
         del backend, optimizer
         gc.collect()
-        return memory() is not None
+        return all(reference() is not None for reference in written)
 
-    assert not kept_after(False)
-    assert kept_after(True)
+    assert not is_kept(False)
+    assert is_kept(True)

@@ -51,12 +51,14 @@ class Toolkit:
         version: Its major and minor version.
         includes: The folders of its headers, for sources that the C++ compiler compiles.
         runtime: The static library of the CUDA runtime.
+        architectures: Those of `ARCHITECTURES` that it compiles for.
     """
 
     nvcc: Path
     version: tuple[int, int]
     includes: tuple[Path, ...]
     runtime: Path
+    architectures: tuple[int, ...]
 
     @property
     def link_flags(self) -> list[str]:
@@ -113,7 +115,9 @@ def find_toolkit(compiler: Sequence[str]) -> Toolkit | None:
     runtime = Path(_output([*compiler, *search, "-print-file-name=libcudart_static.a"]).strip())
     if not runtime.is_file():
         raise UnusableToolkit(f"{nvcc} comes without libcudart_static.a (looked in {', '.join(map(str, libraries))})")
-    return Toolkit(nvcc, version, tuple(includes), runtime.resolve())
+    known = _output([nvcc, "-ccbin", compiler[0], "--list-gpu-code"]).split()
+    architectures = tuple(number for number in ARCHITECTURES if f"sm_{number}" in known)
+    return Toolkit(nvcc, version, tuple(includes), runtime.resolve(), architectures)
 
 
 def nvcc_command(toolkit: Toolkit, compiler: Sequence[str], architectures: Sequence[int]) -> list[str]:
@@ -132,9 +136,7 @@ def nvcc_command(toolkit: Toolkit, compiler: Sequence[str], architectures: Seque
 
 def cuda_objects(toolkit: Toolkit, compiler: Sequence[str]) -> list[Object]:
     """The objects of the CUDA kernels, without the Python bindings, for all architectures that this nvcc knows."""
-    known = _output([toolkit.nvcc, "-ccbin", compiler[0], "--list-gpu-code"]).split()
-    architectures = [number for number in ARCHITECTURES if f"sm_{number}" in known]
-    return [Object(CSRC / "cuda/step.cu", "cuda_step.o", nvcc_command(toolkit, compiler, architectures))]
+    return [Object(CSRC / "cuda/step.cu", "cuda_step.o", nvcc_command(toolkit, compiler, toolkit.architectures))]
 
 
 def _host_flags(compiler: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ namespace {
 std::unique_ptr<CudaPlan> make_plan(int device, const TensorTuples& tensors, const BlockTuples& blocks, double eps,
                                     double output_factor, bool shape_decay, bool track_norms) {
   Layout layout = checked_layout(tensors, blocks);
+  const py::gil_scoped_release unlocked;
   return std::make_unique<CudaPlan>(device, std::move(layout.tensors), std::move(layout.blocks),
                                     PlanOptions{eps, output_factor, shape_decay, track_norms});
 }
@@ -23,25 +24,26 @@ std::unique_ptr<CudaPlan> make_plan(int device, const TensorTuples& tensors, con
 void attach(CudaPlan& plan, uint64_t tables, uint64_t row_norm_sq, uint64_t stale_steps, uint64_t flags,
             uint64_t stream) {
   if (tables % 16 != 0) throw std::invalid_argument("tables: got an address that is not aligned, want 16 bytes");
+  const py::gil_scoped_release unlocked;
   plan.attach({tables, row_norm_sq, stale_steps, flags}, stream);
 }
 
-void place(CudaPlan& plan, const py::buffer& weights, const py::buffer& momentum_buffers, const py::buffer& flags,
-           uint64_t stream) {
+void place(CudaPlan& plan, const py::buffer& weights, const py::buffer& momentum_buffers, uint64_t stream) {
   const size_t count = plan.tensors().size();
   const Array<uint64_t> weight_addresses("weights", weights, count);
   const Array<uint64_t> buffer_addresses("momentum_buffers", momentum_buffers, count);
-  const Array<uint8_t> flag_bytes("flags", flags, count);
   for (size_t t = 0; t < count; ++t) {
     if (plan.tensors()[t].numel && !weight_addresses[t]) {
       throw std::invalid_argument("weights: got a null address for tensor " + std::to_string(t));
     }
   }
-  plan.place(weight_addresses.data(), buffer_addresses.data(), flag_bytes.data(), stream);
+  const py::gil_scoped_release unlocked;
+  plan.place(weight_addresses.data(), buffer_addresses.data(), stream);
 }
 
 void measure(CudaPlan& plan, const py::buffer& chosen_blocks, uint64_t stream) {
   const Array<uint8_t> chosen("chosen_blocks", chosen_blocks, plan.blocks().size());
+  const py::gil_scoped_release unlocked;
   plan.measure(chosen.data(), stream);
 }
 
@@ -53,16 +55,18 @@ void step(CudaPlan& plan, const py::buffer& grads, const py::buffer& grad_dtypes
   const std::vector<GroupValues> groups = group_values(values, plan.group_count());
   const Array<uint64_t> lrs("lr_addresses", lr_addresses, groups.size(), Length::kAtLeast);
   for (size_t t = 0; t < count; ++t) checked_grad_dtype(plan.tensors()[t], t, dtypes[t]);
+  const py::gil_scoped_release unlocked;
   plan.step(grad_addresses.data(), dtypes.data(), groups.data(), lrs.data(), {grad_scale, found_inf}, stream);
 }
 
 }  // namespace
 
 void bind_cuda(py::module_& m) {
-  m.def("cuda_devices", &cuda_devices,
+  m.def("cuda_devices", &cuda_devices, py::call_guard<py::gil_scoped_release>(),
         "How many devices the driver sees; raises RuntimeError, which says why, where there is no driver.");
   m.def(
       "check_cuda_device", [](int device) { resident_blocks(device); }, py::arg("device"),
+      py::call_guard<py::gil_scoped_release>(),
       "Raises RuntimeError, which says why, where a device cannot run a step.");
   m.attr("CUDA_VERSION") = cuda_version();
   m.attr("CUDA_ARCHITECTURES") = cuda_architectures();
@@ -75,7 +79,8 @@ void bind_cuda(py::module_& m) {
            py::arg("eps"), py::arg("output_factor"), py::arg("shape_decay"), py::arg("track_norms"))
       .def("attach", &attach, py::arg("tables"), py::arg("row_norm_sq"), py::arg("stale_steps"), py::arg("flags"),
            py::arg("stream"))
-      .def("place", &place, py::arg("weights"), py::arg("momentum_buffers"), py::arg("flags"), py::arg("stream"))
+      .def("place", &place, py::arg("weights"), py::arg("momentum_buffers"), py::arg("stream"))
+      .def("is_capturing", &CudaPlan::is_capturing, py::arg("stream"))
       .def("measure", &measure, py::arg("chosen_blocks"), py::arg("stream"))
       .def("step", &step, py::arg("grads"), py::arg("grad_dtypes"), py::arg("values"), py::arg("lr_addresses"),
            py::arg("grad_scale"), py::arg("found_inf"), py::arg("stream"))

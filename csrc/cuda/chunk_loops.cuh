@@ -32,7 +32,7 @@ struct ThreadSums {
   float written = 0.0f;
 };
 
-// Two loads of 16 bytes from each array are under way before the first is waited for.
+// Eight elements of each array are on their way before the first is waited for: two vectors of float32, one of 16 bits.
 template <class W>
 struct Pattern {
   static constexpr int kElements = 16 / sizeof(W);
@@ -40,7 +40,7 @@ struct Pattern {
   static constexpr int kStride = kThreads * kElements;  // of one batch to the next
 };
 
-template <class W, class G, Momentum kMomentum, bool kVectors>
+template <class W, class G, Momentum kMomentum, bool kVectors, bool kGradVectors>
 __device__ __forceinline__ ThreadSums update_chunk(const ChunkWork& work) {
   using P = Pattern<W>;
   W* weight = global_memory(static_cast<W*>(work.weight));
@@ -55,7 +55,7 @@ __device__ __forceinline__ ThreadSums update_chunk(const ChunkWork& work) {
     for (int b = 0; b < P::kBatch; ++b) {
       const int at = i + b * P::kStride, left = work.count - at;
       load<kVectors>(w[b], weight + at, left);
-      load<kVectors>(g[b], grad + at, left);
+      load<kGradVectors>(g[b], grad + at, left);
       if constexpr (kMomentum != Momentum::kNone) load<kVectors>(m[b], momentum_buffer + at, left);
     }
 #pragma unroll
@@ -113,8 +113,12 @@ __device__ __forceinline__ bool allows_vectors(const void* address) {
 
 template <class W, class G, Momentum kMomentum>
 __device__ __forceinline__ ThreadSums update_aligned(const ChunkWork& work) {
-  const bool vectors = allows_vectors(work.weight) && allows_vectors(work.grad) && allows_vectors(work.momentum_buffer);
-  return vectors ? update_chunk<W, G, kMomentum, true>(work) : update_chunk<W, G, kMomentum, false>(work);
+  if (!allows_vectors(work.weight) || !allows_vectors(work.momentum_buffer)) {
+    return update_chunk<W, G, kMomentum, false, false>(work);
+  }
+  // Gradients are often views of one flat buffer (DDP): weights and momentum need not suffer for it.
+  return allows_vectors(work.grad) ? update_chunk<W, G, kMomentum, true, true>(work)
+                                   : update_chunk<W, G, kMomentum, true, false>(work);
 }
 
 template <class W, class G>

@@ -121,10 +121,18 @@ __device__ __forceinline__ bool is_last_block(const Tables& tables) {
 // One node of the tree: its children in their order.
 __device__ __forceinline__ void add_up_children(const Tables& tables, int32_t n) {
   const SumNode node = tables.nodes[n];
-  Sums sums = tables.sums[node.first];
-  for (int32_t i = 1; i < node.count; ++i) {
-    sums.read += tables.sums[node.first + i].read;
-    sums.written += tables.sums[node.first + i].written;
+  Sums sums{0.0, 0.0};
+  for (int32_t i = 0; i < node.count; i += kFanIn / 2) {
+    Sums children[kFanIn / 2];  // all are on their way before the first is waited for
+#pragma unroll
+    for (int j = 0; j < kFanIn / 2; ++j) {
+      children[j] = i + j < node.count ? tables.sums[node.first + i + j] : Sums{0.0, 0.0};
+    }
+#pragma unroll
+    for (int j = 0; j < kFanIn / 2; ++j) {
+      sums.read += children[j].read;
+      sums.written += children[j].written;
+    }
   }
   tables.sums_of_nodes[n] = sums;
 }

@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <limits>
-#include <memory>
 #include <stdexcept>
 #include <utility>
 
@@ -19,7 +18,7 @@ static_assert(sizeof(LaunchHeader) % sizeof(uint64_t) == 0, "words follow the he
 
 void check(cudaError_t error, const std::string& attempt) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // so that torch does not find it
+  cudaGetLastError();  // so that no later call reports it again
   throw std::runtime_error("CUDA: " + attempt + " failed: " + cudaGetErrorName(error) + ", " +
                            cudaGetErrorString(error));
 }
@@ -58,12 +57,19 @@ int resident_blocks(int device) {
   const DeviceGuard guard(device);
   int multiprocessors = 0;
   check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), attempt);
-  const auto find = [&](auto kernel) {
+  int least = std::numeric_limits<int>::max();
+  // All kernels: asking loads them, which must not be left to a step or a capture.
+  const auto ask = [&](auto kernel) {
     int of_one = 0;
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&of_one, kernel, kThreads, 0), attempt);
-    return std::max(of_one * multiprocessors, 1);
+    least = std::min(least, of_one * multiprocessors);
   };
-  return std::min(find(step_kernel<kSmallWords>), find(step_kernel<kLargeWords>));
+  ask(step_kernel<kSmallWords>);
+  ask(step_kernel<kLargeWords>);
+  ask(norm_kernel<kSmallWords>);
+  ask(norm_kernel<kLargeWords>);
+  if (least < 1) throw std::runtime_error("CUDA: " + attempt + ": none of " + std::to_string(kThreads) + " threads");
+  return least;
 }
 
 int cuda_version() { return CUDART_VERSION; }
@@ -214,26 +220,31 @@ void CudaPlan::attach(const DeviceState& state, uint64_t stream) {
   send(tables_.tensors, image.data(), image.size(), stream);
 }
 
-void CudaPlan::place(const uint64_t* weights, const uint64_t* momentum_buffers, const uint8_t* flags, uint64_t stream) {
+void CudaPlan::place(const uint64_t* weights, const uint64_t* momentum_buffers, uint64_t stream) {
   std::vector<Addresses> addresses;
   for (size_t t = 0; t < tensors_.size(); ++t) addresses.push_back({weights[t], momentum_buffers[t]});
   send(tables_.addresses, addresses.data(), addresses.size() * sizeof(Addresses), stream);
-  send(tables_.flags, flags, tensors_.size(), stream);
 }
 
 // Memory that is not pinned is copied aside before the call returns.
 void CudaPlan::send(const void* to, const void* from, size_t bytes, uint64_t stream) {
   if (bytes == 0) return;
-  const DeviceGuard guard(device_);
-  const std::string attempt = "sending tables to device " + std::to_string(device_);
-  cudaStreamCaptureStatus capture;
-  check(cudaStreamIsCapturing(as_stream(stream), &capture), attempt);
-  if (capture != cudaStreamCaptureStatusNone) {
+  if (is_capturing(stream)) {
     throw std::runtime_error(
         "CUDA graph: tables of addresses have to be sent to the device, which a graph cannot record; take a step "
         "before the capture, with the same parameters");
   }
-  check(cudaMemcpyAsync(const_cast<void*>(to), from, bytes, cudaMemcpyHostToDevice, as_stream(stream)), attempt);
+  const DeviceGuard guard(device_);
+  check(cudaMemcpyAsync(const_cast<void*>(to), from, bytes, cudaMemcpyHostToDevice, as_stream(stream)),
+        "sending tables to device " + std::to_string(device_));
+}
+
+bool CudaPlan::is_capturing(uint64_t stream) const {
+  const DeviceGuard guard(device_);
+  cudaStreamCaptureStatus status;
+  check(cudaStreamIsCapturing(as_stream(stream), &status),
+        "asking whether a stream of device " + std::to_string(device_) + " is being captured");
+  return status != cudaStreamCaptureStatusNone;
 }
 
 void CudaPlan::measure(const uint8_t* chosen_blocks, uint64_t stream) {

@@ -37,8 +37,9 @@ int cuda_devices();
 // How many thread blocks of a step a device holds at once. Throws std::runtime_error where it cannot run a step.
 int resident_blocks(int device);
 
-// Plans steps and launches them on a stream; never waits for the device. Every call takes a cudaStream_t as an integer
-// and throws std::runtime_error, which says what was attempted, where the driver refuses.
+// Plans steps and launches them on a stream. A step never waits for the device; sending large tables may. Every call
+// takes a cudaStream_t as an integer and throws std::runtime_error, which says what was attempted, where the driver
+// refuses.
 class CudaPlan {
  public:
   // Throws std::invalid_argument if tensors and blocks do not refer to each other.
@@ -48,8 +49,11 @@ class CudaPlan {
   // Takes the device's memory into use and copies the fixed tables there. The carried state must be zero, or set.
   void attach(const DeviceState& state, uint64_t stream);
 
-  // Copies to the device the addresses of all weights and momentum buffers (null: none), and the flags.
-  void place(const uint64_t* weights, const uint64_t* momentum_buffers, const uint8_t* flags, uint64_t stream);
+  // Copies the addresses of all weights and momentum buffers (null: none) to the device; holds until the next call.
+  void place(const uint64_t* weights, const uint64_t* momentum_buffers, uint64_t stream);
+
+  // Whether what is put on the stream is recorded in a CUDA graph, and runs later or never.
+  bool is_capturing(uint64_t stream) const;
 
   // Norm pass: takes the norms of the chosen blocks from their weights, except of those whose norm is kept.
   void measure(const uint8_t* chosen_blocks, uint64_t stream);

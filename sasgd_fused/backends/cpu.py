@@ -28,7 +28,7 @@ class CpuBackend(KernelBackend):
     def update(self, values: Sequence[GroupValues], grad_scale: float) -> None:
         """Runs the kernel: one pass, after a norm pass over blocks that others have written."""
         active = self._gradients.active
-        first = self._momentum.attach(active, values)
+        self._momentum.attach(active, values)
         grads = self._gradients.write()
         if self._weights.gapped:
             self._weights.fill_gapped()
@@ -39,11 +39,12 @@ class CpuBackend(KernelBackend):
             self._gradients.table,
             self._momentum.table,
             self._gradients.codes,
-            first,
+            self._momentum.first,
             array("d", chain.from_iterable(values)),
             grad_scale,
             torch.get_num_threads(),
         )
+        self._momentum.launched()
         del grads  # the kernel had their addresses
         if self._weights.gapped:
             self._weights.empty_gapped(active)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Collection, Sequence
-from functools import cache
 from itertools import chain
+from operator import is_
 from types import ModuleType
 
 import torch
@@ -19,6 +19,7 @@ from sasgd_fused.plan import State, StepPlan
 
 # What a CUDA graph writes when it is replayed; nobody knows when that happens for the last time.
 _captured: list[Sequence[Tensor]] = []
+_usable_devices: set[int] = set()
 
 
 class CudaBackend(KernelBackend):
@@ -40,17 +41,18 @@ class CudaBackend(KernelBackend):
         self._flags = torch.zeros(count, dtype=torch.uint8, device=plan.device)
         self._memory = (self._tables, self._norms, self._stale, self._flags)
         self._last_stream: int | None = None
-        self._in_graph = False
         self._kernel.attach(*map(Tensor.data_ptr, self._memory), self._stream())
 
         self._no_momentum = array("Q", bytes(8 * count))
-        self._placed: tuple[array[int], array[int]] | None = None  # tables as they are on the device
+        self._placed: tuple[array[int], array[int]] | None = None  # the tables that the device has
         self._buffers: dict[int, Tensor] = {}  # the momentum buffers among them
         self._no_lrs = array("Q")
-        # What is known of the device's flags. Empty tensors have no part in a step.
-        self._known = bytearray(0 if param.numel() else self.core.CUDA_STARTED for param in plan.params)
-        self._settled: list[int] | None = None  # the list of updated parameters about which all is known
+        self._known = bytearray(count)  # what is known of the device's flags: these are set
+        self._uncertain: set[int] = set()  # parameters of which other flags may be set too
+        self._asked: set[int] = set()  # those of them that the readback tells of
         self._readback: Readback | None = None
+        self._settled: list[int] | None = None  # the list of updated parameters whose flags no step changes any more
+        self._in_graph = False
         if self._freezes:
             self._take_kept_norms()
 
@@ -63,54 +65,62 @@ class CudaBackend(KernelBackend):
 
     def step(self, numbers: StepNumbers) -> None:
         """Launches the kernel, after a norm pass over blocks that others have written."""
-        active = self._gradients.active
-        # While a graph is captured, CUDA answers no questions.
-        if self._readback and not self._is_capturing() and self._readback.has_arrived():
+        active, values = self._gradients.active, numbers.values
+        stream = self._stream()
+        is_captured = self._kernel.is_capturing(stream)  # then nothing happens before the graph is replayed, if it is
+        if is_captured:
+            if not self._momentum.is_attached(active, values):
+                raise RuntimeError(
+                    "CUDA graph: momentum buffers cannot be made in a graph; take a step before the capture, with the "
+                    "same parameters"
+                )
+            self._in_graph = True
+            _captured.append((*self._memory, *self._weights.gapped.values()))
+        elif self._readback and self._readback.has_arrived():
             self._learn()
-        first = self._momentum.attach(active, numbers.values)
+        self._momentum.attach(active, values)
         grads = self._gradients.write()
         self._find_stale()
-        self._place(first)
+        self._place()
         if self._weights.gapped:
             self._weights.fill_gapped()
+        unmeasured = bytearray(self._unmeasured)
         self._measure_blocks(self._unmeasured_among(active))
         on_device = [self._float_on_device(number) for number in (numbers.grad_scale, numbers.found_inf)]
         lrs = {group: self._float_on_device(lr) for group, lr in numbers.device_lrs.items()}
         self._kernel.step(
             self._gradients.table,
             self._gradients.codes,
-            array("d", chain.from_iterable(numbers.values)),
-            self._lr_addresses(lrs, len(numbers.values)),
+            array("d", chain.from_iterable(values)),
+            self._lr_addresses(lrs, len(values)),
             *(0 if number is None else number.data_ptr() for number in on_device),
-            self._stream(),
+            stream,
         )
+        self._momentum.launched()
         # Freed memory is used again only by work that follows on the stream.
         del grads, on_device, lrs
         if self._weights.gapped:
             self._weights.empty_gapped(active)
         self._mark_written(active)
-        if self._settled is not active:
+        if is_captured:
+            self._unmeasured = unmeasured
+        elif self._settled is not active:
             self._note_update(active, numbers)
 
     def settle(self) -> None:
         """Waits for the device: frozen norms, momentum buffers that have not started, and stale steps."""
-        if self._placed and self._settled is None:
-            self._readback = Readback((self._flags, self._norms))
-            self._learn()
+        self._learn_norms()
         if not self._freezes and not self._warned:
             self._warn_of_stale(sum(steps > 0 for steps in self.stale_steps()), stacklevel=4)
 
     def unstarted(self) -> list[Tensor]:
-        """As `settle` found them, or as the steps since then left them; empty ones go with the others."""
-        plan, started = self.plan, self.core.CUDA_STARTED
-        waiting = [
-            plan.params[index]
+        """As `settle` found them, or as the steps since then left them."""
+        params, started = self.plan.params, self.core.CUDA_STARTED
+        return [
+            params[index]
             for index, buffer in self._buffers.items()
-            if not self._known[index] & started and self._buffer_of(plan.params[index]) is buffer
+            if not self._known[index] & started and self._buffer_of(params[index]) is buffer
         ]
-        if waiting:
-            waiting += [param for param in plan.params if not param.numel() and self._buffer_of(param) is not None]
-        return waiting
 
     def stale_steps(self) -> list[int]:
         """As counted on the device, which compares each carried norm with that of the weights it reads."""
@@ -120,79 +130,105 @@ class CudaBackend(KernelBackend):
         return self.state.get(param, {}).get("momentum_buffer")
 
     def _norm_pass(self, chosen: bytearray) -> None:
-        self._place(bytes(len(self._known)))
+        self._place()
         self._kernel.measure(chosen, self._stream())
 
     def _carried_norms(self) -> list[float]:
         return self._norms.tolist()
 
     def _take_kept_norms(self) -> None:
-        if self._placed and self._settled is None:  # the flags are about to be sent as a whole
-            for index, flag in enumerate(self._flags.tolist()):
-                self._known[index] |= flag & self.core.CUDA_STARTED
         norms = [self.frozen_row_norm_sq(planned) for planned in self.plan.blocks]
         for block, (planned, frozen) in enumerate(zip(self.plan.blocks, norms, strict=True)):
             self._unmeasured[block] = frozen is None and planned.scaled
-            self._known[planned.param] &= ~self.core.CUDA_NORM_KEPT
-            if frozen is not None:
-                self._known[planned.param] |= self.core.CUDA_NORM_KEPT
         sent = torch.tensor([norm or 0.0 for norm in norms], dtype=torch.float64, device="cpu")
         self._norms.copy_(sent, non_blocking=True)
+        kept = [planned.param for planned, frozen in zip(self.plan.blocks, norms, strict=True) if frozen is not None]
+        self._set_flags(self.core.CUDA_NORM_KEPT, set_in=kept, clear_in=set(self._block_of) - set(kept))
         self._kept = self._norms_in_state()
-        self._placed = self._settled = self._readback = None
 
-    def _place(self, first: bytes) -> None:
-        """Sends addresses and flags where they are others than before."""
+    def _place(self) -> None:
+        """Sends the addresses where they are others than before."""
         tables = (self._weights.table, self._momentum.table or self._no_momentum)
-        if self._placed and all(map(lambda a, b: a is b, tables, self._placed)):
+        if self._placed and all(map(is_, tables, self._placed)):
             return
-        if self._placed and self._settled is None:  # the flags are sent as a whole
-            self._readback = Readback((self._flags, self._norms))
-            self._learn()
-        for index, address in enumerate(tables[1]):
-            if address:
-                buffer = self.state[self.plan.params[index]]["momentum_buffer"]
-                if first[index]:
-                    self._known[index] &= ~self.core.CUDA_STARTED
-                elif buffer is not self._buffers.get(index):  # somebody brought it, with what it has taken
-                    self._known[index] |= self.core.CUDA_STARTED
-                self._buffers[index] = buffer
-        self._kernel.place(*tables, self._known, self._stream())
-        self._placed, self._settled, self._readback = tables, None, None
+        self._kernel.place(*tables, self._stream())
+        self._placed, self._settled = tables, None
+        brought, replaced = [], []
+        for index, param in enumerate(self.plan.params):
+            buffer = self._buffer_of(param)
+            if buffer is None or (param.numel() and not tables[1][index]):
+                continue
+            if self._momentum.first[index]:
+                replaced += [index] if index in self._buffers else []
+            elif buffer is not self._buffers.get(index):  # somebody brought it, with what it has taken
+                brought.append(index)
+            self._buffers[index] = buffer
+        self._set_flags(self.core.CUDA_STARTED, set_in=brought, clear_in=replaced)
+
+    def _set_flags(self, flag: int, set_in: Collection[int], clear_in: Collection[int]) -> None:
+        """Changes a flag of some parameters, on the device and here."""
+        if not set_in and not clear_in:
+            return
+        cleared, added = bytearray(b"\xff" * len(self._known)), bytearray(len(self._known))
+        for index in clear_in:
+            cleared[index] = 0xFF & ~flag
+            self._known[index] &= ~flag
+        for index in set_in:
+            added[index] = flag
+            self._known[index] |= flag
+        for change, flags in ((self._flags.bitwise_and_, cleared), (self._flags.bitwise_or_, added)):
+            change(torch.frombuffer(flags, dtype=torch.uint8).to(self.plan.device, non_blocking=True))
+        self._uncertain |= self._asked  # what the device was about to tell is not true any more
+        self._asked, self._readback, self._settled = set(), None, None
 
     def _note_update(self, active: list[int], numbers: StepNumbers) -> None:
-        """Notes what an update does to the flags; where that depends on the device, has it tell."""
+        """Notes which flags an update sets; where that depends on the device, has it tell."""
         started, norm_kept = self.core.CUDA_STARTED, self.core.CUDA_NORM_KEPT
-        is_known = True
+        is_certain, is_final = numbers.found_inf is None, True
         for index in active:
-            expected = started if self._placed and self._placed[1][index] else 0
-            block = self._block_of.get(index)
+            group, block = self.plan.group_of[index], self._block_of.get(index)
+            sets = started if numbers.values[group].momentum != 0 else 0
+            if is_certain:
+                self._known[index] |= sets
             if self._freezes and block is not None and self.plan.blocks[block].scaled:
-                group = self.plan.group_of[index]
-                expected |= norm_kept  # until the norm is in the state
-                if numbers.found_inf is None and numbers.values[group].lr != 0:
-                    self._unmeasured[block] = 0
-            if numbers.found_inf is None:
-                self._known[index] |= expected & started
-            is_known = is_known and expected & ~self._known[index] == 0
-        if is_known:
+                if numbers.values[group].lr != 0 or group in numbers.device_lrs:
+                    sets |= norm_kept  # known once the norm is in the state
+                    if is_certain and group not in numbers.device_lrs:
+                        self._unmeasured[block] = 0
+                elif not self._known[index] & norm_kept:
+                    is_final = False  # a later step will keep it
+            # Empty tensors have no part in a step: `_learn` takes them with the others.
+            if self.plan.params[index].numel() and sets & ~self._known[index]:
+                self._uncertain.add(index)
+        if self._uncertain and self._readback is None:
+            self._ask()
+        elif is_final and not self._uncertain:
             self._settled = active
-        elif self._readback is None and not self._is_capturing():
-            self._readback = Readback((self._flags, self._norms))
+
+    def _learn_norms(self) -> None:
+        if self._placed and (self._uncertain or self._readback or self._in_graph):
+            self._ask()
+            self._learn()
+
+    def _ask(self) -> None:
+        self._readback = Readback((self._flags, self._norms))
+        self._asked, self._uncertain = self._asked | self._uncertain, set()
 
     def _learn(self) -> None:
         """Takes in what the device told."""
         assert self._readback
         flags, norms = (copy.tolist() for copy in self._readback.wait())
-        self._readback = None
-        for index, flag in enumerate(flags):
-            self._known[index] |= flag
+        self._asked, self._readback = set(), None
         if self._freezes:
             for block, planned in enumerate(self.plan.blocks):
-                if planned.scaled and flags[planned.param] & self.core.CUDA_NORM_KEPT:
+                if flags[planned.param] & ~self._known[planned.param] & self.core.CUDA_NORM_KEPT:
                     self.keep_norm(planned, norms[block], lr=1.0)
                     self._unmeasured[block] = 0
             self._kept = self._norms_in_state()
+        has_started = any(flag & self.core.CUDA_STARTED for flag in flags)
+        for index, flag in enumerate(flags):
+            is_empty = not self.plan.params[index].numel()
+            self._known[index] |= self.core.CUDA_STARTED if is_empty and has_started else flag
 
     def _lr_addresses(self, lrs: dict[int, Tensor | None], groups: int) -> array[int]:
         if len(self._no_lrs) != groups:
@@ -212,11 +248,7 @@ class CudaBackend(KernelBackend):
     def _stream(self) -> int:
         """The current stream of the device. Torch is told of each, so that memory in use is not freed."""
         stream = self._current_stream()
-        if self._is_capturing():
-            if not self._in_graph:
-                self._in_graph = True
-                _captured.append(self._memory)
-        elif stream != self._last_stream:
+        if stream != self._last_stream and not self._kernel.is_capturing(stream):
             self._last_stream = stream
             self._record_stream()
         return stream
@@ -225,22 +257,20 @@ class CudaBackend(KernelBackend):
         return torch.cuda.current_stream(self.plan.device).cuda_stream
 
     def _record_stream(self) -> None:
-        for tensor in self._memory:
+        for tensor in (*self._memory, *self._weights.gapped.values()):
             tensor.record_stream(torch.cuda.current_stream(self.plan.device))
-
-    def _is_capturing(self) -> bool:
-        return torch.cuda.is_current_stream_capturing()
 
     @property
     def _device_index(self) -> int:
         return self.plan.device.index or 0
 
 
-@cache
 def _why_not_device(index: int) -> str | None:
     """Why the kernels cannot run on a device that the driver knows, or None if they can."""
-    try:
-        extension.core.check_cuda_device(index)
-    except RuntimeError as error:
-        return str(error)
+    if index not in _usable_devices:
+        try:
+            extension.core.check_cuda_device(index)
+        except RuntimeError as error:
+            return str(error)
+        _usable_devices.add(index)
     return None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sasgd_fused.backends.base import Backend
-from sasgd_fused.backends.momentum import MomentumTable, values_in_state
+from sasgd_fused.backends.momentum import MomentumTable
 from sasgd_fused.backends.tables import GradientTable, WeightTable
 from sasgd_fused.plan import PlannedBlock, State, StepPlan
 
@@ -109,6 +109,9 @@ class KernelBackend(Backend):
         """‖W_b‖²_{2,μ} of every block as the kernel has it."""
         raise NotImplementedError
 
+    def _learn_norms(self) -> None:
+        """Brings frozen norms into the state that so far only the device knows; may wait for it."""
+
     def _take_kept_norms(self) -> None:
         """Gives the kernel the frozen norms that the state holds."""
         raise NotImplementedError
@@ -124,7 +127,8 @@ class KernelBackend(Backend):
                     self._unmeasured[self._block_of[index]] = 1
 
     def _norms_in_state(self) -> list[float]:
-        return [norm for norm in values_in_state(self.state, "row_norm_sq") if norm is not None]
+        norms = (self.state.get(param, {}).get("row_norm_sq") for param in self._block_params)
+        return [norm for norm in norms if norm is not None]
 
     def _find_stale(self) -> None:
         """Marks the norms if the version counters show that others have written any block.
@@ -133,6 +137,7 @@ class KernelBackend(Backend):
         """
         if self._freezes:
             if self._norms_in_state() != self._kept:  # somebody emptied or edited the state
+                self._learn_norms()
                 self._take_kept_norms()
             return
         version_sum = sum(map(_version_of, self._block_params))
@@ -169,9 +174,10 @@ class KernelBackend(Backend):
         flags = bytearray(len(self._unmeasured))
         for block in chosen:
             flags[block] = 1
-            if not self._freezes:
-                self._unmeasured[block] = 0
         self._norm_pass(flags)
+        if not self._freezes:
+            for block in chosen:
+                self._unmeasured[block] = 0
 
     def _mark_written(self, active: list[int]) -> None:
         """Bumps the version counters, as torch does for its own in-place operations."""

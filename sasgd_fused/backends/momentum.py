@@ -28,6 +28,7 @@ class MomentumTable:
 
     Attributes:
         table: one address for each parameter, 0 where there is no momentum or no gradient.
+        first: 1 for each parameter whose buffer is new, else 0; the same until `launched` is called.
     """
 
     def __init__(self, plan: StepPlan, state: State) -> None:
@@ -35,6 +36,9 @@ class MomentumTable:
         self._state = state
         self.table = array("Q")
         self._no_first = bytes(len(plan.params))
+        # Made, but not in a step yet: if that fails, they are new in the next one too.
+        self._made: dict[int, Tensor] = {}
+        self.first = self._no_first
         self._known: list[Tensor | None] | None = None
         self._present: list[Tensor] = []
         self._addresses: list[int] = []
@@ -52,19 +56,21 @@ class MomentumTable:
         self._known = None
         self._plan.check_momentum(self._state)
 
-    def attach(self, active: list[int], values: Sequence[GroupValues]) -> bytes:
+    def is_attached(self, active: list[int], values: Sequence[GroupValues]) -> bool:
+        """Whether the table is up to date for these parameters and hyperparameters."""
+        moving = [group.momentum != 0 for group in values]
+        return self._known is not None and active is self._active and moving == self._moving
+
+    def attach(self, active: list[int], values: Sequence[GroupValues]) -> None:
         """Brings the table up to date, with new zero buffers where there are none.
 
         Args:
             active: the parameters that are updated in this step.
             values: the groups' hyperparameters.
-
-        Returns:
-            For each parameter 1 if its buffer is new, else 0.
         """
+        if self.is_attached(active, values):
+            return
         moving = [group.momentum != 0 for group in values]
-        if self._known is not None and active is self._active and moving == self._moving:
-            return self._no_first
         first = bytearray(self._no_first)
         self.table = array("Q", bytes(8 * len(first)))
         for index in active:
@@ -74,16 +80,23 @@ class MomentumTable:
             state = self._state[param]
             buffer = state.get("momentum_buffer")
             if buffer is None:
-                first[index] = 1
-                buffer = torch.zeros_like(param)
-            elif buffer.dtype != param.dtype or not has_layout_of(buffer, param):
+                buffer = self._made[index] = torch.zeros_like(param)
+            elif buffer.dtype != param.dtype:
                 buffer = in_layout_of(buffer, param, param.dtype)
+            elif not has_layout_of(buffer, param):
+                buffer.data = in_layout_of(buffer, param, param.dtype)  # the same tensor, of which more may be known
+            first[index] = self._made.get(index) is buffer
             state["momentum_buffer"] = buffer
             self.table[index] = buffer.data_ptr()
         self._active, self._moving, self._known = active, moving, self._buffers()
         self._present = [buffer for buffer in self._known if buffer is not None]
         self._addresses = list(map(Tensor.data_ptr, self._present))
-        return bytes(first)
+        self.first = bytes(first)
+
+    def launched(self) -> None:
+        """Notes that a step with these buffers is under way."""
+        if self._made:
+            self._made, self.first = {}, self._no_first
 
     def invalidate(self) -> None:
         """Has the table written anew: the parameters lie in memory in another way."""

@@ -161,7 +161,9 @@ class GradientTable:
         """
         grads = self._plan.gather_gradients()
         params = self._plan.params
-        self.active = [i for i, grad in enumerate(grads) if grad is not None]
+        active = [i for i, grad in enumerate(grads) if grad is not None]
+        if active != self.active:
+            self.active = active
         self._active_params = [params[i] for i in self.active]
         self._idle_params = [param for param, grad in zip(params, grads, strict=True) if grad is None]
         self._grads = [grad for grad in grads if grad is not None]

@@ -6,7 +6,7 @@ using namespace sasgd::cuda;
 
 #define SASGD_LOOP(name, W, G, momentum)                                                 \
   extern "C" __global__ void name(const __grid_constant__ ChunkWork work, float* sums) { \
-    const ThreadSums own = update_chunk<W, G, Momentum::momentum, true>(work);           \
+    const ThreadSums own = update_chunk<W, G, Momentum::momentum, true, true>(work);     \
     sums[threadIdx.x] = own.read + own.written;                                          \
   }
 #define SASGD_LOOPS(name, W, G)              \

@@ -37,7 +37,7 @@ class EmulatedPlan {
       weights.push_back(tensor.weight.address());
       buffers.push_back(momentum ? tensor.momentum_buffer.address() : 0);
     }
-    plan_.place(weights.data(), buffers.data(), std::vector<uint8_t>(flags).data(), 0);
+    plan_.place(weights.data(), buffers.data(), 0);
   }
 
   void measure(const std::vector<uint8_t>& chosen) { plan_.measure(chosen.data(), 0); }
