@@ -1,7 +1,8 @@
 // The arithmetic of one element of a step, for the CPU and CUDA alike: the only place where it stands.
 //
 // V is float, or a vector of floats with the same operators. No operation is contracted into a fused multiply-add
-// (the build passes -ffp-contract=off, and -fmad=false to nvcc), so every width and instruction set gives the same bits.
+// (the build passes -ffp-contract=off, and -fmad=false to nvcc), so every width and instruction set gives the same
+// bits.
 #pragma once
 
 #include "plan.h"

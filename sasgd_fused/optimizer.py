@@ -43,8 +43,8 @@ class ScaleAmendedSGD(Optimizer):
             model. float32, bfloat16, float16 or float64, dense, on any device. Besides the hyperparameters a group
             may set ``amend`` (False: plain SGD, the block only keeps its place), and ``rows`` and ``columns``
             (an integer, or a list with one entry for each parameter).
-        lr: learning rate, a float or a tensor with one element. A good first try is a good SGD lr · n_B / (mean rows
-            of the hidden blocks), with n_B the units of the last block.
+        lr: learning rate, a float or a tensor with one element, which the native kernel reads on the GPU. A good
+            first try is a good SGD lr · n_B / (mean rows of the hidden blocks), with n_B the units of the last block.
         momentum: momentum factor μ.
         dampening: dampening τ of the momentum.
         weight_decay: weight decay λ.

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sasgd_fused.backends import extension
+from sasgd_fused.backends.device_flags import DeviceFlags
 from sasgd_fused.backends.kernel import KernelBackend
-from sasgd_fused.backends.readback import Readback
 from sasgd_fused.options import StepNumbers
 from sasgd_fused.plan import State, StepPlan
 
@@ -38,8 +38,8 @@ class CudaBackend(KernelBackend):
         self._tables = torch.zeros(self._kernel.table_bytes, dtype=torch.uint8, device=plan.device)
         self._norms = torch.zeros(blocks, dtype=torch.float64, device=plan.device)
         self._stale = torch.zeros(blocks, dtype=torch.int64, device=plan.device)
-        self._flags = torch.zeros(count, dtype=torch.uint8, device=plan.device)
-        self._memory = (self._tables, self._norms, self._stale, self._flags)
+        self._flags = DeviceFlags(count, self._norms)
+        self._memory = (self._tables, self._norms, self._stale, self._flags.on_device)
         self._last_stream: int | None = None
         self._kernel.attach(*map(Tensor.data_ptr, self._memory), self._stream())
 
@@ -47,10 +47,6 @@ class CudaBackend(KernelBackend):
         self._placed: tuple[array[int], array[int]] | None = None  # the tables that the device has
         self._buffers: dict[int, Tensor] = {}  # the momentum buffers among them
         self._no_lrs = array("Q")
-        self._known = bytearray(count)  # what is known of the device's flags: these are set
-        self._uncertain: set[int] = set()  # parameters of which other flags may be set too
-        self._asked: set[int] = set()  # those of them that the readback tells of
-        self._readback: Readback | None = None
         self._settled: list[int] | None = None  # the list of updated parameters whose flags no step changes any more
         self._in_graph = False
         if self._freezes:
@@ -76,7 +72,7 @@ class CudaBackend(KernelBackend):
                 )
             self._in_graph = True
             _captured.append((*self._memory, *self._weights.gapped.values()))
-        elif self._readback and self._readback.has_arrived():
+        elif self._flags.have_arrived():
             self._learn()
         self._momentum.attach(active, values)
         grads = self._gradients.write()
@@ -119,7 +115,7 @@ class CudaBackend(KernelBackend):
         return [
             params[index]
             for index, buffer in self._buffers.items()
-            if not self._known[index] & started and self._buffer_of(params[index]) is buffer
+            if not self._flags.known[index] & started and self._buffer_of(params[index]) is buffer
         ]
 
     def stale_steps(self) -> list[int]:
@@ -166,20 +162,9 @@ class CudaBackend(KernelBackend):
         self._set_flags(self.core.CUDA_STARTED, set_in=brought, clear_in=replaced)
 
     def _set_flags(self, flag: int, set_in: Collection[int], clear_in: Collection[int]) -> None:
-        """Changes a flag of some parameters, on the device and here."""
-        if not set_in and not clear_in:
-            return
-        cleared, added = bytearray(b"\xff" * len(self._known)), bytearray(len(self._known))
-        for index in clear_in:
-            cleared[index] = 0xFF & ~flag
-            self._known[index] &= ~flag
-        for index in set_in:
-            added[index] = flag
-            self._known[index] |= flag
-        for change, flags in ((self._flags.bitwise_and_, cleared), (self._flags.bitwise_or_, added)):
-            change(torch.frombuffer(flags, dtype=torch.uint8).to(self.plan.device, non_blocking=True))
-        self._uncertain |= self._asked  # what the device was about to tell is not true any more
-        self._asked, self._readback, self._settled = set(), None, None
+        if set_in or clear_in:
+            self._flags.change(flag, set_in, clear_in)
+            self._settled = None
 
     def _note_update(self, active: list[int], numbers: StepNumbers) -> None:
         """Notes which flags an update sets; where that depends on the device, has it tell."""
@@ -189,46 +174,39 @@ class CudaBackend(KernelBackend):
             group, block = self.plan.group_of[index], self._block_of.get(index)
             sets = started if numbers.values[group].momentum != 0 else 0
             if is_certain:
-                self._known[index] |= sets
+                self._flags.known[index] |= sets
             if self._freezes and block is not None and self.plan.blocks[block].scaled:
                 if numbers.values[group].lr != 0 or group in numbers.device_lrs:
                     sets |= norm_kept  # known once the norm is in the state
                     if is_certain and group not in numbers.device_lrs:
                         self._unmeasured[block] = 0
-                elif not self._known[index] & norm_kept:
+                elif not self._flags.known[index] & norm_kept:
                     is_final = False  # a later step will keep it
             # Empty tensors have no part in a step: `_learn` takes them with the others.
-            if self.plan.params[index].numel() and sets & ~self._known[index]:
-                self._uncertain.add(index)
-        if self._uncertain and self._readback is None:
-            self._ask()
-        elif is_final and not self._uncertain:
+            if self.plan.params[index].numel():
+                self._flags.note_possible(index, sets)
+        self._flags.ask()
+        if is_final and self._flags.are_known():
             self._settled = active
 
     def _learn_norms(self) -> None:
-        if self._placed and (self._uncertain or self._readback or self._in_graph):
-            self._ask()
+        if self._placed and (self._in_graph or not self._flags.are_known()):
+            self._flags.ask_anew()
             self._learn()
-
-    def _ask(self) -> None:
-        self._readback = Readback((self._flags, self._norms))
-        self._asked, self._uncertain = self._asked | self._uncertain, set()
 
     def _learn(self) -> None:
         """Takes in what the device told."""
-        assert self._readback
-        flags, norms = (copy.tolist() for copy in self._readback.wait())
-        self._asked, self._readback = set(), None
+        flags, norms = self._flags.take()
         if self._freezes:
             for block, planned in enumerate(self.plan.blocks):
-                if flags[planned.param] & ~self._known[planned.param] & self.core.CUDA_NORM_KEPT:
+                if flags[planned.param] & ~self._flags.known[planned.param] & self.core.CUDA_NORM_KEPT:
                     self.keep_norm(planned, norms[block], lr=1.0)
                     self._unmeasured[block] = 0
             self._kept = self._norms_in_state()
         has_started = any(flag & self.core.CUDA_STARTED for flag in flags)
         for index, flag in enumerate(flags):
             is_empty = not self.plan.params[index].numel()
-            self._known[index] |= self.core.CUDA_STARTED if is_empty and has_started else flag
+            self._flags.known[index] |= self.core.CUDA_STARTED if is_empty and has_started else flag
 
     def _lr_addresses(self, lrs: dict[int, Tensor | None], groups: int) -> array[int]:
         if len(self._no_lrs) != groups:
