@@ -81,8 +81,9 @@ class Supervisor:
                 process = subprocess.Popen(
                     [*self._worker, str(wanted), str(into)],
                     cwd=ROOT,
-                    # Without the profiler's library a process with CUDA graphs may crash.
-                    env={**os.environ, "TEARDOWN_CUPTI": "0"},
+                    # The last words of a worker that dies must be in the log. And when the profiler's library is
+                    # unloaded, a process with CUDA graphs may crash.
+                    env={**os.environ, "PYTHONUNBUFFERED": "1", "TEARDOWN_CUPTI": "0"},
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sasgd_fused.backends.base import Backend
-from sasgd_fused.backends.momentum import MomentumTable
+from sasgd_fused.backends.momentum import MomentumTable, values_in_state
 from sasgd_fused.backends.tables import GradientTable, WeightTable
 from sasgd_fused.plan import PlannedBlock, State, StepPlan
 
@@ -39,6 +39,7 @@ class KernelBackend(Backend):
         self._unmeasured = bytearray(b"\1" * len(plan.blocks))  # 1: the kernel's norm is not the one to be used
         self._warned = False
         self._kept: list[float] = []
+        self._seen: list[float | None] | None = None
 
     @classmethod
     def why_not_these(cls, dtypes: Collection[torch.dtype]) -> str | None:
@@ -136,9 +137,12 @@ class KernelBackend(Backend):
         Counters only grow, so their sum changes whenever one of them does.
         """
         if self._freezes:
-            if self._norms_in_state() != self._kept:  # somebody emptied or edited the state
-                self._learn_norms()
-                self._take_kept_norms()
+            seen = values_in_state(self.state, "row_norm_sq")  # of all devices: quicker to look through
+            if seen != self._seen:
+                self._seen = seen
+                if self._norms_in_state() != self._kept:  # somebody emptied or edited the state
+                    self._learn_norms()
+                    self._take_kept_norms()
             return
         version_sum = sum(map(_version_of, self._block_params))
         if version_sum != self._version_sum:
