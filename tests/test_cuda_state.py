@@ -20,6 +20,13 @@ from tests.emulated_runs import FROZEN, OPTIONS, SHAPES, begun, captured, give_s
 from tests.helpers import Case, assert_close
 
 
+def assert_same(ours: tuple[list[Parameter], list[float]], theirs: tuple[list[Parameter], list[float]]) -> None:
+    """Holds weights and norms of one run against those of another."""
+    for a, b in zip(ours[0], theirs[0], strict=True):
+        assert_close(a, b, torch.float32)
+    assert ours[1] == pytest.approx(theirs[1], rel=1e-6)
+
+
 @pytest.mark.parametrize("options", [OPTIONS, FROZEN, {**FROZEN, "dampening": 0.5}], ids=["track", "freeze", "damped"])
 @pytest.mark.parametrize("late", [1, 4, 100])
 def test_the_host_may_learn_late(
@@ -61,10 +68,7 @@ def test_new_parameters_find_what_only_the_device_knew(emulation: ModuleType, mo
             if step < 2:
                 optimizer.add_param_group({"params": [Parameter(torch.ones(2, 2))]})
         results.append((params, [row.row_norm_sq for row in optimizer.layer_report()]))
-    (ours, our_norms), (theirs, their_norms) = results
-    for a, b in zip(ours, theirs, strict=True):
-        assert_close(a, b, torch.float32)
-    assert our_norms == pytest.approx(their_norms, rel=1e-6)
+    assert_same(*results)
 
 
 @pytest.mark.parametrize("options", [OPTIONS, FROZEN], ids=["track", "freeze"])
@@ -121,10 +125,7 @@ def test_a_frozen_norm_that_is_edited(emulation: ModuleType, monkeypatch: pytest
         case.set_grads(params, 2)
         optimizer.step()
         results.append((params, [row.row_norm_sq for row in optimizer.layer_report()]))
-    (ours, our_norms), (theirs, their_norms) = results
-    for a, b in zip(ours, theirs, strict=True):
-        assert_close(a, b, torch.float32)
-    assert our_norms == pytest.approx(their_norms, rel=1e-6)
+    assert_same(*results)
 
 
 @pytest.mark.parametrize("options", [OPTIONS, FROZEN], ids=["track", "freeze"])
@@ -139,10 +140,7 @@ def test_a_state_that_is_emptied(emulation: ModuleType, options: dict[str, Any])
         case.set_grads(params, 2)
         optimizer.step()
         results.append((params, norms))
-    (ours, our_norms), (theirs, their_norms) = results
-    for a, b in zip(ours, theirs, strict=True):
-        assert_close(a, b, torch.float32)
-    assert our_norms == pytest.approx(their_norms, rel=1e-6)
+    assert_same(*results)
 
 
 def test_a_learning_rate_of_zero_asks_the_device_nothing(

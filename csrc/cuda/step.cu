@@ -3,6 +3,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "driver.cuh"
 #include "kernels.cuh"
 #include "step.h"
 
@@ -15,37 +16,6 @@ constexpr int kHeaderWords = sizeof(LaunchHeader) / sizeof(uint64_t);
 constexpr int kSmallWords = 4096 / sizeof(uint64_t) - kHeaderWords;
 constexpr int kLargeWords = 32764 / sizeof(uint64_t) - kHeaderWords;
 static_assert(sizeof(LaunchHeader) % sizeof(uint64_t) == 0, "words follow the header without a gap");
-
-void check(cudaError_t error, const std::string& attempt) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // so that no later call reports it again
-  throw std::runtime_error("CUDA: " + attempt + " failed: " + cudaGetErrorName(error) + ", " +
-                           cudaGetErrorString(error));
-}
-
-// Makes a device the current one, and the one before again.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    check(cudaGetDevice(&before_), "asking for the current device");
-    if (before_ == device) before_ = -1;
-    if (before_ >= 0) check(cudaSetDevice(device), "switching to device " + std::to_string(device));
-  }
-  ~DeviceGuard() {
-    if (before_ >= 0) cudaSetDevice(before_);
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int before_ = -1;
-};
-
-std::string version_name(int version) {
-  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
-}
-
-cudaStream_t as_stream(uint64_t stream) { return reinterpret_cast<cudaStream_t>(stream); }
 
 }  // namespace
 }  // namespace cuda

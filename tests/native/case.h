@@ -163,4 +163,32 @@ struct Case {
   }
 };
 
+// Every size, dtype and kind of momentum. A fifth of the tensors are no blocks, a quarter of the blocks unscaled.
+template <size_t kCount>
+Case every_kind_of_tensor(const int64_t (&sizes)[kCount]) {
+  Case made;
+  made.groups = every_momentum();
+  made.loss_scale = 4;
+  made.options.output_factor = 1.5;
+  Random random;
+  for (int32_t group = 0; group < 3; ++group) {
+    for (const auto& [dtype, grad_dtype] : kDTypes) {
+      for (const int64_t numel : sizes) {
+        made.add_tensor(numel, group, dtype, grad_dtype, random);
+        const size_t b = made.blocks.size();
+        if (numel == 0 || made.tensors.size() % 5 == 0) continue;
+        made.add_block(b % 4 != 3, b % 2 == 0 ? 1.25 : 0.8);
+        if (numel > 8) continue;
+        for (int64_t i = 0; i < numel; ++i) made.tensors.back().weight.set(i, 0.0f);  // at the floor
+      }
+    }
+  }
+  return made;
+}
+
+inline void freeze(Case& made) {
+  made.options.track_norms = false;
+  made.options.shape_decay = true;
+}
+
 }  // namespace sasgd_test

@@ -16,33 +16,6 @@ constexpr int64_t kSizes[] = {0,    1,    7,    8,    9,    15,   16,    17,    
                               1023, 1024, 1025, 4095, 4096, 4097, 16383, 16384, 16385, 40000};
 constexpr int kSteps = 4;
 
-// Every size, dtype and kind of momentum. A fifth of the tensors are no blocks, a quarter of the blocks unscaled.
-Case big_case() {
-  Case made;
-  made.groups = every_momentum();
-  made.loss_scale = 4;
-  made.options.output_factor = 1.5;
-  Random random;
-  for (int32_t group = 0; group < 3; ++group) {
-    for (const auto& [dtype, grad_dtype] : kDTypes) {
-      for (const int64_t numel : kSizes) {
-        made.add_tensor(numel, group, dtype, grad_dtype, random);
-        const size_t b = made.blocks.size();
-        if (numel == 0 || made.tensors.size() % 5 == 0) continue;
-        made.add_block(b % 4 != 3, b % 2 == 0 ? 1.25 : 0.8);
-        if (numel > 8) continue;
-        for (int64_t i = 0; i < numel; ++i) made.tensors.back().weight.set(i, 0.0f);  // at the floor
-      }
-    }
-  }
-  return made;
-}
-
-void freeze(Case& made) {
-  made.options.track_norms = false;
-  made.options.shape_decay = true;
-}
-
 // Each step by itself, and the norms that are carried to the next one.
 void check_steps(Case now) {
   CpuPlan plan = now.make_plan();
@@ -168,7 +141,7 @@ void check_not_finite() {
 }  // namespace
 
 void test_steps() {
-  Case made = big_case();
+  Case made = every_kind_of_tensor(kSizes);
   check_steps(made);
   freeze(made);
   check_steps(made);
@@ -178,7 +151,7 @@ void test_steps() {
 }
 
 void test_bits() {
-  Case made = big_case();
+  Case made = every_kind_of_tensor(kSizes);
   check_same_bits(made);
   freeze(made);
   check_same_bits(made);

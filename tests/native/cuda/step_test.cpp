@@ -17,22 +17,9 @@ constexpr int64_t kSizes[] = {0, 1, 3, 4, 5, 7, 8, 9, 1023, 1024, 1025, 2049, 81
 constexpr int64_t kTwoLevels = 17 * 8192 + 3;
 constexpr int kSteps = 3;
 
-// Every size, dtype and kind of momentum. A fifth of the tensors are no blocks, a quarter of the blocks unscaled.
 Case big_case() {
-  Case made;
-  made.groups = every_momentum();
-  made.loss_scale = 4;
-  made.options.output_factor = 1.5;
+  Case made = every_kind_of_tensor(kSizes);
   Random random;
-  for (int32_t group = 0; group < 3; ++group) {
-    for (const auto& [dtype, grad_dtype] : kDTypes) {
-      for (const int64_t numel : kSizes) {
-        made.add_tensor(numel, group, dtype, grad_dtype, random);
-        if (numel == 0 || made.tensors.size() % 5 == 0) continue;
-        made.add_block(made.blocks.size() % 4 != 3, made.blocks.size() % 2 == 0 ? 1.25 : 0.8);
-      }
-    }
-  }
   made.add_tensor(kTwoLevels, 1, DType::kFloat32, DType::kFloat32, random);
   made.add_block(true, 1.25);
   return made;
@@ -51,11 +38,6 @@ Case small_case() {
   made.add_block(true, 0.8);
   made.add_tensor(20001, 0, DType::kFloat32, DType::kFloat32, random);
   return made;
-}
-
-void freeze(Case& made) {
-  made.options.track_norms = false;
-  made.options.shape_decay = true;
 }
 
 bool has_stale(const EmulatedPlan& plan) {
