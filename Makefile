@@ -19,8 +19,8 @@ help: ## List the commands
 demo: build ## Train a network with SGD and with scale-amended SGD, show table and picture
 	$(IN_VENV) sasgd_fused.experiments compare
 
-test: build ## Run all tests
-	$(IN_VENV) pytest
+test: build ## Run all tests, on all cores
+	$(IN_VENV) pytest --numprocesses=auto
 
 # Always run: ninja knows better than make what is out of date.
 build: $(INSTALLED) ## Make the environment and the native extension

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,10 +22,13 @@ from tests.native_programs import REQUIRED
 # Where the parameters of the tests lie, with its index, as tensors and messages have it.
 DEVICE = torch.empty(0, device=os.environ.get("SASGD_TEST_DEVICE", "cpu")).device
 
+if DEVICE.type == "cpu" and importlib.util.find_spec("triton"):
+    import tests.interpreter  # noqa: F401
+
 # The emulation is of a device on the CPU, and has no part in a run on a real one.
 ALL_BACKENDS = tuple(sorted(name for name in BACKENDS if name != EMULATED_CUDA or DEVICE.type == "cpu"))
-# The backends with an extension or a compiler of their own; the rest run wherever torch does.
-FAST_BACKENDS = ("native", EMULATED_CUDA)
+# The backends with kernels of their own; the rest run wherever torch does.
+FAST_BACKENDS = ("native", EMULATED_CUDA, "triton")
 
 # Largest difference from the reference, relative to the element and to the root mean square of its tensor, after a
 # few steps: rounding to the dtype at each store, and float32 arithmetic where the reference has float64.
@@ -59,8 +63,8 @@ cuda_only = pytest.mark.skipif(DEVICE.type != "cuda", reason=f"no CUDA device: t
 
 
 def skips_on_device(backend: str) -> bool:
-    """Whether the CUDA kernel alone sees an overflow, so that a skipped step looks like any other to the host."""
-    return "cuda" in (DEVICE.type if backend == "native" else backend)
+    """Whether the kernel alone sees an overflow, so that a skipped step looks like any other to the host."""
+    return backend in (EMULATED_CUDA, "triton") or (backend == "native" and DEVICE.type == "cuda")
 
 
 def randn(shape: Sequence[int], generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,10 +75,24 @@ def build(
         lines += _edge("compile", item.output, [str(source)], [*item.command, *flags])
     lines += _edge("link", output, names, [*linker, *names, "-o", output, *link_flags])
     build_dir.mkdir(parents=True, exist_ok=True)
-    (build_dir / "build.ninja").write_text("\n".join(lines), encoding="utf-8")
-    # As a module: the program is not on PATH where an environment is used without being activated.
-    subprocess.run([sys.executable, "-m", "ninja"], cwd=build_dir, check=True)
+    with _alone_in(build_dir):
+        (build_dir / "build.ninja").write_text("\n".join(lines), encoding="utf-8")
+        # As a module: the program is not on PATH where an environment is used without being activated.
+        subprocess.run([sys.executable, "-m", "ninja"], cwd=build_dir, check=True)
     return build_dir / output
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Has other processes that would build there wait; Windows has no such lock."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with open(folder / ".lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _edge(rule: str, output: str, inputs: Sequence[str], command: Sequence[str]) -> list[str]:

@@ -99,10 +99,16 @@ __device__ __forceinline__ Sums add_up(const ThreadSums& own, Sums* of_warps) {
   if (threadIdx.x % kWarp == 0) of_warps[threadIdx.x / kWarp] = sums;
   __syncthreads();  // the sums of all warps are there
   if (threadIdx.x == 0) {
-    for (int warp = 1; warp < kWarps; ++warp) {
-      sums.read += of_warps[warp].read;
-      sums.written += of_warps[warp].written;
+    // By halves, the order in which Triton can add them up too.
+#pragma unroll
+    for (int half = kWarps / 2; half > 0; half /= 2) {
+#pragma unroll
+      for (int warp = 0; warp < half; ++warp) {
+        of_warps[warp].read += of_warps[warp + half].read;
+        of_warps[warp].written += of_warps[warp + half].written;
+      }
     }
+    sums = of_warps[0];
   }
   return sums;
 }

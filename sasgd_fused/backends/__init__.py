@@ -9,12 +9,16 @@ from sasgd_fused.backends.base import Backend
 from sasgd_fused.backends.foreach import ForeachBackend
 from sasgd_fused.backends.native import NativeBackend
 from sasgd_fused.backends.reference import ReferenceBackend
+from sasgd_fused.backends.triton.backend import TritonBackend
 from sasgd_fused.plan import State, StepPlan
 
 # The fastest first.
 BACKENDS: dict[str, type[Backend]] = {
-    backend.name: backend for backend in (NativeBackend, ForeachBackend, ReferenceBackend)
+    backend.name: backend for backend in (NativeBackend, TritonBackend, ForeachBackend, ReferenceBackend)
 }
+
+# Those that `fused` is about.
+FUSED = ("native", "triton")
 
 
 def candidate_backends(backend: str | None, foreach: bool | None, fused: bool | None) -> tuple[str, ...]:
@@ -28,9 +32,9 @@ def candidate_backends(backend: str | None, foreach: bool | None, fused: bool | 
     if foreach and fused:
         raise ValueError("foreach, fused: got True for both, want at most one of them")
     if foreach or fused:
-        allowed = ["foreach" if foreach else "native"]
+        allowed = ["foreach"] if foreach else list(FUSED)
     else:
-        refused = {"foreach": foreach is False, "native": fused is False}
+        refused = {"foreach": foreach is False, **dict.fromkeys(FUSED, fused is False)}
         allowed = [name for name in BACKENDS if not refused.get(name)]
     if backend is None:
         return tuple(allowed)
@@ -49,12 +53,15 @@ def make_backend(plan: StepPlan, state: State, candidates: tuple[str, ...]) -> B
         RuntimeError: none can; the message says why.
     """
     dtypes = {param.dtype for param in plan.params}
-    reasons = {name: BACKENDS[name].why_not(plan.device, dtypes) for name in candidates}
-    for name, reason in reasons.items():
+    reasons: dict[str, str] = {}
+    for name in candidates:
+        reason = BACKENDS[name].why_not(plan.device, dtypes)
         if reason is None:
             missing = extension.why_not_installed()
-            if missing and reasons.get("native") == missing:  # Python's default filter shows it once
+            if missing and reasons.get("native") == missing and name not in FUSED:
+                # Python's default filter shows it once
                 warnings.warn(f"{missing}; the slower {name!r} backend takes its place", stacklevel=4)
             return BACKENDS[name].create(plan, state)
+        reasons[name] = reason
     told = "; ".join(f"{name!r}: {reason}" for name, reason in reasons.items())
     raise RuntimeError(f"backend: cannot run on {plan.device} with these parameters: {told}")

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from sasgd_fused.backends.readback import Readback
 
+STARTED = 1  # the momentum buffer has taken its first gradient
+NORM_KEPT = 2  # frozen norms: the scaled block's norm stays as it is
+
 
 class DeviceFlags:
     """Bits in a byte for each parameter.

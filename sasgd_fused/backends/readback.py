@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,18 +17,20 @@ class Readback:
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        on_cuda = any(tensor.is_cuda for tensor in tensors)
-        self._copies = [torch.empty_like(tensor, device="cpu", pin_memory=on_cuda) for tensor in tensors]
+        device = tensors[0].device
+        is_elsewhere = device.type != "cpu"
+        self._copies = [torch.empty_like(tensor, device="cpu", pin_memory=is_elsewhere) for tensor in tensors]
         for copy, tensor in zip(self._copies, tensors, strict=True):
             copy.copy_(tensor, non_blocking=True)
-        self._event: torch.cuda.Event | None = None
-        if on_cuda:
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record(torch.cuda.current_stream(tensors[0].device))
+        self._event: Any = None
+        if is_elsewhere:
+            module = torch.get_device_module(device)
+            self._event = module.Event()
+            self._event.record(module.current_stream(device))
 
     def has_arrived(self) -> bool:
         """Whether the copies are complete."""
-        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
+        return self._event is None or bool(self._event.query())
 
     def wait(self) -> list[Tensor]:
         """The copies, after waiting for them if need be."""

@@ -1,0 +1,54 @@
+"""Words in device memory that a kernel reads, sent only where they changed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class DeviceTable:
+    """A table of 8-byte words on a device, and what the host knows of it.
+
+    Args:
+        words: how many.
+        dtype: int64 or float64.
+        device: where they are kept.
+    """
+
+    def __init__(self, words: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.on_device = torch.zeros(words, dtype=dtype, device=device)
+        self._sent = bytes(8 * words)
+        # A graph copies from the host's memory to the device's at each replay.
+        self._captured: list[Tensor] = []
+
+    def send(self, words: bytes, captured: bool) -> Tensor:
+        """Has the device's words be these for all work that follows on the current stream.
+
+        Args:
+            words: all of them.
+            captured: whether this is recorded in a graph, which then has a table of its own: later ones change nothing
+                for it.
+
+        Returns:
+            The table on the device.
+        """
+        if not words:
+            return self.on_device
+        if captured:
+            on_host = self._on_host(words)
+            table = torch.empty_like(self.on_device).copy_(on_host, non_blocking=True)
+            self._captured += [table, on_host]
+            return table
+        if words != self._sent:
+            self.on_device.copy_(self._on_host(words), non_blocking=True)
+            self._sent = words
+        return self.on_device
+
+    def memory(self) -> list[Tensor]:
+        """What the device may still read from or write to."""
+        return [self.on_device, *self._captured]
+
+    def _on_host(self, words: bytes) -> Tensor:
+        on_host = torch.frombuffer(bytearray(words), dtype=self.on_device.dtype)
+        # From memory that is not pinned a copy may wait for the device, and cannot be captured.
+        return on_host if self.on_device.device.type == "cpu" else on_host.pin_memory()

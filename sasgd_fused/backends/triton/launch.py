@@ -1,0 +1,255 @@
+"""The host's side of the Triton kernels: what is fixed in a plan, and the launches."""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from sasgd_fused.backends.triton import kernels, tables
+from sasgd_fused.backends.triton.device_table import DeviceTable
+from sasgd_fused.options import GroupValues
+
+# NVIDIA's multiprocessors have 65536: so each holds four programs of 256 threads at once.
+_REGISTERS = 64
+
+
+class TritonPlan:
+    """Plans steps on one device and launches them on its current stream; the twin of csrc/cuda/step.h.
+
+    Args:
+        device: of the parameters.
+        row_norm_sq: on the device, as the next two: float64 for each block, ‖W‖²_{2,μ}.
+        stale_steps: int64 for each block: how many steps used the norm of weights that were written unseen.
+        flags: uint8 for each tensor, see `device_flags`.
+        tensors: (numel, group, dtype code) of each.
+        blocks: (tensor, scaled, rows, effective columns) of each, input first.
+        eps: floor of ‖W‖²_{2,μ}.
+        output_factor: m at the output of the last block.
+        shape_decay: whether d_b = weight_decay / m_b.
+        track_norms: whether norms follow the weights.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        row_norm_sq: Tensor,
+        stale_steps: Tensor,
+        flags: Tensor,
+        *,
+        tensors: Sequence[tuple[int, int, int]],
+        blocks: Sequence[tuple[int, bool, float, float]],
+        eps: float,
+        output_factor: float,
+        shape_decay: bool,
+        track_norms: bool,
+    ) -> None:
+        self._device = device
+        self._row_norm_sq, self._stale_steps, self._flags = row_norm_sq, stale_steps, flags
+        self._dtypes = [dtype for _, _, dtype in tensors]
+        self._empty = [t for t, (numel, _, _) in enumerate(tensors) if numel == 0]
+        self._tensor_of_block = [tensor for tensor, *_ in blocks]
+        traits = (tables.SHAPE_DECAY.value if shape_decay else 0) | (tables.TRACKED.value if track_norms else 0)
+        traits_of = {tensor: traits | (tables.SCALED.value if scaled else 0) for tensor, scaled, _, _ in blocks}
+        block_of = {tensor: block for block, tensor in enumerate(self._tensor_of_block)}
+
+        rows, first_chunk, first_node = [], 0, 0
+        chunks = [-(-numel // tables.CHUNK.value) for numel, _, _ in tensors]
+        for t, (numel, group, dtype) in enumerate(tensors):
+            block = block_of.get(t, -1)
+            rows.append((numel, first_chunk, chunks[t], first_node, group, block, dtype, traits_of.get(t, 0)))
+            first_chunk += chunks[t]
+            first_node += _tree_nodes(chunks[t]) if t in block_of else 0
+        self._chunks = first_chunk
+        groups = 1 + max((group for _, group, _ in tensors), default=-1)
+
+        self._tensors = torch.tensor(rows, dtype=torch.int64).to(device)
+        self._tensor_of_chunk = torch.repeat_interleave(torch.tensor(chunks, dtype=torch.int64)).to(device, torch.int32)
+        self._blocks = torch.tensor(_block_rows(blocks, output_factor, eps), dtype=torch.float64).to(device)
+        self._sums = torch.zeros(2 * (first_chunk + first_node), dtype=torch.float64, device=device)
+        self._sum_squares = torch.zeros(len(blocks), dtype=torch.float64, device=device)
+        self._one = torch.ones(1, dtype=torch.float32, device=device)
+        self._zero = torch.zeros(1, dtype=torch.float32, device=device)
+        self._addresses = DeviceTable(tables.ADDRESS_WORDS.value * len(tensors), torch.int64, device)
+        self._grads = DeviceTable(len(tensors), torch.int64, device)
+        self._groups = DeviceTable(tables.GROUP_WORDS.value * groups, torch.float64, device)
+        self._chosen = DeviceTable(len(tensors), torch.int64, device)
+        self._group_count = groups
+        self._grad_words: tuple[array[int], array[int], bytes] | None = None  # and what they were made from
+        with self._on_device():
+            self._for_chunks, self._for_tensors = _launch_options()
+
+    def memory(self) -> list[Tensor]:
+        """What kernels read and write besides parameters, gradients and momentum buffers."""
+        fixed = [self._tensors, self._tensor_of_chunk, self._blocks, self._sums, self._sum_squares]
+        sent = [self._addresses, self._grads, self._groups, self._chosen]
+        return [*fixed, self._one, self._zero, *(tensor for table in sent for tensor in table.memory())]
+
+    def place(self, weights: array[int], momentum_buffers: array[int]) -> None:
+        """Sends the addresses of all weights and momentum buffers (0: none); holds until the next call.
+
+        Raises:
+            RuntimeError: the stream is being captured.
+        """
+        words = array("Q", bytes(16 * len(weights)))
+        words[0::2], words[1::2] = weights, momentum_buffers
+        if self.is_capturing():
+            raise RuntimeError(
+                "CUDA graph: tables of addresses have to be sent to the device, which a graph cannot record; take a "
+                "step before the capture, with the same parameters"
+            )
+        self._addresses.send(words.tobytes(), captured=False)
+
+    def measure(self, chosen_blocks: bytearray) -> None:
+        """Norm pass: takes the norms of the blocks whose byte is 1, except of those whose norm is kept."""
+        words = array("Q", bytes(8 * len(self._dtypes)))
+        for tensor, is_chosen in zip(self._tensor_of_block, chosen_blocks, strict=True):
+            words[tensor] = is_chosen
+        chosen = self._chosen.send(words.tobytes(), self.is_capturing())
+        with self._on_device():
+            kernels.norm_kernel[(self._chunks,)](
+                self._tensors,
+                self._tensor_of_chunk,
+                self._addresses.on_device,
+                chosen,
+                self._sums,
+                self._flags,
+                **self._for_chunks,
+            )
+            kernels.finish_norm_kernel[(len(self._dtypes),)](
+                self._tensors,
+                self._blocks,
+                chosen,
+                self._sums,
+                self._chunks,
+                self._sum_squares,
+                self._row_norm_sq,
+                self._stale_steps,
+                self._flags,
+                **self._for_tensors,
+            )
+
+    def step(
+        self,
+        grads: array[int],
+        grad_dtypes: array[int],
+        values: Sequence[GroupValues],
+        lrs: Mapping[int, Tensor],
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        """One step, in two launches: a program for each chunk, then one for each tensor.
+
+        Args:
+            grads: the address of each gradient; 0 leaves the tensor as it is.
+            grad_dtypes: the dtype code of each: the tensor's or float32's. Neither array is ever changed.
+            values: of each group.
+            lrs: group index → a float32 on the device that is its learning rate.
+            grad_scale: float32 on the device: what the gradients were multiplied by; None for 1.
+            found_inf: float32 on the device: if it is not 0, the step leaves everything as it is; None for 0.
+        """
+        if self._grad_words is None or self._grad_words[0] is not grads or self._grad_words[1] is not grad_dtypes:
+            self._grad_words = grads, grad_dtypes, self._words_of(grads, grad_dtypes)
+        if not any(self._grad_words[2]):
+            return
+        rows = [
+            struct.pack("=6dQ", *values[group], lrs[group].data_ptr() if group in lrs else 0)
+            for group in range(self._group_count)
+        ]
+        is_capturing = self.is_capturing()
+        sent_grads = self._grads.send(self._grad_words[2], is_capturing)
+        sent_groups = self._groups.send(b"".join(rows), is_capturing)
+        found_inf = self._zero if found_inf is None else found_inf
+        with self._on_device():
+            kernels.step_kernel[(self._chunks,)](
+                self._tensors,
+                self._tensor_of_chunk,
+                self._blocks,
+                self._addresses.on_device,
+                sent_grads,
+                sent_groups,
+                self._sums,
+                self._row_norm_sq,
+                self._flags,
+                self._one if grad_scale is None else grad_scale,
+                found_inf,
+                **self._for_chunks,
+            )
+            kernels.finish_step_kernel[(len(self._dtypes),)](
+                self._tensors,
+                self._blocks,
+                self._addresses.on_device,
+                sent_grads,
+                sent_groups,
+                self._sums,
+                self._chunks,
+                self._sum_squares,
+                self._row_norm_sq,
+                self._stale_steps,
+                self._flags,
+                found_inf,
+                **self._for_tensors,
+            )
+
+    def is_capturing(self) -> bool:
+        """Whether the device's current stream is recorded in a CUDA graph."""
+        if self._device.type != "cuda":
+            return False
+        with self._on_device():
+            return torch.cuda.is_current_stream_capturing()
+
+    def _words_of(self, grads: array[int], grad_dtypes: array[int]) -> bytes:
+        words = array("Q", grads)
+        for t in self._empty:
+            words[t] = 0
+        for t, (grad_dtype, dtype) in enumerate(zip(grad_dtypes, self._dtypes, strict=True)):
+            if words[t] and grad_dtype != dtype:
+                words[t] |= tables.WIDE_GRADIENT.value
+        return words.tobytes()
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        """Triton launches on the current device."""
+        if self._device.type == "cpu":  # the interpreter
+            return nullcontext()
+        module = torch.get_device_module(self._device)
+        return nullcontext() if module.current_device() == self._device.index else module.device(self._device)
+
+
+def _tree_nodes(chunks: int) -> int:
+    """How many nodes the tree over so many chunks has, see `sums.add_up_tree`."""
+    nodes = 0
+    while chunks > 1:
+        chunks = -(-chunks // tables.FAN_IN.value)
+        nodes += chunks
+    return nodes
+
+
+def _block_rows(
+    blocks: Sequence[tuple[int, bool, float, float]], output_factor: float, eps: float
+) -> list[tuple[float, float, float]]:
+    """The backward product of equation (23), once for all steps: it follows from shapes alone."""
+    rows_of_table = []
+    m = output_factor
+    for _, _, rows, columns in reversed(blocks):
+        rows_of_table.append((rows, m, eps))
+        m *= rows / columns
+    return rows_of_table[::-1]
+
+
+def _launch_options() -> tuple[dict[str, Any], dict[str, Any]]:
+    """How the kernels that run on chunks and on tensors are compiled for the current device."""
+    # Contraction would give other bits than the other backends have.
+    common = {"enable_fp_fusion": False}
+    if not isinstance(kernels.step_kernel, triton.JITFunction):  # the interpreter, which needs no more
+        return common, common
+    target = triton.runtime.driver.active.get_current_target()
+    for_chunks = {**common, "num_warps": tables.LANES.value // target.warp_size}
+    if target.backend == "cuda" and target.arch < 100:  # where it costs no spills
+        for_chunks["maxnreg"] = _REGISTERS
+    return for_chunks, {**common, "num_warps": 4}

@@ -1,0 +1,58 @@
+"""What the host lays out for the kernels: columns of tables in device memory, and constants of both sides.
+
+Chunks, lanes and the tree of sums are those of csrc/cuda/tables.h and csrc/cuda/chunk_loops.cuh.
+"""
+
+from __future__ import annotations
+
+from triton.language import constexpr
+
+CHUNK = constexpr(8192)  # elements whose sums of squares are kept together
+LANES = constexpr(256)  # to which a chunk's elements are dealt out; each adds up its own in their order
+WARPS = constexpr(8)  # of 32 lanes, whose sums are added up first
+ELEMENTS = constexpr(8)  # of each lane that are on their way at a time
+FAN_IN = constexpr(16)  # neighbours that the tree adds up at a time, in their order
+
+# A row for each tensor, fixed in a plan.
+NUMEL = constexpr(0)
+FIRST_CHUNK = constexpr(1)
+CHUNKS = constexpr(2)
+FIRST_NODE = constexpr(3)  # of its part of the tree; the nodes follow all chunks in the table of sums
+GROUP = constexpr(4)
+BLOCK = constexpr(5)  # or -1: not a block
+DTYPE = constexpr(6)  # 0: float32, 1: bfloat16, 2: float16
+TRAITS = constexpr(7)
+TENSOR_WORDS = constexpr(8)
+
+# Bits of TRAITS.
+SCALED = constexpr(1)  # a block whose gradient is amended
+SHAPE_DECAY = constexpr(2)
+TRACKED = constexpr(4)  # a block whose norm follows its weights
+
+# A row of float64 for each block, fixed in a plan.
+ROWS = constexpr(0)
+BACKWARD_FACTOR = constexpr(1)
+EPS = constexpr(2)
+BLOCK_WORDS = constexpr(3)
+
+# A row of addresses for each tensor; 0: no momentum buffer.
+WEIGHT = constexpr(0)
+MOMENTUM_BUFFER = constexpr(1)
+ADDRESS_WORDS = constexpr(2)
+
+# A gradient's word is its address, with this bit set if it is float32 while the weights have 16 bits; 0: no gradient.
+WIDE_GRADIENT = constexpr(1)
+
+# A row for each parameter group: float64, and the address of a float32 that is the learning rate, or 0.
+LR = constexpr(0)
+MOMENTUM = constexpr(1)
+DAMPENING = constexpr(2)
+WEIGHT_DECAY = constexpr(3)
+NESTEROV = constexpr(4)
+MAXIMIZE = constexpr(5)
+LR_ADDRESS = constexpr(6)
+GROUP_WORDS = constexpr(7)
+
+# Bits of a tensor's flags.
+STARTED = constexpr(1)
+NORM_KEPT = constexpr(2)

@@ -1,0 +1,142 @@
+"""What a program does with one chunk: the loops of the step and of the norm pass.
+
+A lane takes elements by their place in the chunk alone, whether memory is aligned or not and in tails too. Vectors of
+16 bytes come first; a second loop takes what is left element by element: the last few of a tail, or all of a misaligned
+tensor.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from sasgd_fused.backends.triton.sums import add_in_order, add_up_lanes
+from sasgd_fused.backends.triton.tables import ELEMENTS, LANES
+from sasgd_fused.backends.triton.update_rule import amended_gradient, direction, next_momentum, next_weight
+
+
+@triton.jit
+def per_vector_of(dtype: tl.constexpr):
+    """How many elements are 16 bytes."""
+    return 128 // dtype.primitive_bitwidth
+
+
+@triton.jit
+def allows_vectors(address):
+    """Whether memory may be accessed 16 bytes at a time from there on."""
+    return (address & 15) == 0
+
+
+@triton.jit
+def pointers(address, places, dtype: tl.constexpr, as_vectors: tl.constexpr):
+    """Pointers to elements of a chunk."""
+    base = address.to(tl.pointer_type(dtype))
+    if as_vectors:
+        base = tl.multiple_of(base, 16)
+    return base + places
+
+
+@triton.jit
+def tile(first, vectors, count, per_vector: tl.constexpr, as_vectors: tl.constexpr):
+    """The places of a tile's elements in the chunk, a vector to a row, and which of them are to be taken.
+
+    Args:
+        first: the tile's first vector.
+        vectors: of the chunk that are taken whole.
+        count: the chunk's elements.
+        per_vector: elements of a vector.
+        as_vectors: takes whole vectors, else what is left of the chunk.
+    """
+    rows: tl.constexpr = LANES * ELEMENTS // per_vector
+    row = (first + tl.arange(0, rows))[:, None]
+    places = row * per_vector + tl.arange(0, per_vector)[None, :]
+    if as_vectors:
+        mask = tl.broadcast_to(row < vectors, rows, per_vector)
+    else:
+        mask = (places >= vectors * per_vector) & (places < count)
+    return places, mask
+
+
+@triton.jit
+def update_tiles(
+    memory, first, end, vectors, count, sums, c, W: tl.constexpr, G: tl.constexpr, as_vectors: tl.constexpr,
+    grad_as_vectors: tl.constexpr,
+):  # fmt: skip
+    """Updates the tiles from vector `first` to `end`; adds the squares of what was read and is stored to the sums."""
+    weight, grad, momentum_buffer = memory
+    read, written = sums
+    grad_scale, decay_scale, carry, share, momentum, lr, has_momentum, nesterov = c
+    per_vector: tl.constexpr = per_vector_of(W)
+    for at in range(first, end, LANES * ELEMENTS // per_vector):
+        places, mask = tile(at, vectors, count, per_vector, as_vectors)
+        w = pointers(weight, places, W, as_vectors)
+        m = pointers(momentum_buffer, places, W, as_vectors)
+        before = tl.load(w, mask, other=0.0).to(tl.float32)
+        g = tl.load(pointers(grad, places, G, grad_as_vectors), mask, other=0.0).to(tl.float32)
+        buffer = tl.load(m, mask & has_momentum, other=0.0).to(tl.float32)
+        amended = amended_gradient(g, before, grad_scale, decay_scale)
+        buffer = next_momentum(amended, buffer, carry, share)
+        along = direction(amended, buffer, momentum, has_momentum, nesterov)
+        stored = next_weight(before, along, lr).to(W)
+        tl.store(m, buffer.to(W), mask & has_momentum)
+        tl.store(w, stored, mask)
+        after = stored.to(tl.float32)
+        read = add_in_order(read, before * before, per_vector)
+        written = add_in_order(written, after * after, per_vector)
+    return read, written
+
+
+@triton.jit
+def update_chunk(memory, count, c, W: tl.constexpr, G: tl.constexpr):
+    """Updates a chunk; returns the sums of squares of what was read and of what is stored.
+
+    Args:
+        memory: addresses of weights, gradient and momentum buffer.
+        count: elements.
+        c: the coefficients.
+        W: dtype of weights and momentum buffer.
+        G: dtype of the gradient.
+    """
+    weight, grad, momentum_buffer = memory
+    per_vector: tl.constexpr = per_vector_of(W)
+    sums = (tl.zeros([LANES], tl.float32), tl.zeros([LANES], tl.float32))
+    vectors = tl.where(allows_vectors(weight | momentum_buffer), count // per_vector, 0)
+    # Gradients are often views of one flat buffer (DDP): weights and momentum need not suffer for it.
+    if allows_vectors(grad):
+        sums = update_tiles(memory, 0, vectors, vectors, count, sums, c, W, G, True, True)
+    else:
+        sums = update_tiles(memory, 0, vectors, vectors, count, sums, c, W, G, True, False)
+    rest, end = rest_of(vectors, count, per_vector)
+    sums = update_tiles(memory, rest, end, vectors, count, sums, c, W, G, False, False)
+    read, written = sums
+    return add_up_lanes(read, written)
+
+
+@triton.jit
+def rest_of(vectors, count, per_vector: tl.constexpr):
+    """From where to where the tiles lie that hold what is left of a chunk after its whole vectors."""
+    rows: tl.constexpr = LANES * ELEMENTS // per_vector
+    return vectors // rows * rows, tl.where(vectors * per_vector < count, tl.cdiv(count, per_vector), 0)
+
+
+@triton.jit
+def sum_tiles(weight, first, end, vectors, count, sums, W: tl.constexpr, as_vectors: tl.constexpr):
+    """Adds the squares of the tiles from vector `first` to `end` to the sums."""
+    per_vector: tl.constexpr = per_vector_of(W)
+    for at in range(first, end, LANES * ELEMENTS // per_vector):
+        places, mask = tile(at, vectors, count, per_vector, as_vectors)
+        value = tl.load(pointers(weight, places, W, as_vectors), mask, other=0.0).to(tl.float32)
+        sums = add_in_order(sums, value * value, per_vector)
+    return sums
+
+
+@triton.jit
+def sum_chunk(weight, count, W: tl.constexpr):
+    """The sum of squares of a chunk, twice, as `update_chunk` would return it."""
+    per_vector: tl.constexpr = per_vector_of(W)
+    sums = tl.zeros([LANES], tl.float32)
+    vectors = tl.where(allows_vectors(weight), count // per_vector, 0)
+    sums = sum_tiles(weight, 0, vectors, vectors, count, sums, W, True)
+    rest, end = rest_of(vectors, count, per_vector)
+    sums = sum_tiles(weight, rest, end, vectors, count, sums, W, False)
+    return add_up_lanes(sums, sums)
