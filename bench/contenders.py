@@ -69,8 +69,8 @@ CONTENDERS: dict[str, Contender] = {
     "foreach": _ours(backend="foreach"),
     "reference": _ours(backend="reference"),
 }
-# Compiling takes a minute for a large network: not in the tables of the CPU.
-GPU_CONTENDERS = {**CONTENDERS, "torch compiled": _torch_compiled}
+# Not in the tables of the CPU, where compiling takes a minute for a large network, and Triton has only an interpreter.
+GPU_CONTENDERS = {**CONTENDERS, "triton": _ours(backend="triton"), "torch compiled": _torch_compiled}
 
 
 def why_unavailable(contender: str) -> str | None:

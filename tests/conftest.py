@@ -48,3 +48,14 @@ def emulation() -> Iterator[ModuleType]:
     module.reset()
     yield module
     module.reset()
+
+
+@pytest.fixture(params=backends([EMULATED_CUDA, "triton"]))
+def device_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A backend whose device is emulated, as it is in the beginning: what it knows, the host learns late."""
+    emulated = [emulated_module()] if request.param == EMULATED_CUDA else []
+    for module in emulated:
+        module.reset()
+    yield request.param
+    for module in emulated:
+        module.reset()

@@ -22,8 +22,8 @@ OPTIONS: dict[str, Any] = {"lr": 1e-4, "momentum": 0.9, "weight_decay": 0.02}
 FROZEN: dict[str, Any] = {**OPTIONS, "norms": "freeze", "head": "plain", "decay": "shape"}
 
 
-def begun(case: Case, steps: int = 2) -> tuple[list[Parameter], ScaleAmendedSGD]:
-    params, optimizer = case.run(EMULATED_CUDA, steps)
+def begun(case: Case, steps: int = 2, backend: str = EMULATED_CUDA) -> tuple[list[Parameter], ScaleAmendedSGD]:
+    params, optimizer = case.run(backend, steps)
     case.set_grads(params, steps)
     return params, optimizer
 

@@ -12,10 +12,12 @@ from time import monotonic
 from typing import Any
 
 import pytest
+import torch
 
 from bench.gpu import machine, sanitizer, small_case, suite
 from bench.gpu.command import ROOT, run
 from bench.gpu.sanitizer import judge
+from sasgd_fused.backends import BACKENDS
 from tests.processes import has_ended
 
 CLEAN = "========= ERROR SUMMARY: 0 errors\n"
@@ -63,7 +65,7 @@ def some_tests(tmp_path: Path) -> Path:
 
             def test_device():
                 assert os.environ["SASGD_TEST_DEVICE"] == "cuda"
-                assert os.environ["SASGD_REQUIRE_BACKENDS"] == "reference,foreach,native"
+                assert os.environ["SASGD_REQUIRE_BACKENDS"] == "reference,foreach,native,triton"
 
             @pytest.mark.parametrize("value", [1, 2])
             def test_values(value):
@@ -184,17 +186,21 @@ def test_a_small_case_that_fails_by_itself_is_not_blamed_on_the_sanitizer(
     assert found["ok"] is False and str(found["error"]).startswith("the small case fails without compute-sanitizer")
 
 
-def test_the_small_case_holds_the_native_backend_against_the_reference(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("broken", ["native", "triton"])
+def test_the_small_case_holds_backends_against_the_reference(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["small_case", "cpu"])
+    monkeypatch.setattr(small_case, "OPTIONS", small_case.OPTIONS[:1])
+    if BACKENDS["triton"].why_not(torch.device("cpu"), []):
+        pytest.skip("no Triton")
     small_case.main()
-    assert "3 runs of 3 steps over 24 tensors are as the reference's" in capsys.readouterr().out
+    assert "2 runs of 3 steps over 24 tensors are as the reference's" in capsys.readouterr().out
     right = small_case.run
 
     def wrong(backend: str, device: str, options: dict[str, object]) -> Any:
         weights = right(backend, device, options)
-        if backend == "native":
+        if backend == broken:
             weights[3][1, 2] += 1e-4
         return weights
 

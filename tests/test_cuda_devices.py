@@ -15,7 +15,7 @@ from tests.unchanged import nothing_changes
 pytestmark = [
     cuda_only,
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
-    pytest.mark.parametrize("backend", backends(["native"])),
+    pytest.mark.parametrize("backend", backends(["native", "triton"])),
 ]
 SHAPES = [(6, 3, 3, 3), (6,), (9, 6), (5, 9)]
 CASE = Case(SHAPES, options={"lr": 0.01, "momentum": 0.9})

@@ -16,7 +16,7 @@ from tests.helpers import DEVICE, LOW_PRECISION, Case, assert_close, backends, c
 from tests.unchanged import bits
 
 pytestmark = cuda_only
-on_native = pytest.mark.parametrize("backend", backends(["native"]))
+on_kernels = pytest.mark.parametrize("backend", backends(["native", "triton"]))
 over_rules = pytest.mark.parametrize("rule", [TRACK, FREEZE], ids=["track", "freeze"])
 
 
@@ -28,7 +28,7 @@ def capture(body: Callable[[], object], stream: torch.cuda.Stream | None = None)
     return graph.replay
 
 
-@on_native
+@on_kernels
 @over_rules
 @pytest.mark.parametrize("warm_up", [1, 3])
 def test_replays_are_steps(warm_up: int, rule: dict[str, Any], backend: str) -> None:
@@ -50,7 +50,7 @@ def test_replays_are_steps(warm_up: int, rule: dict[str, Any], backend: str) -> 
     assert_same_bits(params, optimizer, *case.run(backend, 8))
 
 
-@on_native
+@on_kernels
 @over_rules
 def test_the_learning_rate_is_that_of_the_replay(rule: dict[str, Any], backend: str) -> None:
     rates = [1e-4, 1e-4, 2e-4, 5e-5, 1e-4]
@@ -72,7 +72,7 @@ def test_the_learning_rate_is_that_of_the_replay(rule: dict[str, Any], backend: 
     assert_same_bits(*runs[0], *runs[1])
 
 
-@on_native
+@on_kernels
 @over_rules
 @pytest.mark.parametrize("dtype", LOW_PRECISION)
 def test_an_overflow_before_a_replay_leaves_no_trace(dtype: torch.dtype, rule: dict[str, Any], backend: str) -> None:
@@ -100,7 +100,7 @@ def test_an_overflow_before_a_replay_leaves_no_trace(dtype: torch.dtype, rule: d
     assert_same_bits(params, optimizer, *case.run(backend, 3))
 
 
-@on_native
+@on_kernels
 def test_a_checkpoint_after_overflows_alone_has_no_momentum(backend: str) -> None:
     case = Case(SHAPES, options=TRACK)
     params = case.params()
@@ -116,7 +116,7 @@ def test_a_checkpoint_after_overflows_alone_has_no_momentum(backend: str) -> Non
     assert all("momentum_buffer" in state for state in states_of(optimizer, params))
 
 
-@on_native
+@on_kernels
 @over_rules
 def test_a_whole_training_step(rule: dict[str, Any], backend: str) -> None:
     """Forward, backward and step in one graph, on other inputs at each replay."""

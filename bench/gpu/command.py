@@ -43,7 +43,7 @@ def run(command: Sequence[str], limit: float, env: Mapping[str, str] | None = No
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**os.environ, **(env or {})},
+        env=environment(env or {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -65,6 +65,11 @@ def run(command: Sequence[str], limit: float, env: Mapping[str, str] | None = No
     finally:
         kill_group(process)
     return Ended(process.returncode, output, monotonic() - start, in_time)
+
+
+def environment(more: Mapping[str, str]) -> dict[str, str]:
+    """This process's variables and some more, without the one that has Triton's kernels run on the CPU."""
+    return {**{name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}, **more}
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sasgd_fused import ScaleAmendedSGD
+from sasgd_fused.backends import BACKENDS
 
 # Less than a thread's share, less than a chunk, several chunks; a multiple of no vector; nothing at all.
 SHAPES = ((1,), (3, 5), (0, 4), (17, 31), (129, 257), (40_009,), (7, 3, 3, 3), (10, 129))
@@ -58,10 +59,17 @@ def run(backend: str, device: str, options: dict[str, object]) -> list[Tensor]:
 def main() -> None:
     """Take the steps and hold the weights against the reference's: a case that did nothing would prove nothing."""
     (device,) = sys.argv[1:]
-    for options in OPTIONS:
-        for actual, expected in zip(run("native", device, options), run("reference", "cpu", options), strict=True):
-            torch.testing.assert_close(actual, expected)
-    print(f"{len(OPTIONS)} runs of {STEPS} steps over {len(DTYPES) * len(SHAPES)} tensors are as the reference's")
+    backends = ["native"]
+    if reason := BACKENDS["triton"].why_not(torch.device(device), DTYPES):
+        print(f"without 'triton': {reason}")
+    else:
+        backends.append("triton")
+    for backend in backends:
+        for options in OPTIONS:
+            for actual, expected in zip(run(backend, device, options), run("reference", "cpu", options), strict=True):
+                torch.testing.assert_close(actual, expected)
+    runs = len(backends) * len(OPTIONS)
+    print(f"{runs} runs of {STEPS} steps over {len(DTYPES) * len(SHAPES)} tensors are as the reference's")
 
 
 if __name__ == "__main__":

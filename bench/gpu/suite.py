@@ -29,7 +29,7 @@ def run_tests(device: str, limit: float, tests: str = "tests") -> dict[str, obje
         tests: what pytest is to run.
     """
     # An absent backend is a failure, so that skipped tests cannot pass for success.
-    env = {"SASGD_TEST_DEVICE": device, "SASGD_REQUIRE_BACKENDS": "reference,foreach,native"}
+    env = {"SASGD_TEST_DEVICE": device, "SASGD_REQUIRE_BACKENDS": "reference,foreach,native,triton"}
     with tempfile.TemporaryDirectory() as folder:
         junit = Path(folder) / "junit.xml"
         ended = run(python("-m", "pytest", tests, "--quiet", f"--junitxml={junit}"), limit, env)

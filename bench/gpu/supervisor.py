@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import TextIO
 
-from bench.gpu.command import ROOT, kill_group, tail
+from bench.gpu.command import ROOT, environment, kill_group, tail
 from bench.gpu.units import Unit
 
 START_LIMIT_S = 60  # for importing torch and waking the device up
@@ -83,7 +82,7 @@ class Supervisor:
                     cwd=ROOT,
                     # The last words of a worker that dies must be in the log. And when the profiler's library is
                     # unloaded, a process with CUDA graphs may crash.
-                    env={**os.environ, "PYTHONUNBUFFERED": "1", "TEARDOWN_CUPTI": "0"},
+                    env=environment({"PYTHONUNBUFFERED": "1", "TEARDOWN_CUPTI": "0"}),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,

@@ -13,13 +13,13 @@ from bench.cases import parameter_count
 AGAINST = "torch fused"
 COMPILED = "torch compiled"
 CONTENDERS = (
-    *("native", "native, frozen norms", "native, norm pass"),
+    *("native", "native, frozen norms", "native, norm pass", "triton"),
     *(AGAINST, "torch foreach", "torch for-loop", "foreach", "reference"),
 )
 NETWORKS = ("VGG13-CIFAR", "ResNet-50", "VGG16", "ResNet-152", "Pythia-1B")
 # Not among the networks of the aims: the most tensors, and half the bytes for each.
 MORE = (("DenseNet-201", "float32"), ("ResNet-50", "bfloat16"), ("VGG16", "bfloat16"))
-FAST = ("native", "native, frozen norms", AGAINST, "torch foreach")
+FAST = ("native", "native, frozen norms", "triton", AGAINST, "torch foreach")
 FEWEST_TENSORS_FIRST = ("VGG13-CIFAR", "VGG16", "ResNet-50", "Pythia-1B", "ResNet-152")
 
 # These wait for norms on the host in the middle of a step, which no graph can record.

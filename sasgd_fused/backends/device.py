@@ -54,7 +54,6 @@ class DeviceBackend(KernelBackend):
                     "same parameters"
                 )
             self._in_graph = True
-            _captured.append(self._memory())
         elif self._flags.have_arrived():
             self._learn()
         self._momentum.attach(active, values)
@@ -77,6 +76,7 @@ class DeviceBackend(KernelBackend):
             self._weights.empty_gapped(active)
         self._mark_written(active)
         if is_captured:
+            _captured.append(self._memory())
             self._unmeasured = unmeasured
         elif self._settled is not active:
             self._note_update(active, numbers)

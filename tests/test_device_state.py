@@ -12,12 +12,14 @@ import torch
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sasgd_fused.backends.cuda import CudaBackend
+from sasgd_fused.backends.device import DeviceBackend
 from sasgd_fused.backends.readback import Readback
 from sasgd_fused.options import StepNumbers
-from tests.emulated_cuda import EMULATED_CUDA, EmulatedCudaBackend
+from tests.emulated_cuda import EMULATED_CUDA
 from tests.emulated_runs import FROZEN, OPTIONS, SHAPES, begun, captured, give_scaler, refuse
-from tests.helpers import Case, assert_close
+from tests.helpers import Case, assert_close, cpu_only
+
+pytestmark = cpu_only("what a device does is emulated")
 
 
 def assert_same(ours: tuple[list[Parameter], list[float]], theirs: tuple[list[Parameter], list[float]]) -> None:
@@ -30,14 +32,14 @@ def assert_same(ours: tuple[list[Parameter], list[float]], theirs: tuple[list[Pa
 @pytest.mark.parametrize("options", [OPTIONS, FROZEN, {**FROZEN, "dampening": 0.5}], ids=["track", "freeze", "damped"])
 @pytest.mark.parametrize("late", [1, 4, 100])
 def test_the_host_may_learn_late(
-    emulation: ModuleType, monkeypatch: pytest.MonkeyPatch, late: int, options: dict[str, Any]
+    device_backend: str, monkeypatch: pytest.MonkeyPatch, late: int, options: dict[str, Any]
 ) -> None:
     """However long the copies take, steps are right, and a checkpoint waits for them."""
     asked = itertools.count()
     monkeypatch.setattr(Readback, "has_arrived", lambda self: next(asked) % late == late - 1)
     case = Case(SHAPES, options=options)
     params = case.params()
-    optimizer = case.optimizer(params, EMULATED_CUDA)
+    optimizer = case.optimizer(params, device_backend)
     good = 0
     for attempt in range(6):
         overflow = attempt in (0, 2)
@@ -52,12 +54,12 @@ def test_the_host_may_learn_late(
     assert {key: state.keys() for key, state in ours.items()} == {key: state.keys() for key, state in theirs.items()}
 
 
-def test_new_parameters_find_what_only_the_device_knew(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_parameters_find_what_only_the_device_knew(device_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Frozen norms and buffers that have not started outlive a new plan."""
     monkeypatch.setattr(Readback, "has_arrived", lambda self: False)
     case = Case(SHAPES, options={**FROZEN, "dampening": 0.5})
     results = []
-    for backend in (EMULATED_CUDA, "reference"):
+    for backend in (device_backend, "reference"):
         params = case.params()
         optimizer = case.optimizer(params, backend)
         for step, overflow in enumerate([True, False, False]):
@@ -96,10 +98,10 @@ def test_a_capture_is_no_step(emulation: ModuleType, options: dict[str, Any]) ->
         assert_close(ours, theirs, torch.float32)
 
 
-def test_another_layout_before_the_first_update(emulation: ModuleType) -> None:
+def test_another_layout_before_the_first_update(device_backend: str) -> None:
     """The buffer of a skipped step is converted, and has still taken nothing."""
     results = []
-    for backend in (EMULATED_CUDA, "reference"):
+    for backend in (device_backend, "reference"):
         case = Case([(6, 3, 3, 3), (5, 6)], options={**OPTIONS, "dampening": 0.5})
         params = case.params()
         optimizer = case.optimizer(params, backend)
@@ -114,12 +116,12 @@ def test_another_layout_before_the_first_update(emulation: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_a_frozen_norm_that_is_edited(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch, late: bool) -> None:
+def test_a_frozen_norm_that_is_edited(device_backend: str, monkeypatch: pytest.MonkeyPatch, late: bool) -> None:
     """The other norms stay what they were, also where the host had not learnt them."""
     monkeypatch.setattr(Readback, "has_arrived", lambda self: not late)
     case = Case(SHAPES, options=FROZEN)
     results = []
-    for backend in (EMULATED_CUDA, "reference"):
+    for backend in (device_backend, "reference"):
         params, optimizer = case.run(backend, 2)
         optimizer.state[params[0]]["row_norm_sq"] = 7.0
         case.set_grads(params, 2)
@@ -129,10 +131,10 @@ def test_a_frozen_norm_that_is_edited(emulation: ModuleType, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("options", [OPTIONS, FROZEN], ids=["track", "freeze"])
-def test_a_state_that_is_emptied(emulation: ModuleType, options: dict[str, Any]) -> None:
+def test_a_state_that_is_emptied(device_backend: str, options: dict[str, Any]) -> None:
     case = Case(SHAPES, options=options)
     results = []
-    for backend in (EMULATED_CUDA, "reference"):
+    for backend in (device_backend, "reference"):
         params, optimizer = case.run(backend, 2)
         optimizer.state_dict()  # which knows the norms
         optimizer.state.clear()
@@ -143,27 +145,25 @@ def test_a_state_that_is_emptied(emulation: ModuleType, options: dict[str, Any])
     assert_same(*results)
 
 
-def test_a_learning_rate_of_zero_asks_the_device_nothing(
-    emulation: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_learning_rate_of_zero_asks_the_device_nothing(device_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is no update, so no frozen norm is to be learnt."""
-    _, optimizer = begun(Case(SHAPES, options={**FROZEN, "lr": 0.0}))
+    _, optimizer = begun(Case(SHAPES, options={**FROZEN, "lr": 0.0}), backend=device_backend)
     monkeypatch.setattr(Readback, "__init__", refuse)
     optimizer.step()
 
 
-def test_a_learning_rate_on_the_device(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    lr = torch.tensor(0.5)
+def test_a_learning_rate_on_the_device(device_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lr, step = torch.tensor(0.5), DeviceBackend.step
 
-    def step_with_lr(self: CudaBackend, numbers: StepNumbers) -> None:
+    def step_with_lr(self: DeviceBackend, numbers: StepNumbers) -> None:
         values = [group._replace(lr=0.0) for group in numbers.values]
-        CudaBackend.step(self, replace(numbers, values=values, device_lrs={0: lr}))
+        step(self, replace(numbers, values=values, device_lrs={0: lr}))
 
-    monkeypatch.setattr(EmulatedCudaBackend, "step", step_with_lr)
+    monkeypatch.setattr(DeviceBackend, "step", step_with_lr)
     for options in (OPTIONS, FROZEN):
         case = Case(SHAPES, options=options)
         lr.fill_(1e-4)
-        params, optimizer = case.run(EMULATED_CUDA, 2)
+        params, optimizer = case.run(device_backend, 2)
         lr.fill_(2e-5)
         case.set_grads(params, 2)
         optimizer.step()
@@ -176,7 +176,7 @@ def test_a_learning_rate_on_the_device(emulation: ModuleType, monkeypatch: pytes
         assert optimizer.state_dict()["state"].keys() == reference.state_dict()["state"].keys()
 
 
-def test_a_step_reads_nothing_from_the_device(emulation: ModuleType) -> None:
+def test_a_step_reads_nothing_from_the_device(device_backend: str) -> None:
     """Not the overflow flag, not the loss scale, and no copy that would have to be waited for."""
 
     class NoReading(TorchDispatchMode):
@@ -187,7 +187,7 @@ def test_a_step_reads_nothing_from_the_device(emulation: ModuleType) -> None:
     for options in (OPTIONS, FROZEN):
         case = Case(SHAPES, options=options)
         params = case.params()
-        optimizer = case.optimizer(params, EMULATED_CUDA)
+        optimizer = case.optimizer(params, device_backend)
         for step in range(4):
             case.set_grads(params, step)
             give_scaler(optimizer, torch.tensor(float(step == 1)), torch.tensor(4.0))
