@@ -51,8 +51,9 @@ class ScaleAmendedSGD(Optimizer):
         nesterov: Nesterov momentum.
         maximize: ascend instead of descend.
         foreach: True for the ``"foreach"`` backend; False and `fused` False for ``"reference"``.
-        fused: True for the ``"native"`` backend.
-        backend: ``"native"``, ``"foreach"``, ``"reference"``, or None for the fastest that works for the parameters.
+        fused: True for the ``"native"`` backend or, where it cannot run, ``"triton"``.
+        backend: ``"native"``, ``"triton"``, ``"foreach"``, ``"reference"``, or None for the first of them that works for
+            the parameters.
         factors: the backward factors m_b: ``"width"``, n_B / rows_b, equal to the paper's wherever widths match;
             ``"product"``, equations (22)-(24) literally in the order of the parameters; or a mapping from a
             parameter or its name to m_b.
