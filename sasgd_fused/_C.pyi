@@ -39,8 +39,6 @@ class CpuPlan:
 
 CUDA_VERSION: int
 CUDA_ARCHITECTURES: list[int]
-CUDA_STARTED: int
-CUDA_NORM_KEPT: int
 
 def cuda_devices() -> int: ...
 def check_cuda_device(device: int) -> None: ...

@@ -52,7 +52,7 @@ class ScaleAmendedSGD(Optimizer):
         maximize: ascend instead of descend.
         foreach: True for the ``"foreach"`` backend; False and `fused` False for ``"reference"``.
         fused: True for the ``"native"`` backend or, where it cannot run, ``"triton"``.
-        backend: ``"native"``, ``"triton"``, ``"foreach"``, ``"reference"``, or None for the first of them that works for
+        backend: ``"native"``, ``"triton"``, ``"foreach"``, ``"reference"``, or None for the first of them that can run
             the parameters.
         factors: the backward factors m_b: ``"width"``, n_B / rows_b, equal to the paper's wherever widths match;
             ``"product"``, equations (22)-(24) literally in the order of the parameters; or a mapping from a

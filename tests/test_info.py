@@ -29,7 +29,6 @@ def test_with_the_extension(backend: str) -> None:
 def no_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extension, "core", None)
     monkeypatch.setattr(extension, "import_error", "No module named 'sasgd_fused._C'", raising=False)
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
 def no_driver() -> int:

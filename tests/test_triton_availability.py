@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +14,7 @@ import torch
 from torch.nn import Parameter
 
 from sasgd_fused import ScaleAmendedSGD
+from sasgd_fused.backends import BACKENDS, FUSED, candidate_backends, make_backend
 from sasgd_fused.backends.native import NativeBackend
 from sasgd_fused.backends.triton import backend as triton_backend
 from sasgd_fused.backends.triton.backend import TritonBackend
@@ -35,41 +39,88 @@ class Driver:
         return SimpleNamespace(backend=self._target)
 
 
-@pytest.mark.parametrize(
-    ("device", "target", "reason"),
-    [
-        ("cuda", "cuda", None),
-        ("cuda", "hip", None),
-        ("cuda", None, "Triton 3.* finds no GPU: 0 active drivers"),
-        ("cuda", "xpu", "Triton 3.* compiles for xpu, not for cuda"),
-        ("mps", None, "it has no kernel for mps"),
-        ("cpu", None, r"it runs on GPUs, and on the CPU only in Triton's interpreter \(TRITON_INTERPRET=1\)"),
-    ],
-)
-def test_why_not(
-    monkeypatch: pytest.MonkeyPatch, device: str, target: str | None, reason: str | None, backend: str
-) -> None:
+@pytest.fixture
+def triton_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None, str], None]:
+    """Has Triton find a target, with kernels that compile or do not."""
     import triton
 
-    monkeypatch.setattr(triton.runtime, "driver", Driver(target))
-    monkeypatch.setattr(triton_backend, "_usable_devices", set())
-    monkeypatch.setattr(triton_backend, "_is_interpreted", lambda: False)
-    monkeypatch.delenv("TRITON_INTERPRET")
+    from sasgd_fused.backends.triton import compiled, launch
+
+    def find(target: str | None, failure: str = "") -> None:
+        def compiled_kernels(device: torch.device) -> None:
+            if failure:
+                raise RuntimeError(failure)
+
+        monkeypatch.setattr(triton.runtime, "driver", Driver(target))
+        monkeypatch.setattr(triton_backend, "_reasons", {})
+        monkeypatch.setattr(triton_backend, "_is_interpreted", lambda: False)
+        monkeypatch.setattr(compiled, "compiled_kernels", compiled_kernels)
+        monkeypatch.setattr(launch, "on_device", lambda device: nullcontext())
+
+    return find
+
+
+@pytest.mark.parametrize(
+    ("device", "target", "failure", "reason"),
+    [
+        ("cuda", "cuda", "", None),
+        ("cuda", "hip", "", None),
+        ("cuda", None, "", "Triton 3.* cannot use cuda: 0 active drivers"),
+        ("cuda", "cuda", "Failed to find C compiler", "Triton 3.* cannot use cuda: Failed to find C compiler"),
+        ("cuda", "xpu", "", "Triton 3.* compiles for xpu, not for cuda"),
+        ("mps", None, "", "it has no kernel for mps"),
+    ],
+)
+def test_why_not_a_device(
+    triton_for: Callable[[str | None, str], None],
+    device: str,
+    target: str | None,
+    failure: str,
+    reason: str | None,
+    backend: str,
+) -> None:
+    triton_for(target, failure)
     said = TritonBackend.why_not(torch.device(device), [torch.float32])
     assert said is None if reason is None else re.match(reason, said or "")
     assert "float64" in str(TritonBackend.why_not(torch.device(device), [torch.float64]))
 
 
-def test_without_triton(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-    monkeypatch.setattr(triton_backend, "_usable_devices", set())
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert TritonBackend.why_not(torch.device("cuda"), []) == "Triton is not installed (pip install triton)"
-    monkeypatch.undo()
-    monkeypatch.setattr("triton.__version__", "3.2.0")
-    assert TritonBackend.why_not(torch.device("xpu"), []) == "Triton 3.2.0 is too old, 3.3 is wanted"
+@pytest.mark.parametrize("is_set", [True, False])
+def test_why_not_the_interpreter(monkeypatch: pytest.MonkeyPatch, is_set: bool, backend: str) -> None:
+    if is_set:  # to 0, say, which Triton takes for unset
+        monkeypatch.setattr(triton_backend, "_is_interpreted", lambda: False)
+    else:
+        monkeypatch.delenv("TRITON_INTERPRET")
+    said = str(TritonBackend.why_not(torch.device("cpu"), [torch.float32]))
+    assert said.startswith("it runs on GPUs, and on the CPU only in Triton's interpreter (TRITON_INTERPRET=1 ")
 
 
-def test_interpreted_kernels_cannot_run_on_a_gpu(backend: str) -> None:
+def test_the_interpreter_is_only_taken_where_it_is_named(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    monkeypatch.setattr(NativeBackend, "why_not", lambda device, dtypes: "no")
+    weight = Parameter(torch.ones(2, 2))
+    (made,) = ScaleAmendedSGD([weight])._backends or []
+    assert made.name == "foreach"
+    with pytest.raises(RuntimeError, match="'triton': its interpreter is for tests"):
+        ScaleAmendedSGD([weight], fused=True)
+
+
+def test_without_a_triton_that_works(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(triton_backend, "_reasons", {})
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
+        assert TritonBackend.why_not(torch.device("cuda"), []) == "Triton is not installed (pip install triton)"
+    with monkeypatch.context() as patch:
+        patch.setattr(triton_backend, "_reasons", {})
+        patch.setattr("triton.__version__", "3.2.0")
+        assert TritonBackend.why_not(torch.device("xpu"), []) == "Triton 3.2.0 is too old, 3.4 is wanted"
+    monkeypatch.setattr(triton_backend, "_reasons", {})
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert "Triton cannot be imported: import of triton halted" in str(TritonBackend.why_not(torch.device("cuda"), []))
+
+
+def test_interpreted_kernels_cannot_run_on_a_gpu(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    monkeypatch.setattr(triton_backend, "_reasons", {})
     assert "cannot read the memory of a GPU" in str(TritonBackend.why_not(torch.device("cuda"), []))
 
 
@@ -83,14 +134,18 @@ def test_the_fastest_that_works_is_taken(
     """Silently: `python -m sasgd_fused.info` says why."""
     monkeypatch.setattr(NativeBackend, "why_not", lambda device, dtypes: native)
     monkeypatch.setattr(TritonBackend, "why_not", lambda device, dtypes: triton)
-    weight = Parameter(torch.ones(2, 2))
-    (made,) = ScaleAmendedSGD([weight])._backends or []
-    assert made.name == chosen
+    made: list[str] = []
+    for name in ("native", "triton", "foreach"):
+        monkeypatch.setattr(BACKENDS[name], "create", lambda plan, state, name=name: made.append(name))
+    plan = SimpleNamespace(params=[torch.ones(2)], device=torch.device("cuda", 0))
+    make_backend(plan, {}, candidate_backends(None, None, None))
+    make_backend(plan, {}, candidate_backends(None, False, None) if chosen != "foreach" else ("foreach",))
+    assert made == [chosen] * 2
     if chosen == "foreach":
-        with pytest.raises(RuntimeError, match="cannot run on cpu with these parameters: 'native': no; 'triton': no"):
-            ScaleAmendedSGD([weight], fused=True)
+        with pytest.raises(
+            RuntimeError, match="cannot run on cuda:0 with these parameters: 'native': no; 'triton': no"
+        ):
+            make_backend(plan, {}, candidate_backends(None, None, True))
     else:
-        (made,) = ScaleAmendedSGD([weight], fused=True)._backends or []
-        assert made.name == chosen
-    (made,) = ScaleAmendedSGD([weight], fused=False)._backends or []
-    assert made.name == "foreach"
+        make_backend(plan, {}, candidate_backends(None, None, True))
+    assert candidate_backends(None, None, False) == tuple(name for name in BACKENDS if name not in FUSED)

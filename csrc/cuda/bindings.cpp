@@ -70,8 +70,6 @@ void bind_cuda(py::module_& m) {
       "Raises RuntimeError, which says why, where a device cannot run a step.");
   m.attr("CUDA_VERSION") = cuda_version();
   m.attr("CUDA_ARCHITECTURES") = cuda_architectures();
-  m.attr("CUDA_STARTED") = kStarted;
-  m.attr("CUDA_NORM_KEPT") = kNormKept;
   // Local, because the tests load a second module with this type.
   py::class_<CudaPlan>(m, "CudaPlan", py::module_local(),
                        "Plans steps on one device and launches them; see csrc/cuda/step.h.")

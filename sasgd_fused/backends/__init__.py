@@ -56,6 +56,8 @@ def make_backend(plan: StepPlan, state: State, candidates: tuple[str, ...]) -> B
     reasons: dict[str, str] = {}
     for name in candidates:
         reason = BACKENDS[name].why_not(plan.device, dtypes)
+        if name == "triton" and plan.device.type == "cpu" and len(candidates) > 1:
+            reason = reason or "its interpreter is for tests and for debugging, and only taken where it is named"
         if reason is None:
             missing = extension.why_not_installed()
             if missing and reasons.get("native") == missing and name not in FUSED:

@@ -45,8 +45,6 @@ class DeviceBackend(KernelBackend):
         """Launches the kernel, after a norm pass over blocks that others have written."""
         active, values = self._gradients.active, numbers.values
         is_captured = self._is_capturing()  # then nothing happens before the graph is replayed, if it is
-        if not is_captured:
-            self._note_stream()
         if is_captured:
             if not self._momentum.is_attached(active, values):
                 raise RuntimeError(
@@ -54,8 +52,10 @@ class DeviceBackend(KernelBackend):
                     "same parameters"
                 )
             self._in_graph = True
-        elif self._flags.have_arrived():
-            self._learn()
+        else:
+            self._note_stream()
+            if self._flags.have_arrived():
+                self._learn()
         self._momentum.attach(active, values)
         grads = self._gradients.write()
         self._find_stale()
@@ -63,20 +63,23 @@ class DeviceBackend(KernelBackend):
         if self._weights.gapped:
             self._weights.fill_gapped()
         unmeasured = bytearray(self._unmeasured)
-        self._measure_blocks(self._unmeasured_among(active))
         grad_scale, found_inf = (
             None if number is None else self._float_on_device(number)
             for number in (numbers.grad_scale, numbers.found_inf)
         )
         lrs = {group: self._float_on_device(lr) for group, lr in numbers.device_lrs.items()}
-        self._launch_step(values, lrs, grad_scale, found_inf)
+        try:
+            self._measure_blocks(self._unmeasured_among(active))
+            self._launch_step(values, lrs, grad_scale, found_inf)
+        finally:
+            if is_captured:
+                _captured.append(self._memory())
         self._momentum.launched()
         del grads  # freed memory is used again only by work that follows on the stream
         if self._weights.gapped:
             self._weights.empty_gapped(active)
         self._mark_written(active)
         if is_captured:
-            _captured.append(self._memory())
             self._unmeasured = unmeasured
         elif self._settled is not active:
             self._note_update(active, numbers)
@@ -133,8 +136,8 @@ class DeviceBackend(KernelBackend):
         raise NotImplementedError
 
     def _current_stream(self) -> object:
-        """The current stream of the device."""
-        raise NotImplementedError
+        """The current stream of the device, in whatever form it can be compared."""
+        return torch.get_device_module(self.plan.device).current_stream(self.plan.device)
 
     def _memory(self) -> list[Tensor]:
         """What lives on the device from step to step."""
@@ -164,6 +167,11 @@ class DeviceBackend(KernelBackend):
         tables = (self._weights.table, self._momentum.table or self._no_momentum)
         if self._placed and all(map(is_, tables, self._placed)):
             return
+        if self._is_capturing():
+            raise RuntimeError(
+                "CUDA graph: tables of addresses have to be sent to the device, which a graph cannot record; take a "
+                "step before the capture, with the same parameters"
+            )
         self._send_addresses(*tables)
         self._placed, self._settled = tables, None
         brought, replaced = [], []

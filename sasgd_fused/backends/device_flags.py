@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sasgd_fused.backends.readback import Readback
 
+# As in csrc/cuda/step.h.
 STARTED = 1  # the momentum buffer has taken its first gradient
 NORM_KEPT = 2  # frozen norms: the scaled block's norm stays as it is
 

@@ -86,7 +86,7 @@ class KernelBackend(Backend):
             self._unmeasured = bytearray(b"\1" * len(self._unmeasured))
 
     def _kernel_plan(self) -> dict[str, Any]:
-        """What the C++ plans are made from."""
+        """What the kernels' plans are made from."""
         plan, options = self.plan, self.plan.options
         return {
             "tensors": [

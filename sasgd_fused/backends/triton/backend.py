@@ -14,9 +14,9 @@ from sasgd_fused.backends.device import DeviceBackend
 from sasgd_fused.options import GroupValues
 from sasgd_fused.plan import State, StepPlan
 
-_OLDEST = (3, 3)
+_OLDEST = (3, 4)
 _DEVICE_OF_TARGET = {"cuda": "cuda", "hip": "cuda", "xpu": "xpu"}  # Triton's name → torch's
-_usable_devices: set[torch.device] = set()
+_reasons: dict[torch.device, str | None] = {}  # of devices that were looked at
 
 
 class TritonBackend(DeviceBackend):
@@ -39,7 +39,11 @@ class TritonBackend(DeviceBackend):
         """No Triton, or one that has nothing for this device."""
         if missing := cls.why_not_these(dtypes):
             return missing
-        return _why_not_interpreter() if device.type == "cpu" else _why_not_device(device)
+        if device.type == "cpu":
+            return _why_not_interpreter()
+        if device not in _reasons:
+            _reasons[device] = _why_not_device(device)
+        return _reasons[device]
 
     def _send_addresses(self, weights: array[int], momentum_buffers: array[int]) -> None:
         self._kernel.place(weights, momentum_buffers)
@@ -60,26 +64,23 @@ class TritonBackend(DeviceBackend):
         return self._kernel.is_capturing()
 
     def _current_stream(self) -> object:
-        if self.plan.device.type == "cpu":
-            return None
-        return torch.get_device_module(self.plan.device).current_stream(self.plan.device)
+        return None if self.plan.device.type == "cpu" else super()._current_stream()
 
     def _memory(self) -> list[Tensor]:
         return [*self._kernel.memory(), *super()._memory()]
 
 
 def _why_not_interpreter() -> str | None:
-    if not os.environ.get("TRITON_INTERPRET"):
-        return "it runs on GPUs, and on the CPU only in Triton's interpreter (TRITON_INTERPRET=1)"
-    if missing := _why_not_installed():
-        return missing
-    return None if _is_interpreted() else "TRITON_INTERPRET=1 was set too late, after the kernels were imported"
+    if "TRITON_INTERPRET" in os.environ:  # Triton itself has to say what it makes of it
+        if missing := _why_not_installed():
+            return missing
+        if _is_interpreted():
+            return None
+    return "it runs on GPUs, and on the CPU only in Triton's interpreter (TRITON_INTERPRET=1 from the start)"
 
 
 def _why_not_device(device: torch.device) -> str | None:
     """Why Triton cannot use a GPU, or None if it can."""
-    if device in _usable_devices:
-        return None
     if device.type not in _DEVICE_OF_TARGET.values():
         return f"it has no kernel for {device.type}"
     if missing := _why_not_installed():
@@ -88,32 +89,38 @@ def _why_not_device(device: torch.device) -> str | None:
         return "TRITON_INTERPRET is set, and the interpreter cannot read the memory of a GPU"
     import triton
 
+    from sasgd_fused.backends.triton.compiled import compiled_kernels
+    from sasgd_fused.backends.triton.launch import on_device
+
     try:
-        target = triton.runtime.driver.active.get_current_target()
-    except Exception as error:  # whatever a driver raises: RuntimeError, a failed compilation, ...
-        return f"Triton {triton.__version__} finds no GPU: {error}"
-    if _DEVICE_OF_TARGET.get(target.backend) != device.type:
-        return f"Triton {triton.__version__} compiles for {target.backend}, not for {device.type}"
-    if device.type == "xpu" and not torch.xpu.get_device_properties(device).has_fp64:
-        return f"{device} has no float64, in which norms are kept"
-    _usable_devices.add(device)
+        with on_device(device):
+            target = triton.runtime.driver.active.get_current_target()
+            if _DEVICE_OF_TARGET.get(target.backend) != device.type:
+                return f"Triton {triton.__version__} compiles for {target.backend}, not for {device.type}"
+            if device.type == "xpu" and not torch.xpu.get_device_properties(device).has_fp64:
+                return f"{device} has no float64, in which norms are kept"
+            compiled_kernels(device)
+    except Exception as error:  # whatever a driver or a compiler raises
+        return f"Triton {triton.__version__} cannot use {device}: {error}"
     return None
 
 
 def _why_not_installed() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (pip install triton)"
-    import triton
+    try:
+        import triton
 
-    version = tuple(map(int, triton.__version__.split(".")[:2]))
-    if version < _OLDEST:
-        return f"Triton {triton.__version__} is too old, {'.'.join(map(str, _OLDEST))} is wanted"
+        version = tuple(map(int, triton.__version__.split(".")[:2]))
+        if version < _OLDEST:
+            return f"Triton {triton.__version__} is too old, {'.'.join(map(str, _OLDEST))} is wanted"
+        _is_interpreted()  # imports the kernels
+    except Exception as error:  # a library of the system that is missing, say
+        return f"Triton cannot be imported: {error}"
     return None
 
 
 def _is_interpreted() -> bool:
-    import triton
+    from sasgd_fused.backends.triton.compiled import is_interpreted
 
-    from sasgd_fused.backends.triton import kernels
-
-    return not isinstance(kernels.step_kernel, triton.JITFunction)
+    return is_interpreted()

@@ -9,15 +9,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
-from sasgd_fused.backends.triton import kernels, tables
+from sasgd_fused.backends.triton import tables
+from sasgd_fused.backends.triton.compiled import compiled_kernels
 from sasgd_fused.backends.triton.device_table import DeviceTable
 from sasgd_fused.options import GroupValues
-
-# NVIDIA's multiprocessors have 65536: so each holds four programs of 256 threads at once.
-_REGISTERS = 64
 
 
 class TritonPlan:
@@ -82,8 +79,8 @@ class TritonPlan:
         self._chosen = DeviceTable(len(tensors), torch.int64, device)
         self._group_count = groups
         self._grad_words: tuple[array[int], array[int], bytes] | None = None  # and what they were made from
-        with self._on_device():
-            self._for_chunks, self._for_tensors = _launch_options()
+        with on_device(device):
+            self._kernels = compiled_kernels(device)
 
     def memory(self) -> list[Tensor]:
         """What kernels read and write besides parameters, gradients and momentum buffers."""
@@ -92,18 +89,9 @@ class TritonPlan:
         return [*fixed, self._one, self._zero, *(tensor for table in sent for tensor in table.memory())]
 
     def place(self, weights: array[int], momentum_buffers: array[int]) -> None:
-        """Sends the addresses of all weights and momentum buffers (0: none); holds until the next call.
-
-        Raises:
-            RuntimeError: the stream is being captured.
-        """
+        """Sends the addresses of all weights and momentum buffers (0: none); holds until the next call."""
         words = array("Q", bytes(16 * len(weights)))
         words[0::2], words[1::2] = weights, momentum_buffers
-        if self.is_capturing():
-            raise RuntimeError(
-                "CUDA graph: tables of addresses have to be sent to the device, which a graph cannot record; take a "
-                "step before the capture, with the same parameters"
-            )
         self._addresses.send(words.tobytes(), captured=False)
 
     def measure(self, chosen_blocks: bytearray) -> None:
@@ -112,17 +100,16 @@ class TritonPlan:
         for tensor, is_chosen in zip(self._tensor_of_block, chosen_blocks, strict=True):
             words[tensor] = is_chosen
         chosen = self._chosen.send(words.tobytes(), self.is_capturing())
-        with self._on_device():
-            kernels.norm_kernel[(self._chunks,)](
+        with on_device(self._device):
+            self._kernels["norm_kernel"][(self._chunks, 1, 1)](
                 self._tensors,
                 self._tensor_of_chunk,
                 self._addresses.on_device,
                 chosen,
                 self._sums,
                 self._flags,
-                **self._for_chunks,
             )
-            kernels.finish_norm_kernel[(len(self._dtypes),)](
+            self._kernels["finish_norm_kernel"][(len(self._dtypes), 1, 1)](
                 self._tensors,
                 self._blocks,
                 chosen,
@@ -132,7 +119,6 @@ class TritonPlan:
                 self._row_norm_sq,
                 self._stale_steps,
                 self._flags,
-                **self._for_tensors,
             )
 
     def step(
@@ -166,8 +152,8 @@ class TritonPlan:
         sent_grads = self._grads.send(self._grad_words[2], is_capturing)
         sent_groups = self._groups.send(b"".join(rows), is_capturing)
         found_inf = self._zero if found_inf is None else found_inf
-        with self._on_device():
-            kernels.step_kernel[(self._chunks,)](
+        with on_device(self._device):
+            self._kernels["step_kernel"][(self._chunks, 1, 1)](
                 self._tensors,
                 self._tensor_of_chunk,
                 self._blocks,
@@ -179,9 +165,8 @@ class TritonPlan:
                 self._flags,
                 self._one if grad_scale is None else grad_scale,
                 found_inf,
-                **self._for_chunks,
             )
-            kernels.finish_step_kernel[(len(self._dtypes),)](
+            self._kernels["finish_step_kernel"][(len(self._dtypes), 1, 1)](
                 self._tensors,
                 self._blocks,
                 self._addresses.on_device,
@@ -194,15 +179,14 @@ class TritonPlan:
                 self._stale_steps,
                 self._flags,
                 found_inf,
-                **self._for_tensors,
             )
 
     def is_capturing(self) -> bool:
-        """Whether the device's current stream is recorded in a CUDA graph."""
-        if self._device.type != "cuda":
+        """Whether the device's current stream is recorded in a graph."""
+        if self._device.type == "cpu":
             return False
-        with self._on_device():
-            return torch.cuda.is_current_stream_capturing()
+        with on_device(self._device):
+            return bool(torch.get_device_module(self._device).is_current_stream_capturing())
 
     def _words_of(self, grads: array[int], grad_dtypes: array[int]) -> bytes:
         words = array("Q", grads)
@@ -213,12 +197,13 @@ class TritonPlan:
                 words[t] |= tables.WIDE_GRADIENT.value
         return words.tobytes()
 
-    def _on_device(self) -> AbstractContextManager[Any]:
-        """Triton launches on the current device."""
-        if self._device.type == "cpu":  # the interpreter
-            return nullcontext()
-        module = torch.get_device_module(self._device)
-        return nullcontext() if module.current_device() == self._device.index else module.device(self._device)
+
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Makes a device the current one, on which Triton launches."""
+    if device.type == "cpu":  # the interpreter
+        return nullcontext()
+    module = torch.get_device_module(device)
+    return nullcontext() if module.current_device() == device.index else module.device(device)
 
 
 def _tree_nodes(chunks: int) -> int:
@@ -240,16 +225,3 @@ def _block_rows(
         rows_of_table.append((rows, m, eps))
         m *= rows / columns
     return rows_of_table[::-1]
-
-
-def _launch_options() -> tuple[dict[str, Any], dict[str, Any]]:
-    """How the kernels that run on chunks and on tensors are compiled for the current device."""
-    # Contraction would give other bits than the other backends have.
-    common = {"enable_fp_fusion": False}
-    if not isinstance(kernels.step_kernel, triton.JITFunction):  # the interpreter, which needs no more
-        return common, common
-    target = triton.runtime.driver.active.get_current_target()
-    for_chunks = {**common, "num_warps": tables.LANES.value // target.warp_size}
-    if target.backend == "cuda" and target.arch < 100:  # where it costs no spills
-        for_chunks["maxnreg"] = _REGISTERS
-    return for_chunks, {**common, "num_warps": 4}

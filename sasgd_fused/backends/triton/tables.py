@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from triton.language import constexpr
 
+from sasgd_fused.backends import device_flags
+
 CHUNK = constexpr(8192)  # elements whose sums of squares are kept together
 LANES = constexpr(256)  # to which a chunk's elements are dealt out; each adds up its own in their order
 WARPS = constexpr(8)  # of 32 lanes, whose sums are added up first
@@ -54,5 +56,5 @@ LR_ADDRESS = constexpr(6)
 GROUP_WORDS = constexpr(7)
 
 # Bits of a tensor's flags.
-STARTED = constexpr(1)
-NORM_KEPT = constexpr(2)
+STARTED = constexpr(device_flags.STARTED)
+NORM_KEPT = constexpr(device_flags.NORM_KEPT)

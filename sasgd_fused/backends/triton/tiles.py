@@ -16,12 +16,6 @@ from sasgd_fused.backends.triton.update_rule import amended_gradient, direction,
 
 
 @triton.jit
-def per_vector_of(dtype: tl.constexpr):
-    """How many elements are 16 bytes."""
-    return 128 // dtype.primitive_bitwidth
-
-
-@triton.jit
 def allows_vectors(address):
     """Whether memory may be accessed 16 bytes at a time from there on."""
     return (address & 15) == 0
@@ -66,7 +60,7 @@ def update_tiles(
     weight, grad, momentum_buffer = memory
     read, written = sums
     grad_scale, decay_scale, carry, share, momentum, lr, has_momentum, nesterov = c
-    per_vector: tl.constexpr = per_vector_of(W)
+    per_vector: tl.constexpr = 128 // W.primitive_bitwidth  # elements that are 16 bytes
     for at in range(first, end, LANES * ELEMENTS // per_vector):
         places, mask = tile(at, vectors, count, per_vector, as_vectors)
         w = pointers(weight, places, W, as_vectors)
@@ -98,7 +92,7 @@ def update_chunk(memory, count, c, W: tl.constexpr, G: tl.constexpr):
         G: dtype of the gradient.
     """
     weight, grad, momentum_buffer = memory
-    per_vector: tl.constexpr = per_vector_of(W)
+    per_vector: tl.constexpr = 128 // W.primitive_bitwidth  # elements that are 16 bytes
     sums = (tl.zeros([LANES], tl.float32), tl.zeros([LANES], tl.float32))
     vectors = tl.where(allows_vectors(weight | momentum_buffer), count // per_vector, 0)
     # Gradients are often views of one flat buffer (DDP): weights and momentum need not suffer for it.
@@ -122,7 +116,7 @@ def rest_of(vectors, count, per_vector: tl.constexpr):
 @triton.jit
 def sum_tiles(weight, first, end, vectors, count, sums, W: tl.constexpr, as_vectors: tl.constexpr):
     """Adds the squares of the tiles from vector `first` to `end` to the sums."""
-    per_vector: tl.constexpr = per_vector_of(W)
+    per_vector: tl.constexpr = 128 // W.primitive_bitwidth  # elements that are 16 bytes
     for at in range(first, end, LANES * ELEMENTS // per_vector):
         places, mask = tile(at, vectors, count, per_vector, as_vectors)
         value = tl.load(pointers(weight, places, W, as_vectors), mask, other=0.0).to(tl.float32)
@@ -133,7 +127,7 @@ def sum_tiles(weight, first, end, vectors, count, sums, W: tl.constexpr, as_vect
 @triton.jit
 def sum_chunk(weight, count, W: tl.constexpr):
     """The sum of squares of a chunk, twice, as `update_chunk` would return it."""
-    per_vector: tl.constexpr = per_vector_of(W)
+    per_vector: tl.constexpr = 128 // W.primitive_bitwidth  # elements that are 16 bytes
     sums = tl.zeros([LANES], tl.float32)
     vectors = tl.where(allows_vectors(weight), count // per_vector, 0)
     sums = sum_tiles(weight, 0, vectors, vectors, count, sums, W, True)

@@ -1,0 +1,66 @@
+"""The kernels as compiled for one device, all before the first is launched: so no step fails between two launches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+
+from sasgd_fused.backends.triton import kernels, tables
+
+# NVIDIA's multiprocessors have 65536: so each holds four programs of 256 threads at once.
+_REGISTERS = 64
+_DTYPES = {
+    "tensor_of_chunk": torch.int32,
+    "blocks": torch.float64,
+    "groups": torch.float64,
+    "sums": torch.float64,
+    "sum_squares": torch.float64,
+    "row_norm_sq": torch.float64,
+    "flags": torch.uint8,
+    "loss_scale": torch.float32,
+    "found_inf": torch.float32,
+}
+_FOR_CHUNKS = ("step_kernel", "norm_kernel")
+_FOR_TENSORS = ("finish_step_kernel", "finish_norm_kernel")
+
+Launch = Callable[..., None]
+
+
+def is_interpreted() -> bool:
+    """Whether the kernels run in Triton's interpreter, as TRITON_INTERPRET said when they were imported."""
+    return not isinstance(kernels.step_kernel, triton.JITFunction)
+
+
+@cache
+def compiled_kernels(device: torch.device) -> dict[str, Any]:
+    """Compiles and loads the kernels for a device, which has to be the current one.
+
+    Returns:
+        Name → what takes a grid of three numbers, and then the arguments.
+    """
+    if is_interpreted():
+        return {name: getattr(kernels, name) for name in (*_FOR_CHUNKS, *_FOR_TENSORS)}
+    return {
+        **{name: _compile(getattr(kernels, name), **_options_for_chunks()) for name in _FOR_CHUNKS},
+        **{name: _compile(getattr(kernels, name), num_warps=4) for name in _FOR_TENSORS},
+    }
+
+
+def _options_for_chunks() -> dict[str, int]:
+    target = triton.runtime.driver.active.get_current_target()
+    options = {"num_warps": tables.LANES.value // target.warp_size}
+    if target.backend == "cuda" and target.arch < 100:  # where it costs no spills
+        options["maxnreg"] = _REGISTERS
+    return options
+
+
+def _compile(kernel: Any, **options: int) -> Any:
+    arguments = [0 if name == "all_chunks" else _DTYPES.get(name, torch.int64) for name in kernel.arg_names]
+    # Contraction would give other bits than the other backends have.
+    compiled = kernel.warmup(*arguments, grid=(1,), enable_fp_fusion=False, **options)
+    compiled._init_handles()  # loads it
+    return compiled
