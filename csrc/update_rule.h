@@ -1,5 +1,5 @@
-// The arithmetic of one element of a step, for the CPU and CUDA alike: the only place where it stands in C++. Its twin in
-// Triton's language is sasgd_fused/backends/triton/update_rule.py.
+// The arithmetic of one element of a step, for the CPU and CUDA alike: the only place where it stands in C++. Its twin
+// in Triton's language is sasgd_fused/backends/triton/update_rule.py.
 //
 // V is float, or a vector of floats with the same operators. No operation is contracted into a fused multiply-add
 // (the build passes -ffp-contract=off, and -fmad=false to nvcc), so every width and instruction set gives the same
