@@ -97,6 +97,7 @@ PYBIND11_MODULE(_C, m) {
            py::arg("first"), py::arg("values"), py::arg("loss_scale"), py::arg("threads"))
       .def("set_row_norm_sq", &set_row_norm_sq, py::arg("block"), py::arg("value"))
       .def_readonly("row_norm_sq", &CpuPlan::row_norm_sq)
+      .def_property_readonly("sum_squares", &CpuPlan::sum_squares)
       .def_readonly("stale_steps", &CpuPlan::stale_steps);
 #if defined(SASGD_WITH_CUDA)
   bind_cuda(m);

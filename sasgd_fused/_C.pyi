@@ -9,6 +9,7 @@ def use_instruction_set(name: str) -> None: ...
 
 class CpuPlan:
     row_norm_sq: list[float]
+    sum_squares: list[float]
     stale_steps: list[int]
 
     def __init__(
@@ -45,6 +46,7 @@ def check_cuda_device(device: int) -> None: ...
 
 class CudaPlan:
     table_bytes: int
+    sum_squares_offset: int
     max_blocks: int
 
     def __init__(

@@ -81,7 +81,7 @@ def make_report(backends: Sequence[Backend], values: Sequence[GroupValues]) -> L
     rows = []
     for backend in backends:
         plan = backend.plan
-        norms = zip(plan.blocks, backend.row_norm_sq(), backend.stale_steps(), strict=True)
+        norms = zip(plan.blocks, *backend.report(), strict=True)
         for planned, row_norm_sq, stale in norms:
             block, group = planned.block, values[planned.block.group]
             scale, decay = 1.0, group.weight_decay

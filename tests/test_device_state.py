@@ -193,3 +193,33 @@ def test_a_step_reads_nothing_from_the_device(device_backend: str) -> None:
             give_scaler(optimizer, torch.tensor(float(step == 1)), torch.tensor(4.0))
             with NoReading():
                 optimizer.step()
+
+
+@pytest.mark.parametrize("options", [OPTIONS, FROZEN], ids=["track", "freeze"])
+def test_the_layer_report_is_one_transfer(
+    device_backend: str, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    case = Case(SHAPES, options=options)
+    _, optimizer = begun(case, backend=device_backend)
+    optimizer.state_dict()  # by now the host knows the frozen norms
+    (backend,) = optimizer._backends or []
+    assert isinstance(backend, DeviceBackend)
+    on_device = {id(tensor) for tensor in (backend._norms, backend._stale, backend._flags.on_device)}
+    waited: list[object] = []
+    wait, to_list = Readback.wait, torch.Tensor.tolist
+
+    def counted_list(tensor: torch.Tensor) -> Any:
+        waited.extend([tensor] if id(tensor) in on_device else [])
+        return to_list(tensor)
+
+    def counted_wait(readback: Readback) -> list[torch.Tensor]:
+        waited.append(readback)
+        return wait(readback)
+
+    monkeypatch.setattr(Readback, "wait", counted_wait)
+    monkeypatch.setattr(torch.Tensor, "tolist", counted_list)
+    report = optimizer.layer_report()
+    assert len(waited) == 1
+    monkeypatch.undo()
+    expected = case.run("reference", 2)[1].layer_report()
+    assert [row.row_norm_sq for row in report] == pytest.approx([row.row_norm_sq for row in expected], rel=1e-6)

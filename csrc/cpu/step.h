@@ -29,6 +29,8 @@ class CpuPlan {
 
   // ||W||^2_{2,mu} of each block.
   std::vector<double> row_norm_sq;
+  // The sum of squares of each block's weights as the last step left them, or a norm pass took it.
+  const std::vector<double>& sum_squares() const { return sum_squares_; }
   // How many steps of each block used the norm of weights that had been written unseen.
   std::vector<int64_t> stale_steps;
 

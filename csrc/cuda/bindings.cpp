@@ -83,6 +83,7 @@ void bind_cuda(py::module_& m) {
       .def("step", &step, py::arg("grads"), py::arg("grad_dtypes"), py::arg("values"), py::arg("lr_addresses"),
            py::arg("grad_scale"), py::arg("found_inf"), py::arg("stream"))
       .def_property_readonly("table_bytes", &CudaPlan::table_bytes)
+      .def_property_readonly("sum_squares_offset", &CudaPlan::sum_squares_offset)
       .def_readwrite("max_blocks", &CudaPlan::max_blocks);
 }
 

@@ -46,6 +46,8 @@ class CudaPlan {
   CudaPlan(int device, std::vector<TensorInfo> tensors, std::vector<BlockInfo> blocks, PlanOptions options);
 
   int64_t table_bytes() const { return table_bytes_; }
+  // Where the tables hold a double for each block: the sum of squares of its weights as the last step left them.
+  int64_t sum_squares_offset() const { return static_cast<int64_t>(offsets_.sum_squares); }
   // Takes the device's memory into use and copies the fixed tables there. The carried state must be zero, or set.
   void attach(const DeviceState& state, uint64_t stream);
 

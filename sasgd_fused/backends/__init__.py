@@ -9,8 +9,10 @@ from sasgd_fused.backends.base import Backend
 from sasgd_fused.backends.foreach import ForeachBackend
 from sasgd_fused.backends.native import NativeBackend
 from sasgd_fused.backends.reference import ReferenceBackend
+from sasgd_fused.backends.sharded import ShardedBackend
 from sasgd_fused.backends.triton.backend import TritonBackend
 from sasgd_fused.plan import State, StepPlan
+from sasgd_fused.shards import is_sharded
 
 # The fastest first.
 BACKENDS: dict[str, type[Backend]] = {
@@ -52,6 +54,8 @@ def make_backend(plan: StepPlan, state: State, candidates: tuple[str, ...]) -> B
     Raises:
         RuntimeError: none can; the message says why.
     """
+    if any(map(is_sharded, plan.params)):
+        return ShardedBackend(plan, state, lambda plan, state: make_backend(plan, state, candidates))
     dtypes = {param.dtype for param in plan.params}
     reasons: dict[str, str] = {}
     for name in candidates:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 
 import torch
@@ -25,6 +26,7 @@ class Backend:
         self.plan = plan
         self.state = state
         self.grads: list[Tensor | None] = []
+        self._given: dict[PlannedBlock, float] | None = None  # norms in the place of those of the weights
 
     @classmethod
     def create(cls, plan: StepPlan, state: State) -> Backend:
@@ -76,6 +78,9 @@ class Backend:
     def settle(self) -> None:
         """Brings into the state what so far only the device knows; may wait for it."""
 
+    def warn_if_stale(self) -> None:
+        """Warns, once, of steps that so far only the device knows to have used norms of other weights; may wait."""
+
     def unstarted(self) -> list[Tensor]:
         """The parameters whose momentum buffer, though it is in the state, has not taken its first gradient.
 
@@ -87,8 +92,30 @@ class Backend:
         """‖W_b‖²_{2,μ} of every block of the plan, as the next step will use it."""
         return self.norms_of(self.plan.blocks)
 
+    def report(self) -> tuple[list[float], list[int]]:
+        """`row_norm_sq` and `stale_steps`, in one transfer from a device."""
+        return self.row_norm_sq(), self.stale_steps()
+
+    def drive(self) -> None:
+        """From now on `take_norms` gives the norms, because the weights are parts of larger ones."""
+        self._given = {}
+
+    def measure_all(self) -> Tensor:
+        """The sum of squares / rows of each block's present weights, float64 on the plan's device."""
+        return torch.tensor(Backend.measure(self, self.plan.blocks), dtype=torch.float64, device=self.plan.device)
+
+    def local_norms(self) -> Tensor:
+        """The same after a step, which may know it already."""
+        return self.measure_all()
+
+    def take_norms(self, norms: Tensor) -> None:
+        """Has the next steps use these norms, one for each block."""
+        self._given = dict(zip(self.plan.blocks, norms.tolist(), strict=True))
+
     def norms_of(self, blocks: Sequence[PlannedBlock]) -> list[float]:
         """The frozen norm of each of these blocks where there is one, else the norm of its present weights."""
+        if self._given is not None:
+            return [self._given[planned] for planned in blocks]
         norms = [self.frozen_row_norm_sq(planned) for planned in blocks]
         missing = [planned for planned, norm in zip(blocks, norms, strict=True) if norm is None]
         measured = iter(self.measure(missing))
@@ -109,7 +136,8 @@ class Backend:
         """The norm kept by ``norms="freeze"``, or None if it tracks the weights or was not taken yet."""
         if not self.plan.options.freezes_norms:
             return None
-        return self.state.get(self.plan.params[planned.param], {}).get("row_norm_sq")
+        norm = self.state.get(self.plan.params[planned.param], {}).get("row_norm_sq")
+        return None if norm is None or math.isnan(norm) else norm
 
     def measure(self, blocks: Sequence[PlannedBlock]) -> list[float]:
         """‖W_b‖²_{2,μ} = sum of squares / rows of present weights in float64, before equation (22)."""
@@ -120,6 +148,9 @@ class Backend:
         ]
 
     def keep_norm(self, planned: PlannedBlock, row_norm_sq: float, lr: float) -> None:
-        """Stores the norm at a block's first update if norms freeze; a step with lr = 0 is no update."""
-        if self.plan.options.freezes_norms and lr != 0:
-            self.state[self.plan.params[planned.param]].setdefault("row_norm_sq", row_norm_sq)
+        """Stores the norm at a block's first update if norms freeze; a step with lr = 0 is no update.
+
+        Such a step leaves a NaN, which is none: by it torch.distributed.checkpoint learns that there is a norm to load.
+        """
+        if self.plan.options.freezes_norms and self._given is None and self.frozen_row_norm_sq(planned) is None:
+            self.state[self.plan.params[planned.param]]["row_norm_sq"] = row_norm_sq if lr != 0 else math.nan

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import chain
 
 import torch
+from torch import Tensor
 
 from sasgd_fused.backends import extension
 from sasgd_fused.backends.kernel import KernelBackend
@@ -51,11 +52,21 @@ class CpuBackend(KernelBackend):
         self._mark_written(active)
         if self._freezes:
             self._keep_norms(active, values)
-        self._warn_of_stale(stale, stacklevel=6)
+        self._warn_of_stale(stale, stacklevel=7)
 
     def stale_steps(self) -> list[int]:
         """As counted by the kernel, which compares each carried norm with that of the weights it reads."""
         return list(self._kernel.stale_steps)
+
+    def local_norms(self) -> Tensor:
+        """From the sums of squares that the kernel carries."""
+        rows = [planned.block.rows for planned in self.plan.blocks]
+        return torch.tensor(self._kernel.sum_squares, dtype=torch.float64) / torch.tensor(rows, dtype=torch.float64)
+
+    def take_norms(self, norms: Tensor) -> None:
+        """The kernel goes by them until it leaves others."""
+        for block, norm in enumerate(norms.tolist()):
+            self._kernel.set_row_norm_sq(block, norm)
 
     def _norm_pass(self, chosen: bytearray) -> None:
         self._kernel.measure(self._weights.table, chosen, torch.get_num_threads())
@@ -79,7 +90,6 @@ class CpuBackend(KernelBackend):
         for block in unmeasured:
             planned = self.plan.blocks[block]
             lr = values[self.plan.group_of[planned.param]].lr
-            if lr != 0:
-                self.keep_norm(planned, norms[block], lr)
-                self._unmeasured[block] = 0
+            self.keep_norm(planned, norms[block], lr)
+            self._unmeasured[block] = lr == 0
         self._kept = self._norms_in_state()

@@ -74,6 +74,10 @@ class CudaBackend(DeviceBackend):
     def _is_capturing(self) -> bool:
         return bool(self._kernel.is_capturing(self._current_stream()))
 
+    def _sum_squares(self) -> Tensor:
+        begin, count = self._kernel.sum_squares_offset, len(self.plan.blocks)
+        return self._tables[begin : begin + 8 * count].view(torch.float64)
+
     def _memory(self) -> list[Tensor]:
         return [self._tables, *super()._memory()]
 

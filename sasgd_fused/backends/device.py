@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Collection, Mapping, Sequence
 from operator import is_
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from sasgd_fused.backends.device_flags import NORM_KEPT, STARTED, DeviceFlags
 from sasgd_fused.backends.kernel import KernelBackend
+from sasgd_fused.backends.readback import Readback
 from sasgd_fused.options import GroupValues, StepNumbers
 from sasgd_fused.plan import State, StepPlan
 
@@ -85,10 +87,25 @@ class DeviceBackend(KernelBackend):
             self._note_update(active, numbers)
 
     def settle(self) -> None:
-        """Waits for the device: frozen norms, momentum buffers that have not started, and stale steps."""
+        """Waits for the device, if it knows more: frozen norms, and momentum buffers that have not started."""
         self._learn_norms()
+
+    def warn_if_stale(self) -> None:
+        """As counted on the device, which is waited for."""
         if not self._freezes and not self._warned:
             self._warn_of_stale(sum(steps > 0 for steps in self.stale_steps()), stacklevel=4)
+
+    def report(self) -> tuple[list[float], list[int]]:
+        """Waits for the device once, or not at all where all norms are frozen."""
+        kept = [self.frozen_row_norm_sq(planned) for planned in self.plan.blocks]
+        missing = [planned for planned, norm in zip(self.plan.blocks, kept, strict=True) if norm is None]
+        self._bring_up_to_date(missing)
+        if not missing:
+            return [norm for norm in kept if norm is not None], [0] * len(kept)
+        carried, stale = (copy.tolist() for copy in Readback((self._norms, self._stale)).wait())
+        if not self._freezes:
+            self._warn_of_stale(sum(steps > 0 for steps in stale), stacklevel=4)
+        return [norm if frozen is None else frozen for norm, frozen in zip(carried, kept, strict=True)], stale
 
     def unstarted(self) -> list[Tensor]:
         """As `settle` found them, or as the steps since then left them."""
@@ -138,6 +155,19 @@ class DeviceBackend(KernelBackend):
     def _current_stream(self) -> object:
         """The current stream of the device, in whatever form it can be compared."""
         return torch.get_device_module(self.plan.device).current_stream(self.plan.device)
+
+    def _sum_squares(self) -> Tensor:
+        """Of each block's weights, float64 on the device, as the kernel carries it."""
+        raise NotImplementedError
+
+    def local_norms(self) -> Tensor:
+        """From the sums of squares that the kernel carries; does not wait for it."""
+        rows = torch.tensor([planned.block.rows for planned in self.plan.blocks], dtype=torch.float64)
+        return self._sum_squares() / rows.to(self.plan.device, non_blocking=True)
+
+    def take_norms(self, norms: Tensor) -> None:
+        """The kernel goes by them until it leaves others."""
+        self._norms.copy_(norms)
 
     def _memory(self) -> list[Tensor]:
         """What lives on the device from step to step."""
@@ -206,6 +236,7 @@ class DeviceBackend(KernelBackend):
                         self._unmeasured[block] = 0
                 elif not self._flags.known[index] & NORM_KEPT:
                     is_final = False  # a later step will keep it
+                    self.keep_norm(self.plan.blocks[block], math.nan, lr=0.0)
             # Empty tensors have no part in a step: `_learn` takes them with the others.
             if self.plan.params[index].numel():
                 self._flags.note_possible(index, sets)

@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sasgd_fused.backends.base import Backend
 from sasgd_fused.backends.momentum import MomentumTable, values_in_state
@@ -68,14 +69,19 @@ class KernelBackend(Backend):
 
     def measure(self, blocks: Sequence[PlannedBlock]) -> list[float]:
         """The carried norms, after a norm pass over those among them that are not those of the weights."""
+        asked = self._bring_up_to_date(blocks)
+        norms = self._carried_norms()
+        return [norms[block] for block in asked]
+
+    def _bring_up_to_date(self, blocks: Sequence[PlannedBlock]) -> list[int]:
+        """Has the carried norms of these blocks, whose numbers are returned, be those of their weights."""
         if not self._weights.is_current():
             self._place_weights()
         self._weights.fill_gapped()
         self._find_stale()
         asked = [self._block_of[planned.param] for planned in blocks]
         self._measure_blocks([block for block in asked if self._freezes or self._unmeasured[block]])
-        norms = self._carried_norms()
-        return [norms[block] for block in asked]
+        return asked
 
     def forget_norms(self) -> None:
         """A norm pass precedes the next step."""
@@ -84,6 +90,21 @@ class KernelBackend(Backend):
             self._take_kept_norms()
         else:
             self._unmeasured = bytearray(b"\1" * len(self._unmeasured))
+
+    def drive(self) -> None:
+        """Nothing that happens to the weights has these parts' norms taken instead."""
+        super().drive()
+        self._unmeasured = bytearray(len(self._unmeasured))
+
+    def measure_all(self) -> Tensor:
+        """By a norm pass, which gives the bits that a step would leave."""
+        if self._freezes:
+            return super().measure_all()
+        if not self._weights.is_current():
+            self._place_weights()
+        self._weights.fill_gapped()
+        self._norm_pass(bytearray(b"\1" * len(self._unmeasured)))
+        return self.local_norms()
 
     def _kernel_plan(self) -> dict[str, Any]:
         """What the kernels' plans are made from."""
@@ -122,13 +143,13 @@ class KernelBackend(Backend):
         # Gradients and momentum go by the weights' layouts, which may be others now (channels_last).
         self._gradients.invalidate()
         self._momentum.invalidate()
-        if not self._freezes:
+        if not self._freezes and self._given is None:
             for index in moved:
                 if index in self._block_of:
                     self._unmeasured[self._block_of[index]] = 1
 
     def _norms_in_state(self) -> list[float]:
-        norms = (self.state.get(param, {}).get("row_norm_sq") for param in self._block_params)
+        norms = map(self.frozen_row_norm_sq, self.plan.blocks)
         return [norm for norm in norms if norm is not None]
 
     def _find_stale(self) -> None:
@@ -136,6 +157,8 @@ class KernelBackend(Backend):
 
         Counters only grow, so their sum changes whenever one of them does.
         """
+        if self._given is not None:
+            return
         if self._freezes:
             seen = values_in_state(self.state, "row_norm_sq")  # of all devices: quicker to look through
             if seen != self._seen:

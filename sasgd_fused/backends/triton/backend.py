@@ -60,6 +60,9 @@ class TritonBackend(DeviceBackend):
     ) -> None:
         self._kernel.step(self._gradients.table, self._gradients.codes, values, lrs, grad_scale, found_inf)
 
+    def _sum_squares(self) -> Tensor:
+        return self._kernel.sum_squares
+
     def _is_capturing(self) -> bool:
         return self._kernel.is_capturing()
 

@@ -70,7 +70,7 @@ class TritonPlan:
         self._tensor_of_chunk = torch.repeat_interleave(torch.tensor(chunks, dtype=torch.int64)).to(device, torch.int32)
         self._blocks = torch.tensor(_block_rows(blocks, output_factor, eps), dtype=torch.float64).to(device)
         self._sums = torch.zeros(2 * (first_chunk + first_node), dtype=torch.float64, device=device)
-        self._sum_squares = torch.zeros(len(blocks), dtype=torch.float64, device=device)
+        self.sum_squares = torch.zeros(len(blocks), dtype=torch.float64, device=device)
         self._one = torch.ones(1, dtype=torch.float32, device=device)
         self._zero = torch.zeros(1, dtype=torch.float32, device=device)
         self._addresses = DeviceTable(tables.ADDRESS_WORDS.value * len(tensors), torch.int64, device)
@@ -84,7 +84,7 @@ class TritonPlan:
 
     def memory(self) -> list[Tensor]:
         """What kernels read and write besides parameters, gradients and momentum buffers."""
-        fixed = [self._tensors, self._tensor_of_chunk, self._blocks, self._sums, self._sum_squares]
+        fixed = [self._tensors, self._tensor_of_chunk, self._blocks, self._sums, self.sum_squares]
         sent = [self._addresses, self._grads, self._groups, self._chosen]
         return [*fixed, self._one, self._zero, *(tensor for table in sent for tensor in table.memory())]
 
@@ -115,7 +115,7 @@ class TritonPlan:
                 chosen,
                 self._sums,
                 self._chunks,
-                self._sum_squares,
+                self.sum_squares,
                 self._row_norm_sq,
                 self._stale_steps,
                 self._flags,
@@ -174,7 +174,7 @@ class TritonPlan:
                 sent_groups,
                 self._sums,
                 self._chunks,
-                self._sum_squares,
+                self.sum_squares,
                 self._row_norm_sq,
                 self._stale_steps,
                 self._flags,

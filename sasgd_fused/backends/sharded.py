@@ -1,0 +1,190 @@
+"""Steps over DTensors (FSDP2, tensor parallelism): each rank updates its parts, and norms are sums over the ranks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sasgd_fused.backends.base import Backend
+from sasgd_fused.factors import effective_columns
+from sasgd_fused.options import StepNumbers
+from sasgd_fused.plan import State, StepPlan
+from sasgd_fused.shards import SumOverRanks, is_sharded, local_as, local_of, whole_of
+
+MakeBackend = Callable[[StepPlan, State], Backend]
+
+
+class ShardedBackend(Backend):
+    """Runs a backend for plain tensors on the local parts, and gives it the norms of the whole weights.
+
+    All ranks have to take the same steps. What decides whether something is summed over the ranks, version counters
+    of the parameters and the state, is the same on all of them.
+
+    Args:
+        plan: the parameters of one device, DTensors and others.
+        state: the optimizer's state; momentum buffers in it are DTensors like their parameters.
+        make: makes the backend that runs on the local parts.
+    """
+
+    def __init__(self, plan: StepPlan, state: State, make: MakeBackend) -> None:
+        super().__init__(plan, state)
+        self._locals = [local_of(param) for param in plan.params]
+        self._local_state: State = defaultdict(dict)
+        self._places = [b for b, planned in enumerate(plan.blocks) if self._locals[planned.param].numel()]
+        self._inner = make(self._local_plan(), self._local_state)
+        self._inner.drive()
+        self._sum = SumOverRanks([plan.params[planned.param] for planned in plan.blocks])
+        self._kept: list[float] = []  # what the inner backend goes by where norms are frozen
+        self._version_sum = -1  # of the weights whose norms are known
+        self.name = self._inner.name
+
+    def prepare(self) -> bool:
+        """Lends the backend this step's gradients and the state, in their local parts."""
+        if not self.plan.is_current() or any(
+            local_of(param) is not local for param, local in zip(self.plan.params, self._locals, strict=True)
+        ):
+            return False
+        self.plan.check_momentum(self.state)
+        for param, local, name in zip(self.plan.params, self._locals, self.plan.names, strict=True):
+            if is_sharded(param):
+                local.grad = self._local_gradient(param, name)
+        self._lend_state()
+        return self._inner.prepare()
+
+    def step(self, numbers: StepNumbers) -> None:
+        """Updates the local parts; the sums of squares of what they are then are on their way when this returns."""
+        if numbers.found_inf is not None:
+            # The scaler looks at the first gradient's ranks alone, and all must do the same.
+            if self._sum.any_of(numbers.found_inf):
+                return
+            numbers = replace(numbers, found_inf=None)
+        if self.plan.options.freezes_norms:
+            self._give_frozen_norms(numbers)
+        else:
+            self._inner.take_norms(self._current_norms()[self._places])
+        self._inner.step(numbers)
+        self._take_state_back()
+        active = [param for param in self.plan.params if param.grad is not None]
+        torch.autograd.graph.increment_version([param for param in active if is_sharded(param)])
+        self._version_sum = -1
+        if not self.plan.options.freezes_norms:
+            self._sum.start(self._spread(self._inner.local_norms()))
+            self._version_sum = self._sum_of_versions()
+
+    def release_gradients(self) -> None:
+        """Leaves them to the parameters alone."""
+        self._inner.release_gradients()
+        for param, local in zip(self.plan.params, self._locals, strict=True):
+            if is_sharded(param):
+                local.grad = None
+
+    def settle(self) -> None:
+        """As the backend of the local parts does."""
+        self._inner.settle()
+
+    def unstarted(self) -> list[Tensor]:
+        """As the backend of the local parts found them."""
+        unstarted = {id(local) for local in self._inner.unstarted()}
+        return [p for p, local in zip(self.plan.params, self._locals, strict=True) if id(local) in unstarted]
+
+    def row_norm_sq(self) -> list[float]:
+        """The norms of the whole weights. Where these were written by others, all ranks have to ask together."""
+        kept = [self.frozen_row_norm_sq(planned) for planned in self.plan.blocks]
+        if None not in kept:
+            return [norm for norm in kept if norm is not None]
+        norms = zip(kept, self._current_norms().tolist(), strict=True)
+        return [measured if frozen is None else frozen for frozen, measured in norms]
+
+    def stale_steps(self) -> list[int]:
+        """Those that this rank has seen in its parts."""
+        stale = [0] * len(self.plan.blocks)
+        for place, steps in zip(self._places, self._inner.stale_steps(), strict=True):
+            stale[place] = steps
+        return stale
+
+    def forget_norms(self) -> None:
+        """They are taken and summed before the next step."""
+        super().forget_norms()
+        self._version_sum = -1
+
+    def _local_plan(self) -> StepPlan:
+        """The same for the local parts; of the blocks, those of which this rank holds anything."""
+        blocks = [self.plan.blocks[place] for place in self._places]
+        columns = effective_columns([b.block for b in blocks], [b.backward_factor for b in blocks])
+        blocks = [replace(planned, columns=effective) for planned, effective in zip(blocks, columns, strict=True)]
+        signatures = [(local.shape, local.dtype, local.device) for local in self._locals]
+        return replace(self.plan, params=self._locals, blocks=blocks, signatures=signatures)
+
+    def _local_gradient(self, param: Any, name: str) -> Tensor | None:
+        grad = param.grad
+        if grad is None:
+            return None
+        if not is_sharded(grad) or grad.shape != param.shape:
+            raise ValueError(
+                f"gradient of {name}: got {type(grad).__name__} of shape {tuple(grad.shape)}, want a DTensor"
+            )
+        return local_as(grad, param)  # of a sequence-parallel layer it may be a partial sum
+
+    def _lend_state(self) -> None:
+        for param, local in zip(self.plan.params, self._locals, strict=True):
+            state = self.state.get(param)
+            if state is None:
+                self._local_state.pop(local, None)
+            elif is_sharded(param) and (buffer := state.get("momentum_buffer")) is not None:
+                self._local_state[local] = {"momentum_buffer": local_as(buffer, param)}
+            else:
+                self._local_state[local] = state
+
+    def _take_state_back(self) -> None:
+        for param, local in zip(self.plan.params, self._locals, strict=True):
+            lent = self._local_state.get(local)
+            if lent is None or lent is self.state.get(param):
+                continue
+            if not is_sharded(param):
+                self.state[param] = lent
+            elif (buffer := lent.get("momentum_buffer")) is not None:
+                state = self.state[param]
+                if "momentum_buffer" not in state or local_of(state["momentum_buffer"]) is not buffer:
+                    state["momentum_buffer"] = whole_of(buffer, param)
+
+    def _current_norms(self) -> Tensor:
+        """‖W_b‖²_{2,μ} of every block as the last step left them, or taken anew where others have written since."""
+        if self._version_sum != self._sum_of_versions():
+            self._sum.start(self._spread(self._inner.measure_all()))
+            self._version_sum = self._sum_of_versions()
+        return self._sum.wait()
+
+    def _give_frozen_norms(self, numbers: StepNumbers) -> None:
+        values = numbers.on_host()
+        missing = [
+            planned
+            for planned in self.plan.blocks
+            if planned.scaled
+            and self.frozen_row_norm_sq(planned) is None
+            and self.plan.params[planned.param].grad is not None
+        ]
+        norms = [self.frozen_row_norm_sq(planned) or 0.0 for planned in self.plan.blocks]
+        if missing:
+            self._version_sum = -1
+            measured = self._current_norms().tolist()
+            for place, planned in enumerate(self.plan.blocks):
+                if planned in missing:
+                    self.keep_norm(planned, measured[place], values[self.plan.group_of[planned.param]].lr)
+                    norms[place] = measured[place]
+        if norms != self._kept:
+            self._inner.take_norms(torch.tensor(norms, dtype=torch.float64, device=self.plan.device)[self._places])
+            self._kept = norms
+
+    def _spread(self, of_parts: Tensor) -> Tensor:
+        """A number for every block, 0 for those of which this rank holds nothing."""
+        spread = torch.zeros(len(self.plan.blocks), dtype=torch.float64, device=self.plan.device)
+        spread[self._places] = of_parts
+        return spread
+
+    def _sum_of_versions(self) -> int:
+        return sum(self.plan.params[planned.param]._version for planned in self.plan.blocks)

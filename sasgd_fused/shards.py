@@ -1,0 +1,115 @@
+"""Parameters that are DTensors: the part that this rank holds, and sums over the ranks that hold the others."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+# A process group for each dimension of the mesh over which a parameter is dealt out.
+Groups = tuple[Any, ...]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor; as long as nobody has imported these, there are none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local_of(tensor: Any) -> Tensor:
+    """This rank's part of a DTensor, always the same object, or a plain tensor itself."""
+    local: Tensor = tensor._local_tensor if is_sharded(tensor) else tensor
+    return local
+
+
+def groups_of(tensor: Any) -> Groups:
+    """The process groups over which values of the local parts add up to those of the whole."""
+    if not is_sharded(tensor):
+        return ()
+    mesh = tensor.device_mesh
+    return tuple(mesh.get_group(dim) for dim, placement in enumerate(tensor.placements) if not placement.is_replicate())
+
+
+def local_as(tensor: Any, like: Any) -> Tensor:
+    """The local part of a tensor of the whole parameter's shape, dealt out as the parameter is.
+
+    Args:
+        tensor: a DTensor, or a plain tensor that every rank has as a whole.
+        like: the parameter, a DTensor.
+    """
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(tensor, DTensor):
+        tensor = distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+    if tensor.placements != like.placements:
+        local: Tensor = tensor.redistribute(placements=like.placements).to_local()
+        return local
+    return local_of(tensor)
+
+
+def whole_of(local: Tensor, like: Any) -> Tensor:
+    """The DTensor with this local part, dealt out as a parameter is."""
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
+class SumOverRanks:
+    """Adds up a vector with one float64 for each parameter, over the ranks that hold parts of it.
+
+    There is one transfer for each set of process groups, always of all its parameters: so a sum has the same bits
+    whenever it is taken.
+
+    Args:
+        params: the parameters.
+    """
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self._places: dict[Groups, list[int]] = {}
+        for place, param in enumerate(params):
+            self._places.setdefault(groups_of(param), []).append(place)
+        self._under_way: list[tuple[list[int], Tensor, Any]] = []
+        self._total: Tensor | None = None
+
+    @property
+    def groups(self) -> list[Any]:
+        """Every process group that takes part."""
+        return list(dict.fromkeys(group for groups in self._places for group in groups))
+
+    def start(self, local: Tensor) -> None:
+        """Begins to add up; the last transfer of each set goes on meanwhile."""
+        import torch.distributed as dist
+
+        self._total, self._under_way = local.clone(), []
+        for groups, places in self._places.items():
+            if groups:
+                part = local[places]
+                for group in groups[:-1]:
+                    dist.all_reduce(part, group=group)
+                self._under_way.append((places, part, dist.all_reduce(part, group=groups[-1], async_op=True)))
+
+    def wait(self) -> Tensor:
+        """The sums, after waiting for them; needs no other rank."""
+        assert self._total is not None, "nothing was started"
+        for places, part, work in self._under_way:
+            work.wait()
+            self._total[places] = part
+        self._under_way = []
+        return self._total
+
+    def is_under_way(self) -> bool:
+        """Whether `start` was called, and not `wait` since."""
+        return bool(self._under_way)
+
+    def any_of(self, flag: Tensor) -> bool:
+        """Whether a flag is set on any rank."""
+        import torch.distributed as dist
+
+        flag = flag.detach().clone()
+        for group in self.groups:
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=group)
+        return bool(flag.item())
