@@ -3,6 +3,7 @@
 from sasgd_fused.blocks import parameter_groups
 from sasgd_fused.optimizer import ScaleAmendedSGD
 from sasgd_fused.report import LayerReport, LayerRow
+from sasgd_fused.zero import zero_redundancy_arguments
 
-__all__ = ["LayerReport", "LayerRow", "ScaleAmendedSGD", "parameter_groups"]
+__all__ = ["LayerReport", "LayerRow", "ScaleAmendedSGD", "parameter_groups", "zero_redundancy_arguments"]
 __version__ = "0.1.0"

@@ -16,10 +16,13 @@ from sasgd_fused import checkpoint
 from sasgd_fused.backends import candidate_backends, make_backend
 from sasgd_fused.backends.base import Backend
 from sasgd_fused.blocks import check_block_options, find_blocks, parameter_name
+from sasgd_fused.compiled import StepInGraph
 from sasgd_fused.layout import has_layout_of, in_layout_of
 from sasgd_fused.options import Options, check_hyperparameters, read_numbers
-from sasgd_fused.plan import Structure, check_distinct, check_parameter, make_plans
+from sasgd_fused.plan import PlannedBlock, Structure, check_distinct, check_parameter, make_plans
+from sasgd_fused.release import GradientRelease
 from sasgd_fused.report import LayerReport, make_report
+from sasgd_fused.shards import is_sharded
 
 
 class ScaleAmendedSGD(Optimizer):
@@ -110,6 +113,7 @@ class ScaleAmendedSGD(Optimizer):
         self._head: Tensor | None = None
         self._head_rows = 1
         self._backends: list[Backend] | None = None
+        self._release = GradientRelease(self._update_one)
         self._structure = Structure([])
         defaults = {
             "lr": lr,
@@ -184,21 +188,28 @@ class ScaleAmendedSGD(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         if torch.compiler.is_compiling():
-            self._update_outside_graph()
+            self._step_in_graph()
         else:
             self._update()
         return loss
 
-    @torch._disable_dynamo  # type: ignore[attr-defined]
-    def _update_outside_graph(self) -> None:
-        self._update()  # addresses and version counters are nothing that a graph could hold
-
     def _update(self) -> None:
-        backends = self._current_backends()
+        self._current_backends()
+        if self._release.is_attached:
+            self._release.attach(param for group in self.param_groups for param in group["params"])
+        self._run(lambda backends: backends)
+
+    def _update_one(self, param: Tensor) -> None:
+        if self._backends is None:
+            self._make_backends()
+        self._run(lambda backends: [backend for backend in backends if backend.plan.params[0] is param])
+
+    def _run(self, choose: Callable[[list[Backend]], list[Backend]]) -> None:
         numbers = read_numbers(self.param_groups, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        backends = choose(self._backends or [])
         try:
             if not all(backend.prepare() for backend in backends):
-                backends = self._make_backends()
+                backends = choose(self._make_backends())
                 for backend in backends:
                     backend.prepare()
             for backend in backends:
@@ -206,6 +217,29 @@ class ScaleAmendedSGD(Optimizer):
         finally:
             for backend in backends:
                 backend.release_gradients()
+
+    def release_gradients_in_backward(self) -> GradientRelease:
+        """Has backward update each parameter as soon as its gradient is there, and free the gradient at once.
+
+        So the gradients of a network are never in memory all together. The norms that the scales need are those that
+        the step before left, so nothing has to be known of other parameters. `step` goes on to be called, for
+        schedulers and hooks; it updates what was given a gradient otherwise.
+
+        Each backward is a step: gradients are not accumulated over several. What needs all gradients at once does not
+        work with it: clipping by their global norm, GradScaler, and the averaging of DistributedDataParallel, which
+        comes after the update.
+
+        Returns:
+            A handle; its `remove` ends it. Calling this twice gives the same handle.
+
+        Example:
+            >>> optimizer.release_gradients_in_backward()
+            >>> loss.backward()  # updates the weights
+            >>> optimizer.step()
+        """
+        self._release.attach(param for group in self.param_groups for param in group["params"])
+        self._current_backends()
+        return self._release
 
     def layer_report(self) -> LayerReport:
         """Reports, for each block, its norms, backward factor, scale and effective learning rate.
@@ -216,8 +250,13 @@ class ScaleAmendedSGD(Optimizer):
         backends = self._current_backends()
         if not all(backend.plan.is_current() for backend in backends):
             backends = self._make_backends()
-        self._settle()
+        for backend in backends:
+            backend.settle()
         return make_report(backends, read_numbers(self.param_groups).on_host())
+
+    def planned_blocks(self) -> list[PlannedBlock]:
+        """The blocks of all devices, with their backward factors."""
+        return [planned for backend in self._current_backends() for planned in backend.plan.blocks]
 
     def refresh_norms(self) -> None:
         """Has the next step take the norms anew from the weights.
@@ -266,7 +305,7 @@ class ScaleAmendedSGD(Optimizer):
             handle.remove()
         for param, state in self.state.items():
             buffer = state.get("momentum_buffer") if isinstance(param, Tensor) else None
-            if buffer is not None and not has_layout_of(buffer, param):
+            if buffer is not None and not is_sharded(param) and not has_layout_of(buffer, param):
                 state["momentum_buffer"] = in_layout_of(buffer, param, buffer.dtype)
         if foreign:
             warnings.warn(
@@ -286,6 +325,8 @@ class ScaleAmendedSGD(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._backends = None
+        if not hasattr(self, "_release"):  # a copy, or from a file
+            self._release = GradientRelease(self._update_one)
 
     def _find_head(self) -> None:
         """The head is the last block at construction, or of the first group that brings any."""
@@ -299,6 +340,8 @@ class ScaleAmendedSGD(Optimizer):
         backends = self._backends
         if backends is None or not self._structure.holds_for(self.param_groups):
             return self._make_backends()
+        if self._are_apart != self._release.is_attached:
+            return self._make_backends()
         if any(backend.state is not self.state for backend in backends):  # optimizer.state = ...
             return self._make_backends()
         return backends
@@ -308,6 +351,7 @@ class ScaleAmendedSGD(Optimizer):
         backends = self._backends or []
         for backend in backends:
             backend.settle()
+            backend.warn_if_stale()
         return [param for backend in backends for param in backend.unstarted()]
 
     def _make_backends(self) -> list[Backend]:
@@ -317,10 +361,19 @@ class ScaleAmendedSGD(Optimizer):
                 del backend.state[param]["momentum_buffer"]
         for group in self.param_groups:
             check_block_options(group)
-        plans = make_plans(self.param_groups, self._options, self._initial_groups or 0, self._head, self._head_rows)
+        self._are_apart = self._release.is_attached
+        plans = make_plans(
+            self.param_groups,
+            self._options,
+            self._initial_groups or 0,
+            self._head,
+            self._head_rows,
+            apart=self._are_apart,
+        )
         backends = []
         for plan in plans:
             backends.append(make_backend(plan, self.state, self._candidates))
         self._backends = backends
         self._structure = Structure(self.param_groups)
+        self._step_in_graph = StepInGraph(self._update, [param for plan in plans for param in plan.params])
         return backends

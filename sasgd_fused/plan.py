@@ -132,7 +132,12 @@ class Structure:
 
 
 def make_plans(
-    groups: Sequence[Mapping[str, Any]], options: Options, initial_groups: int, head: Tensor | None, head_rows: int
+    groups: Sequence[Mapping[str, Any]],
+    options: Options,
+    initial_groups: int,
+    head: Tensor | None,
+    head_rows: int,
+    apart: bool = False,
 ) -> list[StepPlan]:
     """Makes one plan for every device that holds parameters.
 
@@ -142,35 +147,32 @@ def make_plans(
         initial_groups: how many groups there were at construction.
         head: the parameter of the last block at construction; None if there were no blocks.
         head_rows: its rows then, n_B.
+        apart: makes one for every parameter instead, so that each can be updated by itself.
     """
     blocks = find_blocks(groups, initial_groups)
     block_params = [groups[block.group]["params"][block.position] for block in blocks]
     output_width = options.output_width or head_rows
     factors = dict(zip(blocks, backward_factors(blocks, block_params, options, output_width), strict=True))
 
-    devices = dict.fromkeys(param.device for group in groups for param in group["params"])
+    parts: dict[Any, list[tuple[int, int]]] = {}
+    for index, group in enumerate(groups):
+        for position, param in enumerate(group["params"]):
+            parts.setdefault((index, position) if apart else param.device, []).append((index, position))
     plans = []
-    for device in devices:
-        params: list[Tensor] = []
-        names: list[str] = []
-        group_of: list[int] = []
-        places: dict[tuple[int, int], int] = {}
-        for index, group in enumerate(groups):
-            for position, param in enumerate(group["params"]):
-                if param.device == device:
-                    places[index, position] = len(params)
-                    params.append(param)
-                    names.append(parameter_name(group, index, position))
-                    group_of.append(index)
-        here = [block for block in blocks if (block.group, block.position) in places]
+    for places in parts.values():
+        params = [groups[index]["params"][position] for index, position in places]
+        names = [parameter_name(groups[index], index, position) for index, position in places]
+        order = {place: k for k, place in enumerate(places)}
+        here = [block for block in blocks if (block.group, block.position) in order]
         columns = effective_columns(here, [factors[block] for block in here])
         planned = []
         for block, effective in zip(here, columns, strict=True):
-            index = places[block.group, block.position]
-            scaled = block.amend and not (params[index] is head and options.head == "plain")
-            planned.append(PlannedBlock(index, block, effective, factors[block], scaled))
+            k = order[block.group, block.position]
+            scaled = block.amend and not (params[k] is head and options.head == "plain")
+            planned.append(PlannedBlock(k, block, effective, factors[block], scaled))
+        group_of = [index for index, _ in places]
         signatures = [_signature(param) for param in params]
-        plans.append(StepPlan(device, params, names, group_of, planned, options, signatures))
+        plans.append(StepPlan(params[0].device, params, names, group_of, planned, options, signatures))
     return plans
 
 

@@ -1,43 +1,160 @@
-"""A training step compiled as a whole does what it does uncompiled; the optimizer's part runs outside the graph."""
+"""A compiled training step does what it does uncompiled, in one graph where torch can make one, for any schedule."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim.lr_scheduler import ExponentialLR
 
 from sasgd_fused import ScaleAmendedSGD, parameter_groups
 from tests.helpers import DEVICE, backends
 
+# Of torch's own, about the profiler and about dynamo itself.
+pytestmark = pytest.mark.filterwarnings("ignore")
 
-def losses(backend: str, compiled: bool) -> list[float]:
-    torch.manual_seed(0)
-    inputs, labels = torch.randn(16, 4).to(DEVICE), torch.randint(0, 3, (16,)).to(DEVICE)
-    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).to(DEVICE)
-    optimizer = ScaleAmendedSGD(parameter_groups(model), lr=0.05, momentum=0.9, backend=backend)
-    schedule = ExponentialLR(optimizer, 0.9)
 
-    def step() -> Tensor:
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(inputs), labels)
+class Training:
+    """A model, its optimizer and schedule, and something else that reads the weights."""
+
+    def __init__(self, backend: str, **options: Any) -> None:
+        torch.manual_seed(0)
+        self.inputs, self.labels = torch.randn(16, 4).to(DEVICE), torch.randint(0, 3, (16,)).to(DEVICE)
+        self.model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).to(DEVICE)
+        self.model[2].bias.requires_grad_(False)  # it has no gradient
+        self.optimizer = ScaleAmendedSGD(
+            parameter_groups(self.model), lr=0.05, momentum=0.9, backend=backend, **options
+        )
+        self.average = self.model[0].weight.detach().clone()
+
+    def lower(self) -> None:
+        """As a schedule does."""
+        for group in self.optimizer.param_groups:
+            group["lr"] *= 0.9
+
+    def backward(self) -> Tensor:
+        loss = nn.functional.cross_entropy(self.model(self.inputs), self.labels)
         loss.backward()
-        optimizer.step()
+        return loss.detach()
+
+    def step(self) -> None:
+        """Others read the weights before and after, in the same graph."""
+        weight = self.model[0].weight
+        with torch.no_grad():
+            before = weight * 2
+        self.optimizer.step()
+        with torch.no_grad():
+            self.average.lerp_(weight + before, 0.5)
+
+    def whole(self) -> Tensor:
+        loss = self.backward()
+        self.step()
+        for param in self.model.parameters():
+            param.grad = None
         return loss
 
-    run = torch.compile(step, backend="eager") if compiled else step
-    seen = []
-    for _ in range(6):
-        seen.append(run().item())
-        schedule.step()
-    return seen
+
+def assert_same(ours: Training, theirs: Training) -> None:
+    for a, b in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(ours.average, theirs.average)
+    assert not any(row.stale_steps for row in ours.optimizer.layer_report())
+
+
+def compiled(function: Callable[[], Any], compiler: str) -> tuple[Callable[[], Any], CompileCounterWithBackend]:
+    """In one graph, or not at all; and what counts the compilations."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend(compiler)
+    return torch.compile(function, backend=counter, fullgraph=True), counter
 
 
 @pytest.mark.parametrize("backend", backends())
-@pytest.mark.filterwarnings("ignore")  # of torch's own, about the profiler and about dynamo itself
-def test_a_compiled_step(backend: str) -> None:
+@pytest.mark.parametrize("options", [{}, {"norms": "freeze"}], ids=["track", "freeze"])
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+def test_the_optimizer_breaks_no_graph(compiler: str, options: dict[str, Any], backend: str) -> None:
+    """The second compiler hands copies of the parameters to the step, and copies them back."""
+    ours, theirs = Training(backend, **options), Training(backend, **options)
+    step, counter = compiled(ours.step, compiler)
+    for _ in range(5):
+        for training, run in ((ours, step), (theirs, theirs.step)):
+            training.backward()
+            run()
+            training.optimizer.zero_grad()
+            training.lower()
+        assert_same(ours, theirs)
+    assert counter.frame_count == 1, "a new learning rate compiles nothing anew"
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_a_whole_training_step_in_one_graph(compiler: str) -> None:
+    """Backward too, where torch is told to trace it: then the gradients are not in the parameters when it steps."""
+    ours, theirs = Training("foreach"), Training("foreach")
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        whole, counter = compiled(ours.whole, compiler)
+        for _ in range(4):
+            torch.testing.assert_close(whole(), theirs.whole())
+            for training in (ours, theirs):
+                training.lower()
+    assert_same(ours, theirs)
+    assert all(param.grad is None for param in ours.model.parameters())
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_a_training_step_as_it_is_mostly_compiled(backend: str) -> None:
+    """Torch itself breaks the graph at `zero_grad`, at `backward`, and at a step that a scheduler watches."""
+    ours, theirs = Training(backend), Training(backend)
+    schedules = [ExponentialLR(training.optimizer, 0.9) for training in (ours, theirs)]
     torch._dynamo.reset()
-    frames = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    assert losses(backend, compiled=True) == pytest.approx(losses(backend, compiled=False), rel=1e-6)
-    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"] - frames
-    assert graphs == 1, "a new learning rate compiles nothing anew, and nothing of the optimizer is traced"
+    torch._dynamo.utils.counters.clear()
+
+    def whole(training: Training) -> None:
+        training.optimizer.zero_grad()
+        training.backward()
+        training.step()
+
+    run = torch.compile(lambda: whole(ours), backend="eager")
+    graphs = []
+    for _ in range(6):
+        run()
+        whole(theirs)
+        for schedule in schedules:
+            schedule.step()
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert_same(ours, theirs)
+    assert graphs[2:] == graphs[2:3] * 4, "a new learning rate compiles nothing anew"
+    for told in torch._dynamo.utils.counters["graph_break"]:
+        assert re.search(r"Optimizer.zero_grad|Tensor.backward|optim/lr_scheduler.py", told), told
+
+
+def test_graphs_know_their_optimizer_and_their_parameters() -> None:
+    """Two optimizers of one class, new parameters, and an error in a step."""
+    first, second = Training("foreach"), Training("foreach")
+    torch._dynamo.reset()
+    run = torch.compile(lambda training: training.optimizer.step(), backend="eager", fullgraph=True)
+    before = second.model[0].weight.detach().clone()
+    for training in (first, second):
+        training.backward()
+    run(first)
+    assert torch.equal(second.model[0].weight, before)
+    run(second)
+    assert_same(first, second)
+
+    extra = [nn.Parameter(torch.ones(2, 4, device=DEVICE)) for _ in range(2)]
+    for training, param, step in ((first, extra[0], run), (second, extra[1], lambda t: t.optimizer.step())):
+        training.optimizer.add_param_group({"params": [("extra", param)]})
+        param.grad = torch.ones_like(param)
+        step(training)
+    assert torch.equal(*extra) and not torch.equal(extra[0], torch.ones_like(extra[0]))
+
+    first.optimizer.param_groups[0]["momentum"] = "high"
+    before = first.model[0].weight.detach().clone()
+    with pytest.raises(TypeError, match="momentum of parameter group 0: got 'high'"):
+        run(first)
+    assert torch.equal(first.model[0].weight, before)
+    assert first.model[0].weight.grad is not None

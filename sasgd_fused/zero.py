@@ -1,0 +1,64 @@
+"""Arguments for torch's ZeroRedundancyOptimizer, which gives each rank an optimizer of some of the parameters."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from sasgd_fused.blocks import parameter_groups
+from sasgd_fused.optimizer import ScaleAmendedSGD
+
+
+def zero_redundancy_arguments(
+    model: nn.Module,
+    factors: str | Mapping[Any, float] = "width",
+    head: str = "amended",
+    output_width: int | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Makes arguments for ZeroRedundancyOptimizer by which each rank takes the steps of one optimizer for all.
+
+    A rank's optimizer sees its own parameters alone, the largest first and without names: its last block is not the
+    head, and equation (23) would be multiplied over its own blocks. So the backward factors m_b, which follow from
+    shapes, are taken here from the whole model, and a plain head gets ``amend=False``.
+
+    Args:
+        model: the network, with the same parameters on every rank.
+        factors: as in `ScaleAmendedSGD`, as are the following.
+        head: ``"amended"`` or ``"plain"``.
+        output_width: n_B, if it is not the rows of the last block.
+        options: others of `ScaleAmendedSGD` that are no hyperparameters, such as ``decay``, ``norms``, ``backend``.
+
+    Returns:
+        ``params`` and ``optimizer_class``. Hyperparameters are given to ZeroRedundancyOptimizer.
+
+    Raises:
+        TypeError, ValueError: an option is not what is wanted.
+
+    Example:
+        >>> arguments = zero_redundancy_arguments(model, head="plain", norms="freeze", decay="shape")
+        >>> optimizer = ZeroRedundancyOptimizer(**arguments, lr=0.01, momentum=0.9)
+    """
+    whole = ScaleAmendedSGD(parameter_groups(model), factors=factors, head=head, output_width=output_width, **options)
+    # ZeroRedundancyOptimizer deals out a group's parameters, but not lists that belong to them: numbers only.
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    mapping = {}
+    params = dict(model.named_parameters())
+    for planned in whole.planned_blocks():
+        param = params.pop(planned.block.name)
+        mapping[param] = planned.backward_factor
+        matrix: tuple[int | None, int | None] = planned.block.rows, planned.block.columns
+        if matrix == param.shape[:2]:
+            matrix = None, None
+        rows, columns = matrix
+        group = {"params": [], "amend": planned.scaled, "rows": rows, "columns": columns}
+        groups.setdefault((planned.scaled, *matrix), group)["params"].append(param)
+    rest = [{"params": list(params.values()), "amend": False}] if params else []
+    return {
+        "params": [*rest, *groups.values()],
+        # Not among the arguments, which become part of each checkpoint, with the parameters as keys.
+        "optimizer_class": functools.partial(ScaleAmendedSGD, factors=mapping, **options),
+    }
