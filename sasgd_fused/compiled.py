@@ -20,42 +20,52 @@ class StepInGraph:
 
     Args:
         update: takes a step with the parameters' gradients.
+
+    Attributes:
         params: all parameters. They are traced instead of the optimizer's groups: a graph that has looked there holds
             for the present hyperparameters alone.
     """
 
-    def __init__(self, update: Callable[[], None], params: list[Tensor]) -> None:
+    def __init__(self, update: Callable[[], None]) -> None:
+        self.params: list[Tensor] = []
         self._update = WeakMethod(update)
-        self._params = params
         self._number = next(_numbers)
         _steps[self._number] = self
 
     def __call__(self) -> None:
         """Is traced."""
-        places = [place for place, param in enumerate(self._params) if param.grad is not None]
-        params = [self._params[place] for place in places]
+        places = [place for place, param in enumerate(self.params) if param.grad is not None]
+        params = [self.params[place] for place in places]
         torch.ops.sasgd_fused.step(params, [param.grad for param in params], places, self._number)
 
     def run(self, params: list[Tensor], grads: list[Tensor], places: list[int]) -> None:
         """Is what the operator does; see `_step`."""
         update = self._update()
         assert update, "the optimizer is alive: its step is being taken"
-        before = [param.grad for param in self._params]
+        own = [self.params[place] for place in places]
+        with torch.no_grad():
+            # A graph may keep what it has written so far apart, and have its present weights updated in a copy.
+            apart = [(p, given, p.clone()) for p, given in zip(own, params, strict=True) if _differ(p, given)]
+            for param, given, _ in apart:
+                param.copy_(given)
+        gradients = [param.grad for param in self.params]
         try:
-            for param in self._params:
+            for param in self.params:
                 param.grad = None
-            for place, grad in zip(places, grads, strict=True):
-                self._params[place].grad = grad
+            for param, grad in zip(own, grads, strict=True):
+                param.grad = grad
             update()
         finally:
-            for param, kept in zip(self._params, before, strict=True):
+            for param, kept in zip(self.params, gradients, strict=True):
                 param.grad = kept
-        for given, place in zip(params, places, strict=True):
-            param = self._params[place].detach()
-            if given.data_ptr() != param.data_ptr():
-                updated = param.clone()
-                param.copy_(given)  # the graph may still read it, and will copy the other one there
-                given.copy_(updated)
+            with torch.no_grad():
+                for param, given, before in apart:
+                    given.copy_(param)
+                    param.copy_(before)
+
+
+def _differ(param: Tensor, given: Tensor) -> bool:
+    return param.data_ptr() != given.data_ptr()
 
 
 _steps: WeakValueDictionary[int, StepInGraph] = WeakValueDictionary()
@@ -66,12 +76,15 @@ _numbers = itertools.count()
     "sasgd_fused::step",
     mutates_args=("params",),
     schema="(Tensor(a!)[] params, Tensor[] grads, int[] places, int number) -> ()",
+    tags=(torch.Tag.cudagraph_unsafe,),  # a replay would run nothing of Python
 )
 def _step(params: list[Tensor], grads: list[Tensor], places: list[int], number: int) -> None:
     """Takes a step.
 
+    Torch counts a write to each parameter besides the step's own, so the next step takes the norms by a pass.
+
     Args:
-        params: those that have a gradient; or copies, to be updated instead, which the graph copies back later.
+        params: those that have a gradient; or copies, to be updated instead.
         grads: their gradients, which may not be in the parameters yet.
         places: where they stand among all parameters.
         number: of the `StepInGraph`.

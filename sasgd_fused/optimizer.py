@@ -114,6 +114,7 @@ class ScaleAmendedSGD(Optimizer):
         self._head_rows = 1
         self._backends: list[Backend] | None = None
         self._release = GradientRelease(self._update_one)
+        self._step_in_graph = StepInGraph(self._update)
         self._structure = Structure([])
         defaults = {
             "lr": lr,
@@ -187,29 +188,37 @@ class ScaleAmendedSGD(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if torch.compiler.is_compiling():
-            self._step_in_graph()
-        else:
+        if not torch.compiler.is_compiling():
             self._update()
+        elif any(map(is_sharded, self._step_in_graph.params)):
+            self._update_outside_graph()
+        else:
+            self._step_in_graph()
         return loss
 
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def _update_outside_graph(self) -> None:
+        self._update()  # an operator on DTensors would need to know how they are dealt out
+
     def _update(self) -> None:
-        self._current_backends()
-        if self._release.is_attached:
+        backends = self._current_backends()
+        if self._release.is_on:
             self._release.attach(param for group in self.param_groups for param in group["params"])
-        self._run(lambda backends: backends)
+            backends = [backend for backend in backends if backend.plan.params[0].grad is not None]
+        self._run(backends)
 
     def _update_one(self, param: Tensor) -> None:
         if self._backends is None:
             self._make_backends()
-        self._run(lambda backends: [backend for backend in backends if backend.plan.params[0] is param])
+        if backend := self._backend_of.get(param):
+            self._run([backend])
 
-    def _run(self, choose: Callable[[list[Backend]], list[Backend]]) -> None:
+    def _run(self, backends: list[Backend]) -> None:
         numbers = read_numbers(self.param_groups, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
-        backends = choose(self._backends or [])
         try:
             if not all(backend.prepare() for backend in backends):
-                backends = choose(self._make_backends())
+                chosen = {backend.plan.params[0] for backend in backends}
+                backends = [backend for backend in self._make_backends() if backend.plan.params[0] in chosen]
                 for backend in backends:
                     backend.prepare()
             for backend in backends:
@@ -225,7 +234,8 @@ class ScaleAmendedSGD(Optimizer):
         the step before left, so nothing has to be known of other parameters. `step` goes on to be called, for
         schedulers and hooks; it updates what was given a gradient otherwise.
 
-        Each backward is a step: gradients are not accumulated over several. What needs all gradients at once does not
+        Each backward is a step: gradients are not accumulated over several. Options of groups that decide on blocks,
+        such as ``amend``, hold from the `step` after their change on. What needs all gradients at once does not
         work with it: clipping by their global norm, GradScaler, and the averaging of DistributedDataParallel, which
         comes after the update.
 
@@ -248,7 +258,7 @@ class ScaleAmendedSGD(Optimizer):
             A tuple of rows, input first, that prints as a table. Its figures are those of a step taken now.
         """
         backends = self._current_backends()
-        if not all(backend.plan.is_current() for backend in backends):
+        if not all(backend.is_current() for backend in backends):
             backends = self._make_backends()
         for backend in backends:
             backend.settle()
@@ -327,6 +337,8 @@ class ScaleAmendedSGD(Optimizer):
         self._backends = None
         if not hasattr(self, "_release"):  # a copy, or from a file
             self._release = GradientRelease(self._update_one)
+            self._step_in_graph = StepInGraph(self._update)
+            self._step_in_graph.params = [param for group in self.param_groups for param in group["params"]]
 
     def _find_head(self) -> None:
         """The head is the last block at construction, or of the first group that brings any."""
@@ -340,7 +352,7 @@ class ScaleAmendedSGD(Optimizer):
         backends = self._backends
         if backends is None or not self._structure.holds_for(self.param_groups):
             return self._make_backends()
-        if self._are_apart != self._release.is_attached:
+        if self._are_apart != self._release.is_on:
             return self._make_backends()
         if any(backend.state is not self.state for backend in backends):  # optimizer.state = ...
             return self._make_backends()
@@ -361,7 +373,7 @@ class ScaleAmendedSGD(Optimizer):
                 del backend.state[param]["momentum_buffer"]
         for group in self.param_groups:
             check_block_options(group)
-        self._are_apart = self._release.is_attached
+        self._are_apart = self._release.is_on
         plans = make_plans(
             self.param_groups,
             self._options,
@@ -374,6 +386,7 @@ class ScaleAmendedSGD(Optimizer):
         for plan in plans:
             backends.append(make_backend(plan, self.state, self._candidates))
         self._backends = backends
+        self._backend_of = {backend.plan.params[0]: backend for backend in backends} if self._are_apart else {}
         self._structure = Structure(self.param_groups)
-        self._step_in_graph = StepInGraph(self._update, [param for plan in plans for param in plan.params])
+        self._step_in_graph.params = [param for group in self.param_groups for param in group["params"]]
         return backends

@@ -159,7 +159,11 @@ def make_plans(
         for position, param in enumerate(group["params"]):
             parts.setdefault((index, position) if apart else param.device, []).append((index, position))
     plans = []
-    for places in parts.values():
+    all_places = list(parts.values())
+    if apart:  # then reports go from plan to plan: blocks from input to output
+        order_of_blocks = {(block.group, block.position): place for place, block in enumerate(blocks)}
+        all_places.sort(key=lambda places: order_of_blocks.get(places[0], -1))
+    for places in all_places:
         params = [groups[index]["params"][position] for index, position in places]
         names = [parameter_name(groups[index], index, position) for index, position in places]
         order = {place: k for k, place in enumerate(places)}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from weakref import WeakMethod
+import weakref
+from collections.abc import Callable, Iterable, MutableMapping
 
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class GradientRelease:
@@ -17,26 +18,29 @@ class GradientRelease:
     """
 
     def __init__(self, update: Callable[[Tensor], None]) -> None:
-        self._update = WeakMethod(update)  # the parameters hold the hooks: they shall not keep the optimizer
-        self._handles: dict[Tensor, RemovableHandle] = {}
+        self._update = weakref.WeakMethod(update)
+        self._handles: MutableMapping[Tensor, RemovableHandle] = WeakTensorKeyDictionary()
+        self.is_on = False
 
     def attach(self, params: Iterable[Tensor]) -> None:
         """Takes up the parameters that get gradients and are not taken up yet."""
+        self.is_on = True
+        release = weakref.WeakMethod(self._release)
+
+        def hook(param: Tensor) -> None:  # parameters hold it, so it must hold nothing that holds them
+            if run := release():
+                run(param)
+
         for param in params:
             if param.requires_grad and param not in self._handles:
-                hook = param.register_post_accumulate_grad_hook(self._release)  # type: ignore[no-untyped-call]
-                self._handles[param] = hook
+                self._handles[param] = param.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def remove(self) -> None:
         """Leaves gradients as they are from now on, for `step`."""
         for handle in self._handles.values():
             handle.remove()
-        self._handles = {}
-
-    @property
-    def is_attached(self) -> bool:
-        """Whether gradients are released."""
-        return bool(self._handles)
+        self._handles.clear()
+        self.is_on = False
 
     def _release(self, param: Tensor) -> None:
         if update := self._update():

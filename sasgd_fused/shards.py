@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # A process group for each dimension of the mesh over which a parameter is dealt out.
@@ -66,19 +67,16 @@ class SumOverRanks:
 
     Args:
         params: the parameters.
+        device: of the vectors.
     """
 
-    def __init__(self, params: Sequence[Tensor]) -> None:
-        self._places: dict[Groups, list[int]] = {}
+    def __init__(self, params: Sequence[Tensor], device: torch.device) -> None:
+        places: dict[Groups, list[int]] = {}
         for place, param in enumerate(params):
-            self._places.setdefault(groups_of(param), []).append(place)
-        self._under_way: list[tuple[list[int], Tensor, Any]] = []
+            places.setdefault(groups_of(param), []).append(place)
+        self._places = {groups: torch.tensor(of_groups).to(device) for groups, of_groups in places.items() if groups}
+        self._under_way: list[tuple[Tensor, Tensor, Any]] = []
         self._total: Tensor | None = None
-
-    @property
-    def groups(self) -> list[Any]:
-        """Every process group that takes part."""
-        return list(dict.fromkeys(group for groups in self._places for group in groups))
 
     def start(self, local: Tensor) -> None:
         """Begins to add up; the last transfer of each set goes on meanwhile."""
@@ -86,11 +84,10 @@ class SumOverRanks:
 
         self._total, self._under_way = local.clone(), []
         for groups, places in self._places.items():
-            if groups:
-                part = local[places]
-                for group in groups[:-1]:
-                    dist.all_reduce(part, group=group)
-                self._under_way.append((places, part, dist.all_reduce(part, group=groups[-1], async_op=True)))
+            part = local[places]
+            for group in groups[:-1]:
+                dist.all_reduce(part, group=group)
+            self._under_way.append((places, part, dist.all_reduce(part, group=groups[-1], async_op=True)))
 
     def wait(self) -> Tensor:
         """The sums, after waiting for them; needs no other rank."""
@@ -101,15 +98,12 @@ class SumOverRanks:
         self._under_way = []
         return self._total
 
-    def is_under_way(self) -> bool:
-        """Whether `start` was called, and not `wait` since."""
-        return bool(self._under_way)
 
-    def any_of(self, flag: Tensor) -> bool:
-        """Whether a flag is set on any rank."""
-        import torch.distributed as dist
+def is_set_anywhere(flag: Tensor, params: Sequence[Tensor]) -> bool:
+    """Whether a flag is set on any of the ranks that hold parts of these parameters; waits for them."""
+    import torch.distributed as dist
 
-        flag = flag.detach().clone()
-        for group in self.groups:
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=group)
-        return bool(flag.item())
+    flag = flag.detach().clone()
+    for group in dict.fromkeys(group for param in params for group in groups_of(param)):
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=group)
+    return bool(flag.item())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from typing import Any
@@ -158,3 +159,48 @@ def test_graphs_know_their_optimizer_and_their_parameters() -> None:
         run(first)
     assert torch.equal(first.model[0].weight, before)
     assert first.model[0].weight.grad is not None
+
+
+def write_and_step(training: Training) -> None:
+    with torch.no_grad():
+        training.model[0].weight.mul_(2)
+    training.step()
+
+
+def step_twice(training: Training) -> None:
+    training.step()
+    training.step()
+
+
+@pytest.mark.parametrize("body", [write_and_step, step_twice])
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
+def test_what_the_graph_has_written_before_a_step_is_stepped_from(
+    compiler: str, body: Callable[[Training], None]
+) -> None:
+    ours, theirs = Training("foreach"), Training("foreach")
+    run, _ = compiled(lambda: body(ours), compiler)
+    for _ in range(2):
+        for training, step in ((ours, run), (theirs, lambda: body(theirs))):
+            training.backward()
+            step()
+            training.optimizer.zero_grad()
+        assert_same(ours, theirs)
+
+
+def test_copies_and_checkpoints_compile_nothing_anew() -> None:
+    ours, theirs = Training("foreach"), Training("foreach")
+    ours = copy.deepcopy(ours)
+    run, counter = compiled(ours.step, "eager")
+    for _ in range(3):
+        for training, step in ((ours, run), (theirs, theirs.step)):
+            training.backward()
+            step()
+            training.optimizer.load_state_dict(training.optimizer.state_dict())
+            training.optimizer.zero_grad()
+        assert_same(ours, theirs)
+    assert counter.frame_count == 1
+
+
+def test_no_cuda_graph_holds_a_step() -> None:
+    """A replay would run nothing of the host's part."""
+    assert torch.Tag.cudagraph_unsafe in torch.ops.sasgd_fused.step.default.tags

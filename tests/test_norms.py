@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable
 
@@ -184,7 +185,8 @@ def test_a_step_with_lr_0_freezes_nothing(backend: str) -> None:
     optimizer = ScaleAmendedSGD(parameter_groups(model), lr=0.0, momentum=0.9, backend=backend, norms="freeze")
     give_gradients(model, 0)
     optimizer.step()
-    assert not any("row_norm_sq" in state for state in states_of(optimizer, model.parameters()))
+    norms = [state.get("row_norm_sq", math.nan) for state in states_of(optimizer, model.parameters())]
+    assert all(map(math.isnan, norms)), "none, though torch.distributed.checkpoint sees that there will be"
     other_weights(model)
     expected = optimizer.layer_report()
     for group in optimizer.param_groups:

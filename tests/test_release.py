@@ -150,6 +150,31 @@ def test_copies_do_not_release_and_the_dead_do_not_either() -> None:
     assert all(map(torch.equal, model.parameters(), before))
 
 
+def test_released_parameters_are_freed() -> None:
+    """Hooks that hold what holds their parameter would keep it for ever: nobody looks for cycles there."""
+    model = network()
+    optimizer = ScaleAmendedSGD(parameter_groups(model), **TRACK)
+    optimizer.release_gradients_in_backward()
+    train(model, optimizer, range(2), True)
+    kept = weakref.ref(model[0].weight)
+    del model, optimizer
+    gc.collect()
+    assert kept() is None
+
+
+def test_frozen_parameters_are_taken_up_later_and_blocks_stay_in_their_order() -> None:
+    model = network()
+    model.requires_grad_(False)
+    optimizer = ScaleAmendedSGD(list(model[1].parameters()), **TRACK)
+    optimizer.release_gradients_in_backward()
+    optimizer.add_param_group({"params": list(model[0].parameters())})
+    model.requires_grad_(True)
+    optimizer.step()
+    loss_of(model, 0).backward()
+    assert all(param.grad is None for param in (*model[0].parameters(), *model[1].parameters()))
+    assert [row.name for row in optimizer.layer_report()] == ["parameter 0 of group 1", "parameter 0 of group 0"]
+
+
 class Peak:
     """The most memory that was in use, in bytes, as the profiler saw it from the first allocation on."""
 

@@ -150,3 +150,94 @@ def test_what_happens_between_steps(backend: str) -> None:
         optimizer = optimizer_for(model, rule, backend="reference")
         train_through(model, optimizer, event)
         assert_outcome(actual, outcome(model, optimizer), f"{rule}, {event.__name__}")
+
+
+def in_part_sharded() -> nn.Sequential:
+    """The layers in the middle alone; the others' parameters are plain, the same on all ranks."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = network()
+    fully_shard(model[2])
+    return model
+
+
+def train_in_part(rank: int, backend: str) -> list[dict[str, Any]]:
+    outcomes = []
+    for rule in RULES:
+        model = in_part_sharded()
+        optimizer = optimizer_for(model, rule, backend=backend)
+        train(model, optimizer, range(2))
+        refresh(model, optimizer)
+        train(model, optimizer, range(2, 4))
+        outcomes.append(outcome(model, optimizer))
+    return outcomes
+
+
+@pytest.mark.parametrize("backend", backends(["native", "foreach"]))
+def test_plain_parameters_beside_sharded_ones(backend: str) -> None:
+    for actuals in run_ranks(2, train_in_part, backend):
+        for rule, actual in zip(RULES, actuals, strict=True):
+            model = network()
+            optimizer = optimizer_for(model, rule, backend="reference")
+            train(model, optimizer, range(2))
+            refresh(model, optimizer)
+            train(model, optimizer, range(2, 4))
+            assert_outcome(actual, outcome(model, optimizer), rule)
+
+
+def run_with(manner: str, model: nn.Module, part: int = 0, parts: int = 1) -> dict[str, Any]:
+    optimizer = optimizer_for(model, "freeze")
+    step: Callable[[], object] = optimizer.step
+    if manner == "momentum later":
+        for group in optimizer.param_groups:
+            group["momentum"] = 0.0
+    elif manner == "released":
+        optimizer.release_gradients_in_backward()
+    elif manner == "compiled":
+        step = torch.compile(lambda: optimizer.step(), backend="eager")
+    elif manner == "replaced":
+        train(model, optimizer, range(1), part, parts)
+        model.double().float()
+    for number in range(3):
+        optimizer.zero_grad()
+        backward(model, number, part, parts)
+        step()
+        for group in optimizer.param_groups:
+            group["momentum"] = 0.9
+    return outcome(model, optimizer)
+
+
+MANNERS = ["momentum later", "released", "compiled", "replaced"]
+
+
+def run_manners(rank: int) -> list[dict[str, Any]]:
+    outcomes = []
+    for manner in MANNERS:
+        model = network()
+        outcomes.append(run_with(manner, model, *shard(model, "fully sharded")))
+    return outcomes
+
+
+@pytest.mark.filterwarnings("ignore")  # of dynamo's
+def test_manners_of_stepping() -> None:
+    for actuals in run_ranks(2, run_manners):
+        for manner, actual in zip(MANNERS, actuals, strict=True):
+            assert_outcome(actual, run_with(manner, network()), manner)
+
+
+def overflow_of_a_bias(rank: int) -> list[float]:
+    """No block is sharded, and one rank alone has seen the overflow."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    bias: Any = nn.Parameter(distribute_tensor(torch.ones(4), init_device_mesh("cpu", (2,)), [Shard(0)]))
+    optimizer = ScaleAmendedSGD([bias], lr=0.1)
+    bias.grad = torch.ones_like(bias)
+    vars(optimizer)["found_inf"] = torch.tensor(float(rank))
+    optimizer.step()
+    skipped: list[float] = bias.full_tensor().tolist()
+    return skipped
+
+
+def test_an_overflow_on_one_rank_skips_the_step_on_all() -> None:
+    assert run_ranks(2, overflow_of_a_bias) == [[1.0] * 4] * 2

@@ -38,6 +38,10 @@ class Backend:
         """Why this backend cannot run parameters of these dtypes on the device, or None if it can."""
         return None
 
+    def is_current(self) -> bool:
+        """Whether the parameters are still what the plan and this were made for."""
+        return self.plan.is_current()
+
     def prepare(self) -> bool:
         """Gathers this step's gradients and checks them; changes neither weights nor state.
 

@@ -160,7 +160,7 @@ class KernelBackend(Backend):
         if self._given is not None:
             return
         if self._freezes:
-            seen = values_in_state(self.state, "row_norm_sq")  # of all devices: quicker to look through
+            seen = values_in_state(self.state, "row_norm_sq", self._block_params)
             if seen != self._seen:
                 self._seen = seen
                 if self._norms_in_state() != self._kept:  # somebody emptied or edited the state

@@ -14,7 +14,7 @@ from sasgd_fused.backends.base import Backend
 from sasgd_fused.factors import effective_columns
 from sasgd_fused.options import StepNumbers
 from sasgd_fused.plan import State, StepPlan
-from sasgd_fused.shards import SumOverRanks, is_sharded, local_as, local_of, whole_of
+from sasgd_fused.shards import SumOverRanks, is_set_anywhere, is_sharded, local_as, local_of, whole_of
 
 MakeBackend = Callable[[StepPlan, State], Backend]
 
@@ -35,19 +35,23 @@ class ShardedBackend(Backend):
         super().__init__(plan, state)
         self._locals = [local_of(param) for param in plan.params]
         self._local_state: State = defaultdict(dict)
-        self._places = [b for b, planned in enumerate(plan.blocks) if self._locals[planned.param].numel()]
+        self._held = [b for b, planned in enumerate(plan.blocks) if self._locals[planned.param].numel()]
+        self._places = torch.tensor(self._held, dtype=torch.int64).to(plan.device)  # the same
         self._inner = make(self._local_plan(), self._local_state)
         self._inner.drive()
-        self._sum = SumOverRanks([plan.params[planned.param] for planned in plan.blocks])
+        self._sum = SumOverRanks([plan.params[planned.param] for planned in plan.blocks], plan.device)
         self._kept: list[float] = []  # what the inner backend goes by where norms are frozen
         self._version_sum = -1  # of the weights whose norms are known
         self.name = self._inner.name
 
+    def is_current(self) -> bool:
+        """Also whether the local parts are where they were."""
+        parts = zip(self.plan.params, self._locals, strict=True)
+        return self.plan.is_current() and all(local_of(param) is local for param, local in parts)
+
     def prepare(self) -> bool:
         """Lends the backend this step's gradients and the state, in their local parts."""
-        if not self.plan.is_current() or any(
-            local_of(param) is not local for param, local in zip(self.plan.params, self._locals, strict=True)
-        ):
+        if not self.is_current():
             return False
         self.plan.check_momentum(self.state)
         for param, local, name in zip(self.plan.params, self._locals, self.plan.names, strict=True):
@@ -60,7 +64,7 @@ class ShardedBackend(Backend):
         """Updates the local parts; the sums of squares of what they are then are on their way when this returns."""
         if numbers.found_inf is not None:
             # The scaler looks at the first gradient's ranks alone, and all must do the same.
-            if self._sum.any_of(numbers.found_inf):
+            if is_set_anywhere(numbers.found_inf, self.plan.params):
                 return
             numbers = replace(numbers, found_inf=None)
         if self.plan.options.freezes_norms:
@@ -87,6 +91,11 @@ class ShardedBackend(Backend):
         """As the backend of the local parts does."""
         self._inner.settle()
 
+    def warn_if_stale(self) -> None:
+        """As the backend of the local parts does."""
+        if not self.plan.options.freezes_norms:
+            self._inner.warn_if_stale()
+
     def unstarted(self) -> list[Tensor]:
         """As the backend of the local parts found them."""
         unstarted = {id(local) for local in self._inner.unstarted()}
@@ -103,7 +112,7 @@ class ShardedBackend(Backend):
     def stale_steps(self) -> list[int]:
         """Those that this rank has seen in its parts."""
         stale = [0] * len(self.plan.blocks)
-        for place, steps in zip(self._places, self._inner.stale_steps(), strict=True):
+        for place, steps in zip(self._held, self._inner.stale_steps(), strict=True):
             stale[place] = steps
         return stale
 
@@ -114,7 +123,7 @@ class ShardedBackend(Backend):
 
     def _local_plan(self) -> StepPlan:
         """The same for the local parts; of the blocks, those of which this rank holds anything."""
-        blocks = [self.plan.blocks[place] for place in self._places]
+        blocks = [self.plan.blocks[place] for place in self._held]
         columns = effective_columns([b.block for b in blocks], [b.backward_factor for b in blocks])
         blocks = [replace(planned, columns=effective) for planned, effective in zip(blocks, columns, strict=True)]
         signatures = [(local.shape, local.dtype, local.device) for local in self._locals]
@@ -132,25 +141,21 @@ class ShardedBackend(Backend):
 
     def _lend_state(self) -> None:
         for param, local in zip(self.plan.params, self._locals, strict=True):
-            state = self.state.get(param)
-            if state is None:
+            state = self.state.get(param, {})
+            buffer = state.get("momentum_buffer")
+            if buffer is None:
                 self._local_state.pop(local, None)
-            elif is_sharded(param) and (buffer := state.get("momentum_buffer")) is not None:
-                self._local_state[local] = {"momentum_buffer": local_as(buffer, param)}
             else:
-                self._local_state[local] = state
+                self._local_state[local] = {"momentum_buffer": local_as(buffer, param) if is_sharded(param) else buffer}
 
     def _take_state_back(self) -> None:
         for param, local in zip(self.plan.params, self._locals, strict=True):
-            lent = self._local_state.get(local)
-            if lent is None or lent is self.state.get(param):
+            buffer = self._local_state.get(local, {}).get("momentum_buffer")
+            if buffer is None:
                 continue
-            if not is_sharded(param):
-                self.state[param] = lent
-            elif (buffer := lent.get("momentum_buffer")) is not None:
-                state = self.state[param]
-                if "momentum_buffer" not in state or local_of(state["momentum_buffer"]) is not buffer:
-                    state["momentum_buffer"] = whole_of(buffer, param)
+            state = self.state[param]
+            if state.get("momentum_buffer") is None or local_of(state["momentum_buffer"]) is not buffer:
+                state["momentum_buffer"] = whole_of(buffer, param) if is_sharded(param) else buffer
 
     def _current_norms(self) -> Tensor:
         """‖W_b‖²_{2,μ} of every block as the last step left them, or taken anew where others have written since."""
@@ -161,12 +166,9 @@ class ShardedBackend(Backend):
 
     def _give_frozen_norms(self, numbers: StepNumbers) -> None:
         values = numbers.on_host()
+        # Whether or not they have gradients, which another rank need not have: all have to sum together.
         missing = [
-            planned
-            for planned in self.plan.blocks
-            if planned.scaled
-            and self.frozen_row_norm_sq(planned) is None
-            and self.plan.params[planned.param].grad is not None
+            planned for planned in self.plan.blocks if planned.scaled and self.frozen_row_norm_sq(planned) is None
         ]
         norms = [self.frozen_row_norm_sq(planned) or 0.0 for planned in self.plan.blocks]
         if missing:
@@ -174,8 +176,9 @@ class ShardedBackend(Backend):
             measured = self._current_norms().tolist()
             for place, planned in enumerate(self.plan.blocks):
                 if planned in missing:
-                    self.keep_norm(planned, measured[place], values[self.plan.group_of[planned.param]].lr)
                     norms[place] = measured[place]
+                    if self.plan.params[planned.param].grad is not None:
+                        self.keep_norm(planned, measured[place], values[self.plan.group_of[planned.param]].lr)
         if norms != self._kept:
             self._inner.take_norms(torch.tensor(norms, dtype=torch.float64, device=self.plan.device)[self._places])
             self._kept = norms
