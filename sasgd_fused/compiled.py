@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 from weakref import WeakMethod, WeakValueDictionary
 
 import torch
@@ -70,13 +71,15 @@ def _differ(param: Tensor, given: Tensor) -> bool:
 
 _steps: WeakValueDictionary[int, StepInGraph] = WeakValueDictionary()
 _numbers = itertools.count()
+# A CUDA graph's replay would run nothing of Python. Older versions of torch have no word for it.
+_unsafe: dict[str, Any] = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
 
 
 @torch.library.custom_op(
     "sasgd_fused::step",
     mutates_args=("params",),
     schema="(Tensor(a!)[] params, Tensor[] grads, int[] places, int number) -> ()",
-    tags=(torch.Tag.cudagraph_unsafe,),  # a replay would run nothing of Python
+    **_unsafe,
 )
 def _step(params: list[Tensor], grads: list[Tensor], places: list[int], number: int) -> None:
     """Takes a step.

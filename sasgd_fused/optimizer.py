@@ -218,7 +218,9 @@ class ScaleAmendedSGD(Optimizer):
         try:
             if not all(backend.prepare() for backend in backends):
                 chosen = {backend.plan.params[0] for backend in backends}
-                backends = [backend for backend in self._make_backends() if backend.plan.params[0] in chosen]
+                backends = self._make_backends()
+                if self._are_apart:
+                    backends = [backend for backend in backends if backend.plan.params[0] in chosen]
                 for backend in backends:
                     backend.prepare()
             for backend in backends:

@@ -91,6 +91,7 @@ def test_the_optimizer_breaks_no_graph(compiler: str, options: dict[str, Any], b
     assert counter.frame_count == 1, "a new learning rate compiles nothing anew"
 
 
+@pytest.mark.skipif(not hasattr(torch._dynamo.config, "trace_autograd_ops"), reason="this torch cannot trace backward")
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_a_whole_training_step_in_one_graph(compiler: str) -> None:
     """Backward too, where torch is told to trace it: then the gradients are not in the parameters when it steps."""
@@ -201,6 +202,7 @@ def test_copies_and_checkpoints_compile_nothing_anew() -> None:
     assert counter.frame_count == 1
 
 
+@pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="this torch has no word for it")
 def test_no_cuda_graph_holds_a_step() -> None:
     """A replay would run nothing of the host's part."""
     assert torch.Tag.cudagraph_unsafe in torch.ops.sasgd_fused.step.default.tags
