@@ -13,19 +13,18 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from sasgd_fused import checkpoint
-from sasgd_fused.backends import candidate_backends, make_backend
-from sasgd_fused.backends.base import Backend
-from sasgd_fused.blocks import check_block_options, find_blocks, parameter_name
-from sasgd_fused.compiled import StepInGraph
+from sasgd_fused.backends import candidate_backends
+from sasgd_fused.blocks import check_block_options, parameter_name
 from sasgd_fused.layout import has_layout_of, in_layout_of
 from sasgd_fused.options import Options, check_hyperparameters, read_numbers
-from sasgd_fused.plan import PlannedBlock, Structure, check_distinct, check_parameter, make_plans
+from sasgd_fused.plan import PlannedBlock, check_distinct, check_parameter
 from sasgd_fused.release import GradientRelease
 from sasgd_fused.report import LayerReport, make_report
 from sasgd_fused.shards import is_sharded
+from sasgd_fused.stepping import SteppingOptimizer
 
 
-class ScaleAmendedSGD(Optimizer):
+class ScaleAmendedSGD(SteppingOptimizer):
     r"""SGD whose gradients are scaled, layer by layer, by the norm of the weights and a backward factor.
 
     For the blocks b = B..1 of a network, from the output to the input, with m = 1 at the output:
@@ -107,15 +106,9 @@ class ScaleAmendedSGD(Optimizer):
     ) -> None:
         if isinstance(params, (set, frozenset)):
             raise TypeError(f"params: got a {type(params).__name__}, want an ordered collection, such as a list")
-        self._options = Options(factors, head, decay, norms, eps, output_width)
-        self._candidates = candidate_backends(backend, foreach, fused)
-        self._initial_groups: int | None = None  # None while the constructor adds its groups
-        self._head: Tensor | None = None
-        self._head_rows = 1
-        self._backends: list[Backend] | None = None
-        self._release = GradientRelease(self._update_one)
-        self._step_in_graph = StepInGraph(self._update)
-        self._structure = Structure([])
+        self._begin(
+            Options(factors, head, decay, norms, eps, output_width), candidate_backends(backend, foreach, fused)
+        )
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -188,46 +181,11 @@ class ScaleAmendedSGD(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not torch.compiler.is_compiling():
-            self._update()
-        elif any(map(is_sharded, self._step_in_graph.params)):
-            self._update_outside_graph()
+        if torch.compiler.is_compiling():
+            self._update_compiled()
         else:
-            self._step_in_graph()
+            self._update()
         return loss
-
-    @torch._disable_dynamo  # type: ignore[attr-defined]
-    def _update_outside_graph(self) -> None:
-        self._update()  # an operator on DTensors would need to know how they are dealt out
-
-    def _update(self) -> None:
-        backends = self._current_backends()
-        if self._release.is_on:
-            self._release.attach(param for group in self.param_groups for param in group["params"])
-            backends = [backend for backend in backends if backend.plan.params[0].grad is not None]
-        self._run(backends)
-
-    def _update_one(self, param: Tensor) -> None:
-        if self._backends is None:
-            self._make_backends()
-        if backend := self._backend_of.get(param):
-            self._run([backend])
-
-    def _run(self, backends: list[Backend]) -> None:
-        numbers = read_numbers(self.param_groups, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
-        try:
-            if not all(backend.prepare() for backend in backends):
-                chosen = {backend.plan.params[0] for backend in backends}
-                backends = self._make_backends()
-                if self._are_apart:
-                    backends = [backend for backend in backends if backend.plan.params[0] in chosen]
-                for backend in backends:
-                    backend.prepare()
-            for backend in backends:
-                backend.step(numbers)
-        finally:
-            for backend in backends:
-                backend.release_gradients()
 
     def release_gradients_in_backward(self) -> GradientRelease:
         """Has backward update each parameter as soon as its gradient is there, and free the gradient at once.
@@ -336,59 +294,4 @@ class ScaleAmendedSGD(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._backends = None
-        if not hasattr(self, "_release"):  # a copy, or from a file
-            self._release = GradientRelease(self._update_one)
-            self._step_in_graph = StepInGraph(self._update)
-            self._step_in_graph.params = [param for group in self.param_groups for param in group["params"]]
-
-    def _find_head(self) -> None:
-        """The head is the last block at construction, or of the first group that brings any."""
-        blocks = find_blocks(self.param_groups, self._initial_groups or 0)
-        if self._head is None and blocks:
-            last = blocks[-1]
-            self._head = self.param_groups[last.group]["params"][last.position]
-            self._head_rows = last.rows
-
-    def _current_backends(self) -> list[Backend]:
-        backends = self._backends
-        if backends is None or not self._structure.holds_for(self.param_groups):
-            return self._make_backends()
-        if self._are_apart != self._release.is_on:
-            return self._make_backends()
-        if any(backend.state is not self.state for backend in backends):  # optimizer.state = ...
-            return self._make_backends()
-        return backends
-
-    def _settle(self) -> list[Tensor]:
-        """Brings the state up to date; returns the parameters whose momentum buffers in it have not started."""
-        backends = self._backends or []
-        for backend in backends:
-            backend.settle()
-            backend.warn_if_stale()
-        return [param for backend in backends for param in backend.unstarted()]
-
-    def _make_backends(self) -> list[Backend]:
-        self._settle()
-        for backend in self._backends or []:
-            for param in backend.unstarted():
-                del backend.state[param]["momentum_buffer"]
-        for group in self.param_groups:
-            check_block_options(group)
-        self._are_apart = self._release.is_on
-        plans = make_plans(
-            self.param_groups,
-            self._options,
-            self._initial_groups or 0,
-            self._head,
-            self._head_rows,
-            apart=self._are_apart,
-        )
-        backends = []
-        for plan in plans:
-            backends.append(make_backend(plan, self.state, self._candidates))
-        self._backends = backends
-        self._backend_of = {backend.plan.params[0]: backend for backend in backends} if self._are_apart else {}
-        self._structure = Structure(self.param_groups)
-        self._step_in_graph.params = [param for group in self.param_groups for param in group["params"]]
-        return backends
+        self._begin_again()

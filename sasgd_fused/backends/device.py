@@ -236,7 +236,8 @@ class DeviceBackend(KernelBackend):
                         self._unmeasured[block] = 0
                 elif not self._flags.known[index] & NORM_KEPT:
                     is_final = False  # a later step will keep it
-                    self.keep_norm(self.plan.blocks[block], math.nan, lr=0.0)
+                    if is_certain:
+                        self.keep_norm(self.plan.blocks[block], math.nan, lr=0.0)
             # Empty tensors have no part in a step: `_learn` takes them with the others.
             if self.plan.params[index].numel():
                 self._flags.note_possible(index, sets)
