@@ -18,6 +18,7 @@ from bench.gpu import machine, sanitizer, small_case, suite
 from bench.gpu.command import ROOT, run
 from bench.gpu.sanitizer import judge
 from sasgd_fused.backends import BACKENDS
+from tests.native_programs import give_up
 from tests.processes import has_ended
 
 CLEAN = "========= ERROR SUMMARY: 0 errors\n"
@@ -192,8 +193,8 @@ def test_the_small_case_holds_backends_against_the_reference(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["small_case", "cpu"])
     monkeypatch.setattr(small_case, "OPTIONS", small_case.OPTIONS[:1])
-    if BACKENDS["triton"].why_not(torch.device("cpu"), []):
-        pytest.skip("no Triton")
+    if reason := BACKENDS["triton"].why_not(torch.device("cpu"), []):
+        give_up(reason, "triton")
     small_case.main()
     assert "2 runs of 3 steps over 24 tensors are as the reference's" in capsys.readouterr().out
     right = small_case.run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -26,8 +25,6 @@ _DTYPES = {
 }
 _FOR_CHUNKS = ("step_kernel", "norm_kernel")
 _FOR_TENSORS = ("finish_step_kernel", "finish_norm_kernel")
-
-Launch = Callable[..., None]
 
 
 def is_interpreted() -> bool:
