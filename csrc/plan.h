@@ -7,12 +7,27 @@ namespace sasgd {
 
 enum class DType : uint8_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
+// What is out of the ordinary about how a tensor is stored.
+struct Storage {
+  DType copy_dtype = DType::kFloat32;  // 16 bits: that of the parameter, whose float32 master the weights are
+  bool small_momentum = false;         // the weights are float32, the momentum buffer is bfloat16
+  bool stochastic = false;             // bfloat16 weights and momentum buffers are rounded stochastically
+  uint64_t stream = 0;                 // of the random numbers for that
+};
+
+inline bool is_extraordinary(const Storage& storage) {
+  return storage.copy_dtype != DType::kFloat32 || storage.small_momentum || storage.stochastic;
+}
+
+inline bool has_copy(const Storage& storage) { return storage.copy_dtype != DType::kFloat32; }
+
 // What is fixed about a tensor from step to step.
 struct TensorInfo {
   int64_t numel;
   int32_t group;  // parameter group: index into the steps' GroupValues
   int32_t block;  // index into the blocks, or -1: not a block
-  DType dtype;    // of the weights and the momentum buffer
+  DType dtype;    // of the weights, and of the momentum buffer unless that is small
+  Storage storage;
 };
 
 // What is fixed about a block. Blocks are ordered from input to output.
@@ -44,9 +59,11 @@ struct GroupValues {
 struct TensorStep {
   uint64_t weight;
   uint64_t grad;
-  uint64_t momentum_buffer;  // null where momentum is 0
-  DType grad_dtype;          // the weight's or float32
-  bool first;                // the momentum buffer is zero and takes the gradient as it is
+  uint64_t momentum_buffer;   // null where momentum is 0
+  DType grad_dtype;           // the weights', their copy's, or float32
+  bool first;                 // the momentum buffer is zero and takes the gradient as it is
+  uint64_t copy = 0;          // null where there is none
+  int64_t rounding_step = 0;  // how many steps of this tensor have been rounded stochastically
 };
 
 }  // namespace sasgd

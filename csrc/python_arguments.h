@@ -55,20 +55,42 @@ inline DType checked_dtype(const char* name, int code) {
 // (numel, group, dtype code) of each tensor and (tensor, scaled, rows, columns) of each block.
 using TensorTuples = std::vector<std::tuple<int64_t, int, int>>;
 using BlockTuples = std::vector<std::tuple<int, bool, double, double>>;
+// (copy_dtype code, small_momentum, stochastic, stream) of each tensor, or nothing where all are ordinary.
+using StorageTuples = std::vector<std::tuple<int, bool, bool, uint64_t>>;
 
 struct Layout {
   std::vector<TensorInfo> tensors;
   std::vector<BlockInfo> blocks;
 };
 
-inline Layout checked_layout(const TensorTuples& tensors, const BlockTuples& blocks) {
+// Throws std::invalid_argument where a tensor cannot be stored so.
+inline Storage checked_storage(const TensorInfo& tensor, const StorageTuples::value_type& tuple) {
+  const auto& [copy, small_momentum, stochastic, stream] = tuple;
+  const Storage storage{checked_dtype("storage", copy), small_momentum, stochastic, stream};
+  const bool wants_float32 = has_copy(storage) || small_momentum;
+  if (wants_float32 && tensor.dtype != DType::kFloat32) {
+    throw std::invalid_argument("storage: got a copy or a small momentum buffer of 16-bit weights, want float32");
+  }
+  if (stochastic && tensor.dtype != DType::kBFloat16 && !small_momentum) {
+    throw std::invalid_argument("storage: got stochastic rounding of a tensor that has nothing in bfloat16");
+  }
+  return storage;
+}
+
+inline Layout checked_layout(const TensorTuples& tensors, const BlockTuples& blocks, const StorageTuples& storage) {
+  if (!storage.empty() && storage.size() != tensors.size()) {
+    throw std::invalid_argument("storage: got " + std::to_string(storage.size()) + " entries, want none or " +
+                                std::to_string(tensors.size()));
+  }
   Layout layout;
   for (const auto& [numel, group, dtype] : tensors) {
     if (numel < 0) throw std::invalid_argument("tensors: got a size of " + std::to_string(numel) + ", want 0 or more");
     if (group < 0 || group == std::numeric_limits<int>::max()) {
       throw std::invalid_argument("tensors: got group " + std::to_string(group) + ", want a small number from 0 on");
     }
-    layout.tensors.push_back({numel, group, -1, checked_dtype("tensors", dtype)});
+    TensorInfo tensor{numel, group, -1, checked_dtype("tensors", dtype), {}};
+    if (!storage.empty()) tensor.storage = checked_storage(tensor, storage[layout.tensors.size()]);
+    layout.tensors.push_back(tensor);
   }
   for (const auto& [tensor, scaled, rows, columns] : blocks) {
     if (tensor < 0 || static_cast<size_t>(tensor) >= layout.tensors.size()) {
@@ -92,9 +114,16 @@ inline std::vector<GroupValues> group_values(const py::buffer& values, int32_t g
   return groups;
 }
 
+inline void check_copy(const TensorInfo& tensor, size_t t, uint64_t copy) {
+  if (tensor.numel && has_copy(tensor.storage) != (copy != 0)) {
+    throw std::invalid_argument("copies: tensor " + std::to_string(t) +
+                                " has an address and no copy, or a copy and no address");
+  }
+}
+
 inline DType checked_grad_dtype(const TensorInfo& tensor, size_t t, int code) {
   const DType dtype = checked_dtype("grad_dtypes", code);
-  if (dtype != tensor.dtype && dtype != DType::kFloat32) {
+  if (dtype != tensor.dtype && dtype != tensor.storage.copy_dtype && dtype != DType::kFloat32) {
     throw std::invalid_argument("grad_dtypes: tensor " + std::to_string(t) +
                                 " has a 16-bit gradient of another dtype, want its own or float32");
   }

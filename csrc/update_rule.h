@@ -6,12 +6,15 @@
 // bits.
 #pragma once
 
+#include <cstdint>
+
 #include "plan.h"
 
 #if defined(__CUDACC__)
 #define SASGD_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define SASGD_HOST_DEVICE inline
+// Static, so that no file takes the code that another one compiled for instructions that the machine may lack.
+#define SASGD_HOST_DEVICE static inline
 #endif
 
 namespace sasgd {
@@ -56,6 +59,44 @@ SASGD_HOST_DEVICE V direction(V g, V momentum_buffer, const UpdateCoefficients& 
 template <class V>
 SASGD_HOST_DEVICE V next_weight(V weight, V along, const UpdateCoefficients& c) {
   return weight - c.lr * along;
+}
+
+// Random numbers for stochastic rounding are a function of the tensor's stream, its count of such steps and the place
+// of the element in memory: so they are the same on every device, with any number of threads, and after resuming.
+
+// Of a step and of all elements whose places have these high 32 bits.
+struct RandomKey {
+  uint32_t low;
+  uint32_t high;
+};
+
+// SplitMix64's finalizer (Steele, Lea, Flood 2014): every bit of the result depends on every bit.
+SASGD_HOST_DEVICE uint64_t mix(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+SASGD_HOST_DEVICE RandomKey random_key(uint64_t stream, int64_t rounding_step, int64_t offset) {
+  const uint64_t of_step = mix(stream + static_cast<uint64_t>(rounding_step));
+  const uint64_t key = mix(of_step + (static_cast<uint64_t>(offset) >> 32));
+  return {static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
+}
+
+// 32 random bits for each element, from the low 32 bits of its place. U is uint32_t, or a vector of them.
+template <class U>
+SASGD_HOST_DEVICE U random_bits(U place, RandomKey key) {
+  U x = (place ^ key.low) * 0x85ebca6bu;
+  x = ((x ^ (x >> 16)) ^ key.high) * 0xc2b2ae35u;
+  x = (x ^ (x >> 15)) * 0x27d4eb2fu;
+  return x ^ (x >> 16);
+}
+
+// The upper half of a float32's bits, rounded up as often as the lower half is large: so its mean is the float32.
+// Takes the low 16 random bits. Not for NaN.
+template <class U>
+SASGD_HOST_DEVICE U stochastic_upper_half(U bits, U random) {
+  return (bits + (random & 0xffffu)) >> 16;
 }
 
 }  // namespace sasgd

@@ -21,6 +21,7 @@ class CpuPlan:
         output_factor: float,
         shape_decay: bool,
         track_norms: bool,
+        storage: list[tuple[int, bool, bool, int]] = ...,
     ) -> None: ...
     def measure(self, weights: array[int], chosen_blocks: bytearray, threads: int) -> None: ...
     def step(
@@ -28,8 +29,10 @@ class CpuPlan:
         weights: array[int],
         grads: array[int],
         momentum_buffers: array[int],
+        copies: array[int],
         grad_dtypes: array[int],
         first: bytes,
+        rounding_steps: array[int],
         values: array[float],
         loss_scale: float,
         threads: int,
@@ -59,9 +62,12 @@ class CudaPlan:
         output_factor: float,
         shape_decay: bool,
         track_norms: bool,
+        storage: list[tuple[int, bool, bool, int]] = ...,
     ) -> None: ...
-    def attach(self, tables: int, row_norm_sq: int, stale_steps: int, flags: int, stream: int) -> None: ...
-    def place(self, weights: array[int], momentum_buffers: array[int], stream: int) -> None: ...
+    def attach(
+        self, tables: int, row_norm_sq: int, stale_steps: int, flags: int, rounding_steps: int, stream: int
+    ) -> None: ...
+    def place(self, weights: array[int], momentum_buffers: array[int], copies: array[int], stream: int) -> None: ...
     def is_capturing(self, stream: int) -> bool: ...
     def measure(self, chosen_blocks: bytearray, stream: int) -> None: ...
     def step(

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sasgd_fused.blocks import parameter_name
+from sasgd_fused.layout import has_layout_of, in_layout_of
+from sasgd_fused.shards import is_sharded
+from sasgd_fused.storage import Storage
 
 # What torch.optim.SGD's groups lack. Where a checkpoint does, the optimizer's own values stay.
 OUR_KEYS = ("amend", "rows", "columns")
 _SGD_KEYS = ("lr", "momentum", "dampening", "weight_decay")
+# Tensors of the state that have the shape of their parameter.
+_LIKE_PARAMETER = ("momentum_buffer", "master_weight")
 # How this object computes, not what: stays as constructed.
 _LOCAL_KEYS = ("foreach", "fused", "differentiable")
 
@@ -60,22 +66,53 @@ def adapt(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) ->
 
 
 def check_shapes(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
-    """Checks the momentum buffers of an adapted state dictionary.
+    """Checks the momentum buffers and master weights of an adapted state dictionary.
 
     Raises:
-        ValueError: a buffer does not have the shape of its parameter; the message names it.
+        ValueError: one does not have the shape of its parameter; the message names it.
     """
+    for param, name, saved in saved_states(state_dict, groups):
+        for key in _LIKE_PARAMETER:
+            kept = saved.get(key)
+            if isinstance(kept, Tensor) and kept.shape != param.shape:
+                raise ValueError(
+                    f"state_dict: {key} of {name} has shape {tuple(kept.shape)}, "
+                    f"want the parameter's, {tuple(param.shape)}"
+                )
+
+
+def saved_states(
+    state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[Tensor, str, Mapping[str, Any]]]:
+    """Each parameter, its name, and its state in an adapted state dictionary."""
     keys = [key for group in state_dict["param_groups"] for key in group["params"]]
     places = [(index, place) for index, group in enumerate(groups) for place in range(len(group["params"]))]
     for key, (index, place) in zip(keys, places, strict=True):
-        buffer = state_dict["state"].get(key, {}).get("momentum_buffer")
-        param = groups[index]["params"][place]
-        if isinstance(buffer, Tensor) and buffer.shape != param.shape:
-            name = parameter_name(groups[index], index, place)
-            raise ValueError(
-                f"state_dict: momentum_buffer of {name} has shape {tuple(buffer.shape)}, "
-                f"want the parameter's, {tuple(param.shape)}"
-            )
+        name = parameter_name(groups[index], index, place)
+        yield groups[index]["params"][place], name, state_dict["state"].get(key, {})
+
+
+def restore_precision(state: dict[str, Any], saved: Mapping[str, Any], param: Tensor, storage: Storage) -> None:
+    """Gives a loaded state the dtypes in which this optimizer keeps it; torch casts all to the parameter's.
+
+    Args:
+        state: the parameter's, as torch loaded it; is changed.
+        saved: the same in the state dictionary.
+        param: the parameter.
+        storage: how it is stored. A master that this optimizer does not keep is dropped.
+    """
+    if not storage.has_master:
+        state.pop("master_weight", None)
+    dtypes = {"momentum_buffer": storage.momentum_dtype, "master_weight": torch.float32}
+    for key in _LIKE_PARAMETER:
+        kept = state.get(key)
+        if kept is None:
+            continue
+        if kept.dtype != dtypes[key]:
+            kept = saved[key].to(device=param.device, dtype=dtypes[key])
+        if not is_sharded(param) and not has_layout_of(kept, param):
+            kept = in_layout_of(kept, param, kept.dtype)
+        state[key] = kept
 
 
 def without_momentum(state: Mapping[Any, dict[str, Any]], keys: Collection[Any]) -> dict[Any, dict[str, Any]]:

@@ -84,7 +84,8 @@ _unsafe: dict[str, Any] = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(tor
 def _step(params: list[Tensor], grads: list[Tensor], places: list[int], number: int) -> None:
     """Takes a step.
 
-    Torch counts a write to each parameter besides the step's own, so the next step takes the norms by a pass.
+    Torch counts a write to each parameter besides the step's own, so the next step takes the norms by a pass, and
+    compares masters with their parameters.
 
     Args:
         params: those that have a gradient; or copies, to be updated instead.

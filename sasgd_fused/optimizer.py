@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, overload
 
 import torch
@@ -15,13 +16,12 @@ from torch.optim.optimizer import ParamsT
 from sasgd_fused import checkpoint
 from sasgd_fused.backends import candidate_backends
 from sasgd_fused.blocks import check_block_options, parameter_name
-from sasgd_fused.layout import has_layout_of, in_layout_of
 from sasgd_fused.options import Options, check_hyperparameters, read_numbers
 from sasgd_fused.plan import PlannedBlock, check_distinct, check_parameter
 from sasgd_fused.release import GradientRelease
 from sasgd_fused.report import LayerReport, make_report
-from sasgd_fused.shards import is_sharded
 from sasgd_fused.stepping import SteppingOptimizer
+from sasgd_fused.storage import storage_of
 
 
 class ScaleAmendedSGD(SteppingOptimizer):
@@ -64,6 +64,12 @@ class ScaleAmendedSGD(SteppingOptimizer):
         norms: ``"track"`` follows the weights; ``"freeze"`` keeps the norms of the first update.
         eps: floor of ‖W‖²_{2,μ}, so that a block initialised with zeros can move.
         output_width: n_B, if it is not the rows of the last block.
+        master_weights: whether a bfloat16 or float16 parameter has a float32 copy in the state, ``master_weight``,
+            which is updated and whose norm is taken; the parameter is that, rounded. Its momentum is float32 too.
+        momentum_dtype: torch.bfloat16 has momentum take half the memory of float32 parameters or masters.
+        rounding: of bfloat16 weights and momentum buffers: ``"nearest"``, or ``"stochastic"``, up or down by chance,
+            such that the mean is the exact value and small updates are not lost.
+        rounding_seed: of the random numbers for that, which the state counts as ``rounding_step``.
         differentiable: only False.
 
     Raises:
@@ -102,13 +108,18 @@ class ScaleAmendedSGD(SteppingOptimizer):
         norms: str = "track",
         eps: float = 1e-3,
         output_width: int | None = None,
+        master_weights: bool = False,
+        momentum_dtype: torch.dtype | None = None,
+        rounding: str = "nearest",
+        rounding_seed: int = 0,
         differentiable: bool = False,
     ) -> None:
         if isinstance(params, (set, frozenset)):
             raise TypeError(f"params: got a {type(params).__name__}, want an ordered collection, such as a list")
-        self._begin(
-            Options(factors, head, decay, norms, eps, output_width), candidate_backends(backend, foreach, fused)
+        options = Options(
+            factors, head, decay, norms, eps, output_width, master_weights, momentum_dtype, rounding, rounding_seed
         )
+        self._begin(options, candidate_backends(backend, foreach, fused))
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -224,6 +235,11 @@ class ScaleAmendedSGD(SteppingOptimizer):
             backend.settle()
         return make_report(backends, read_numbers(self.param_groups).on_host())
 
+    def _draw_as(self, places: Mapping[Tensor, int]) -> None:
+        """Has these parameters draw the random numbers of these places among an optimizer's, wherever they are here."""
+        self._options = replace(self._options, rounding_places=places)
+        self._make_backends()
+
     def planned_blocks(self) -> list[PlannedBlock]:
         """The blocks of all devices, with their backward factors."""
         return [planned for backend in self._current_backends() for planned in backend.plan.blocks]
@@ -254,15 +270,16 @@ class ScaleAmendedSGD(SteppingOptimizer):
         """Loads a checkpoint of this optimizer or of torch.optim.SGD.
 
         A checkpoint with one group, made from ``model.parameters()``, also loads into groups made by
-        `parameter_groups`. Momentum takes the parameters' dtypes and layouts.
+        `parameter_groups`. Momentum takes the parameters' layouts, and the dtype that this optimizer stores it in.
 
         Raises:
             ValueError: groups or shapes do not match; nothing is changed then.
         """
         foreign = False
+        adapted: dict[str, Any] = {}
 
         def adapt(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
-            nonlocal foreign
+            nonlocal foreign, adapted
             adapted = checkpoint.adapt(loaded, self.param_groups)
             checkpoint.check_shapes(adapted, self.param_groups)
             foreign = checkpoint.is_foreign(loaded)
@@ -273,10 +290,10 @@ class ScaleAmendedSGD(SteppingOptimizer):
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
-        for param, state in self.state.items():
-            buffer = state.get("momentum_buffer") if isinstance(param, Tensor) else None
-            if buffer is not None and not is_sharded(param) and not has_layout_of(buffer, param):
-                state["momentum_buffer"] = in_layout_of(buffer, param, buffer.dtype)
+        for param, name, saved in checkpoint.saved_states(adapted, self.param_groups):
+            if param in self.state:
+                storage = storage_of(param.dtype, self._options, name)
+                checkpoint.restore_precision(self.state[param], saved, param, storage)
         if foreign:
             warnings.warn(
                 "state_dict: this checkpoint is not of ScaleAmendedSGD; its lr, momentum and weight_decay are now in "

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 FACTOR_RULES = ("width", "product")
 HEADS = ("amended", "plain")
 DECAYS = ("amended", "shape")
 NORMS = ("track", "freeze")
+ROUNDINGS = ("nearest", "stochastic")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,12 @@ class Options:
     norms: str
     eps: float
     output_width: int | None
+    master_weights: bool = False
+    momentum_dtype: torch.dtype | None = None
+    rounding: str = "nearest"
+    rounding_seed: int = 0
+    # By these parameters draw random numbers in the place of their own places: ZeRO has many optimizers for one model.
+    rounding_places: Mapping[Tensor, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.factors, Mapping):
@@ -36,6 +44,13 @@ class Options:
             raise ValueError(f"eps: got {self.eps!r}, want a positive finite number")
         if self.output_width is not None and not is_positive_int(self.output_width):
             raise ValueError(f"output_width: got {self.output_width!r}, want a positive integer or None")
+        if not isinstance(self.master_weights, bool):
+            raise TypeError(f"master_weights: got {self.master_weights!r}, want True or False")
+        if self.momentum_dtype not in (None, torch.bfloat16):
+            raise ValueError(f"momentum_dtype: got {self.momentum_dtype!r}, want torch.bfloat16 or None")
+        _check_choice("rounding", self.rounding, ROUNDINGS)
+        if not isinstance(self.rounding_seed, int) or isinstance(self.rounding_seed, bool):
+            raise TypeError(f"rounding_seed: got {self.rounding_seed!r}, want an integer")
 
     @property
     def freezes_norms(self) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from sasgd_fused.blocks import Block, find_blocks, parameter_name
 from sasgd_fused.factors import backward_factors, effective_columns
 from sasgd_fused.options import Options
+from sasgd_fused.storage import Storage, storage_of
 
 Signature = tuple[torch.Size, torch.dtype, torch.device]
 State = MutableMapping[Tensor, dict[str, Any]]
@@ -50,6 +51,7 @@ class StepPlan:
         blocks: the blocks among them, input first.
         options: the optimizer's options.
         signatures: shape, dtype and device of each parameter.
+        storage: how each is stored.
     """
 
     device: torch.device
@@ -59,6 +61,17 @@ class StepPlan:
     blocks: list[PlannedBlock]
     options: Options
     signatures: list[Signature]
+    storage: list[Storage]
+
+    @property
+    def has_masters(self) -> bool:
+        """Whether any parameter has a float32 master."""
+        return any(storage.has_master for storage in self.storage)
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether weights and momentum have the parameters' dtypes and are rounded to nearest."""
+        return all(storage.is_ordinary for storage in self.storage)
 
     def is_current(self) -> bool:
         """Whether the parameters still have the shapes, dtypes and device that the plan was made for."""
@@ -94,18 +107,28 @@ class StepPlan:
             ValueError: a buffer is sparse, or does not have its parameter's shape or device; the message names the
                 parameter.
         """
+        self._check_state(state, "momentum_buffer")
+
+    def check_masters(self, state: State) -> None:
+        """Checks the master weights that there are.
+
+        Raises:
+            ValueError: as `check_momentum` does.
+        """
+        self._check_state(state, "master_weight")
+
+    def _check_state(self, state: State, key: str) -> None:
         for param, name in zip(self.params, self.names, strict=True):
-            buffer = state.get(param, {}).get("momentum_buffer")
-            if buffer is None:
+            kept = state.get(param, {}).get(key)
+            if kept is None:
                 continue
-            if buffer.shape != param.shape:
+            if kept.shape != param.shape:
                 raise ValueError(
-                    f"momentum_buffer of {name}: got shape {tuple(buffer.shape)}, "
-                    f"want the parameter's, {tuple(param.shape)}"
+                    f"{key} of {name}: got shape {tuple(kept.shape)}, want the parameter's, {tuple(param.shape)}"
                 )
-            if buffer.device != param.device or buffer.layout != torch.strided:
+            if kept.device != param.device or kept.layout != torch.strided:
                 raise ValueError(
-                    f"momentum_buffer of {name}: got a {buffer.layout} tensor on {buffer.device}, "
+                    f"{key} of {name}: got a {kept.layout} tensor on {kept.device}, "
                     f"want a dense one on the parameter's device, {param.device}"
                 )
 
@@ -155,8 +178,12 @@ def make_plans(
     factors = dict(zip(blocks, backward_factors(blocks, block_params, options, output_width), strict=True))
 
     parts: dict[Any, list[tuple[int, int]]] = {}
+    storage: dict[tuple[int, int], Storage] = {}
     for index, group in enumerate(groups):
         for position, param in enumerate(group["params"]):
+            name = parameter_name(group, index, position)
+            stream_place = options.rounding_places.get(param, len(storage))
+            storage[index, position] = storage_of(param.dtype, options, name, stream_place)
             parts.setdefault((index, position) if apart else param.device, []).append((index, position))
     plans = []
     all_places = list(parts.values())
@@ -176,7 +203,8 @@ def make_plans(
             planned.append(PlannedBlock(k, block, effective, factors[block], scaled))
         group_of = [index for index, _ in places]
         signatures = [_signature(param) for param in params]
-        plans.append(StepPlan(params[0].device, params, names, group_of, planned, options, signatures))
+        stored = [storage[place] for place in places]
+        plans.append(StepPlan(params[0].device, params, names, group_of, planned, options, signatures, stored))
     return plans
 
 

@@ -161,6 +161,12 @@ class Case:
     idle: Sequence[int] = ()
     seed: int = 0
 
+    @property
+    def carried(self) -> torch.dtype:
+        """The least precise dtype in which anything is stored from one step to the next."""
+        has_masters = self.options.get("master_weights") and self.dtype != torch.float64
+        return self.options.get("momentum_dtype") or (torch.float32 if has_masters else self.dtype)
+
     def params(self, dtype: torch.dtype | None = None) -> list[Parameter]:
         """The parameters; another dtype holds the same, already rounded values."""
         generator = torch.Generator().manual_seed(self.seed)
@@ -200,13 +206,15 @@ class Case:
 
 
 def assert_same_run(case: Case, backend: str, steps: int = 3) -> None:
-    """Holds a backend's weights and momentum against the reference's, which computes in float64."""
+    """Holds a backend's weights, masters and momentum against the reference's, which computes in float64."""
     expected, reference = case.run("reference", steps)
     actual, optimizer = case.run(backend, steps)
     states = zip(states_of(optimizer, actual), states_of(reference, expected), strict=True)
     for index, (a, e, (ours, theirs)) in enumerate(zip(actual, expected, states, strict=True)):
-        assert_close(a, e, case.dtype, f"parameter {index}")
+        assert_close(a, e, max(case.dtype, case.carried, key=TOLERANCE.__getitem__), f"parameter {index}")
         assert ours.keys() == theirs.keys(), f"state of parameter {index}"
-        if "momentum_buffer" in ours:
-            assert ours["momentum_buffer"].dtype == a.dtype
-            assert_close(ours["momentum_buffer"], theirs["momentum_buffer"], case.dtype, f"momentum {index}")
+        for key in ours.keys() & {"momentum_buffer", "master_weight"}:
+            is_small = key == "momentum_buffer" and "momentum_dtype" in case.options
+            wanted = torch.float32 if case.options.get("master_weights") and not is_small else case.carried
+            assert ours[key].dtype == theirs[key].dtype == wanted
+            assert_close(ours[key], theirs[key], case.carried, f"{key} {index}")

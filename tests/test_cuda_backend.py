@@ -18,6 +18,17 @@ from tests.helpers import Case, assert_close, assert_same_run
 
 LAUNCH, COPY = "cudaLaunchKernelEx", "cudaMemcpyAsync"
 LAUNCH_FAILED = 719
+MASTERS = {**OPTIONS, "master_weights": True, "momentum_dtype": torch.bfloat16, "rounding": "stochastic"}
+
+PLAN: dict[str, Any] = {
+    "device": 0,
+    "tensors": [(6, 0, 0)],
+    "blocks": [(0, True, 3.0, 2.0)],
+    "eps": 1e-3,
+    "output_factor": 1.0,
+    "shape_decay": False,
+    "track_norms": True,
+}
 
 
 class Operations:
@@ -54,10 +65,20 @@ def test_schedules_grids_and_residency(
         assert torch.equal(ours, plain)
 
 
-@pytest.mark.parametrize("options", [OPTIONS, FROZEN], ids=["track", "freeze"])
-def test_a_step_is_one_launch_and_nothing_else(emulation: ModuleType, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        pytest.param(torch.float32, OPTIONS, id="track"),
+        pytest.param(torch.float32, FROZEN, id="freeze"),
+        pytest.param(torch.bfloat16, MASTERS, id="masters"),
+        pytest.param(torch.bfloat16, {**OPTIONS, "rounding": "stochastic"}, id="stochastic"),
+    ],
+)
+def test_a_step_is_one_launch_and_nothing_else(
+    emulation: ModuleType, dtype: torch.dtype, options: dict[str, Any]
+) -> None:
     """With other gradients and another learning rate every time."""
-    case = Case(SHAPES, options=options)
+    case = Case(SHAPES, dtype=dtype, options=options)
     params, optimizer = begun(case)
     operations = Operations(emulation)
     kept = []
@@ -201,10 +222,12 @@ def test_a_device_that_cannot_run_the_kernels(emulation: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda plan: plan.attach(8, 0, 0, 0, 0), "tables: got an address that is not aligned"),
-        (lambda plan: plan.place(b"", bytes(8), 0), "weights: got 0 bytes"),
-        (lambda plan: plan.place(b"\1" * 8, b"", 0), "momentum_buffers: got 0 bytes"),
-        (lambda plan: plan.place(bytes(8), bytes(8), 0), "weights: got a null address for tensor 0"),
+        (lambda plan: plan.attach(8, 0, 0, 0, 0, 0), "tables: got an address that is not aligned"),
+        (lambda plan: plan.place(b"", bytes(8), bytes(8), 0), "weights: got 0 bytes"),
+        (lambda plan: plan.place(b"\1" * 8, b"", bytes(8), 0), "momentum_buffers: got 0 bytes"),
+        (lambda plan: plan.place(b"\1" * 8, bytes(8), b"", 0), "copies: got 0 bytes"),
+        (lambda plan: plan.place(bytes(8), bytes(8), bytes(8), 0), "weights: got a null address for tensor 0"),
+        (lambda plan: plan.place(b"\1" * 8, bytes(8), b"\1" * 8, 0), "copies: tensor 0 has an address and no copy"),
         (lambda plan: plan.measure(b"\1\1", 0), "chosen_blocks: got 2 bytes"),
         (lambda plan: plan.step(bytes(16), b"\0", bytes(48), bytes(8), 0, 0, 0), "grads: got 16 bytes"),
         (lambda plan: plan.step(bytes(8), b"\3", bytes(48), bytes(8), 0, 0, 0), "grad_dtypes: got dtype code 3"),
@@ -214,17 +237,28 @@ def test_a_device_that_cannot_run_the_kernels(emulation: ModuleType) -> None:
     ],
 )
 def test_wrong_arguments(emulation: ModuleType, call: Any, message: str) -> None:
-    plan = emulation.CudaPlan(
-        device=0,
-        tensors=[(6, 0, 0)],
-        blocks=[(0, True, 3.0, 2.0)],
-        eps=1e-3,
-        output_factor=1.0,
-        shape_decay=False,
-        track_norms=True,
-    )
     with pytest.raises(ValueError, match=message):
-        call(plan)
+        call(emulation.CudaPlan(**PLAN))
+
+
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        ([(0, True, True, 1)] * 2, "storage: got 2 entries, want none or 1"),
+        ([(0, False, True, 1)], "storage: got stochastic rounding of a tensor that has nothing in bfloat16"),
+    ],
+)
+def test_wrong_storage(emulation: ModuleType, storage: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        emulation.CudaPlan(**PLAN, storage=storage)
+
+
+def test_wrong_arguments_for_a_master(emulation: ModuleType) -> None:
+    plan = emulation.CudaPlan(**PLAN, storage=[(1, False, False, 0)])
+    with pytest.raises(ValueError, match=r"copies: tensor 0 has .* a copy and no address"):
+        plan.place(b"\1" * 8, bytes(8), bytes(8), 0)
+    with pytest.raises(ValueError, match="grad_dtypes: tensor 0 has a 16-bit"):
+        plan.step(bytes(8), b"\2", bytes(48), bytes(8), 0, 0, 0)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "every_second"])
@@ -238,8 +272,9 @@ def test_memory_that_a_graph_writes_is_not_freed(emulation: ModuleType, layout: 
                 optimizer.step()
         (backend,) = optimizer._backends or []
         assert isinstance(backend, CudaBackend)
-        written = [weakref.ref(tensor) for tensor in (backend._norms, *backend._weights.gapped.values())]
-        del backend, optimizer
+        gapped = backend._weights.gapped.values()
+        written = [weakref.ref(tensor) for tensor in (backend._norms, backend._rounding.on_device, *gapped)]
+        del backend, optimizer, gapped
         gc.collect()
         return all(reference() is not None for reference in written)
 

@@ -130,6 +130,25 @@ MUTANTS = {
         "kernels.cuh", "*header.found_inf != 0) return;", "*header.found_inf > 1) return;", "plain", "carried",
         "an overflow moved something",
     ),
+    "takes a copy for aligned as its weights": Mutant(
+        "chunk_loops.cuh", "vectors && allows_vectors(storage.copy);", "vectors;", "address", "steps",
+        "misaligned address",
+    ),
+    "rounds weights and momentum alike": Mutant(
+        "chunk_loops.cuh", "random >> 16);", "random);", "plain", "storage", "momentum "
+    ),
+    "rounds all chunks alike": Mutant(
+        "kernels.cuh", "work.place = static_cast<uint32_t>(offset);", "", "plain", "storage", "weight "
+    ),
+    "rounds a NaN by chance": Mutant(
+        "elements.cuh", "x != x ? (bits >> 16) | 0x40u : stochastic", "stochastic", "plain", "storage", "weight "
+    ),
+    "forgets the upper half of a place": Mutant(
+        "kernels.cuh", "rounding_steps[t], offset);", "rounding_steps[t], work.place);", "plain", "huge", "weight 4294"
+    ),
+    "counts what was not rounded": Mutant(
+        "kernels.cuh", "kMixed && tensor.stochastic) ++", "kMixed) ++", "plain", "storage", "got 6, 6, 8, 9, "
+    ),
     "takes every update for the first": Mutant(
         "kernels.cuh", "!(tables.flags[t] & kStarted)", "true", "plain", "steps", "momentum "
     ),
@@ -186,7 +205,11 @@ def mutated_sources(mutant: Mutant, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("variant", "test"),
     [
-        *[(variant, test) for variant in ("plain", "address") for test in ("steps", "bits", "carried", "huge")],
+        *[
+            (variant, test)
+            for variant in ("plain", "address")
+            for test in ("steps", "bits", "carried", "storage", "huge")
+        ],
         ("thread", "threads"),
     ],
 )

@@ -46,7 +46,11 @@ def program(variant: str) -> list[str]:
 @pytest.mark.parametrize(
     ("variant", "test"),
     [
-        *[(variant, test) for variant in ("plain", "address") for test in ("conversions", "steps", "bits")],
+        *[
+            (variant, test)
+            for variant in ("plain", "address")
+            for test in ("conversions", "random", "storage", "steps", "bits")
+        ],
         ("thread", "bits"),
     ],
 )
@@ -61,6 +65,7 @@ def test_core(variant: str, test: str) -> None:
         ("plain", "nudged-weight", ["weight 0[5]: got", "1 failures"]),
         ("address", "overrun-tail", ["AddressSanitizer: heap-buffer-overflow"]),
         ("address", "overrun-vector", ["ERROR: AddressSanitizer", "READ of size"]),
+        ("address", "overrun-copy", ["AddressSanitizer: heap-buffer-overflow", "WRITE of size", "step_kernel.cpp"]),
         ("address", "bad-bool", ["csrc/cpu/step.cpp", "runtime error: load of value 2"]),
         ("thread", "shared-weights", ["ThreadSanitizer: data race", "step_kernel.cpp"]),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -35,21 +35,28 @@ PLAN: dict[str, Any] = {
 }
 
 
+# The block is the master of a bfloat16 parameter.
+STORAGE = [(1, True, True, 2018), (0, False, False, 0)]
+
+
 class Step:
     """A plan of a block in float32 and a vector in float16, and all that a step of it wants."""
 
-    def __init__(self, core: Any) -> None:
+    def __init__(self, core: Any, storage: Sequence[tuple[int, bool, bool, int]] = ()) -> None:
         shapes = {torch.float32: (2, 3), torch.float16: (3,)}
         self.weights = [torch.ones(shape, dtype=dtype) for dtype, shape in shapes.items()]
         self.grads = [torch.ones_like(weight) for weight in self.weights]
         self.momentum_buffers = [torch.zeros_like(weight) for weight in self.weights]
-        self.plan = core.CpuPlan(**PLAN)
+        self.copies = [torch.ones_like(weight, dtype=torch.bfloat16) for weight in self.weights]
+        self.plan = core.CpuPlan(**PLAN, storage=storage)
         self.arguments: dict[str, Any] = {
             "weights": addresses(self.weights),
             "grads": addresses(self.grads),
             "momentum_buffers": addresses(self.momentum_buffers),
+            "copies": null(1)(addresses(self.copies)) if storage else array("Q", [0, 0]),
             "grad_dtypes": array("B", [0, 2]),
             "first": array("B", [1, 1]),
+            "rounding_steps": array("q", [0, 0]),
             "values": array("d", [0.1, 0.9, 0.0, 0.01, 0.0, 0.0]),
             "loss_scale": 1.0,
             "threads": 1,
@@ -58,7 +65,7 @@ class Step:
         self.plan.measure(**self.measuring)
 
     def picture(self) -> list[Any]:
-        tensors = [*self.weights, *self.grads, *self.momentum_buffers]
+        tensors = [*self.weights, *self.grads, *self.momentum_buffers, *self.copies]
         return [*map(bits, tensors), self.plan.row_norm_sq, self.plan.stale_steps]
 
 
@@ -84,12 +91,24 @@ def test_step_of_the_module(core: Any) -> None:
     assert all(bool((weight < 1).all()) for weight in step.weights)
 
 
+def test_step_of_a_master(core: Any) -> None:
+    """Its parameter, the copy, is written; a gradient of the parameter's dtype is taken too."""
+    step = Step(core, STORAGE)
+    grad = step.grads[0].bfloat16()
+    step.arguments["grads"][0], step.arguments["grad_dtypes"][0] = grad.data_ptr(), 1
+    step.plan.step(**step.arguments)
+    assert bool((step.weights[0] < 1).all())
+    assert torch.equal(step.copies[0], step.weights[0].bfloat16())
+    assert torch.equal(step.copies[1], torch.ones_like(step.copies[1]))
+
+
 @pytest.mark.parametrize(
     ("name", "spoil", "complaint"),
     [
         *[(name, shorter, f"^{name}: got 8 bytes, want 2 items of 8") for name in ("weights", "grads")],
         *[(name, longer, f"^{name}: got 24 bytes, want 2 items of 8") for name in ("weights", "grads")],
-        ("momentum_buffers", shorter, "^momentum_buffers: got 8 bytes, want 2 items of 8"),
+        *[(name, shorter, f"^{name}: got 8 bytes, want 2 items of 8") for name in ("momentum_buffers", "copies")],
+        ("rounding_steps", longer, "^rounding_steps: got 24 bytes, want 2 items of 8"),
         ("grad_dtypes", longer, "^grad_dtypes: got 3 bytes, want 2 items of 1"),
         ("grad_dtypes", lambda _: array("B", [0, 3]), "^grad_dtypes: got dtype code 3, want 0, 1 or 2"),
         ("grad_dtypes", lambda _: array("B", [2, 2]), "^grad_dtypes: tensor 0 .*, want its own or float32"),
@@ -98,12 +117,29 @@ def test_step_of_the_module(core: Any) -> None:
         ("values", shorter, "^values: got 40 bytes, want at least 6 items of 8"),
         ("weights", null(1), "^weights.*: got a null address for tensor 1"),
         ("momentum_buffers", null(0), "momentum_buffers: got a null address for tensor 0"),
+        ("copies", lambda _: array("Q", [0, 8]), "^copies: tensor 1 has an address and no copy"),
         ("threads", lambda _: 0, "^threads: got 0, want 1 or more"),
         ("threads", lambda _: -1, "^threads: got -1, want 1 or more"),
     ],
 )
 def test_step_refuses(core: Any, name: str, spoil: Callable[[Any], Any], complaint: str) -> None:
-    step = Step(core)
+    assert_refused(Step(core), name, spoil, complaint)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "complaint"),
+    [
+        ("copies", null(0), "^copies: tensor 0 has .* a copy and no address"),
+        ("copies", lambda values: array("Q", [values[0]] * 2), "^copies: tensor 1 has an address and no copy"),
+        ("grad_dtypes", lambda _: array("B", [2, 2]), "^grad_dtypes: tensor 0 .*, want its own or float32"),
+    ],
+)
+def test_step_of_a_master_refuses(core: Any, name: str, spoil: Callable[[Any], Any], complaint: str) -> None:
+    assert_refused(Step(core, STORAGE), name, spoil, complaint)
+
+
+def assert_refused(step: Step, name: str, spoil: Callable[[Any], Any], complaint: str) -> None:
+    """Spoils an argument of a step, which then raises and has neither done anything nor kept any argument."""
     before = step.picture()
     step.arguments[name] = spoil(step.arguments[name])
     with pytest.raises(ValueError, match=complaint):
@@ -142,6 +178,13 @@ def test_measure_refuses(core: Any, name: str, spoil: Callable[[Any], Any], comp
         ("blocks", [(2, True, 2.0, 3.0)], "^blocks: got tensor 2, want less than 2"),
         ("blocks", [(-1, True, 2.0, 3.0)], "^blocks: got tensor -1, want less than 2"),
         ("blocks", [(0, True, 2.0, 3.0)] * 2, "^blocks: block 0 and its tensor do not refer to each other"),
+        ("storage", STORAGE[:1], "^storage: got 1 entries, want none or 2"),
+        ("storage", [*STORAGE, STORAGE[1]], "^storage: got 3 entries, want none or 2"),
+        ("storage", [STORAGE[0], (1, False, False, 0)], "^storage: got a copy or .* of 16-bit weights, want float32"),
+        ("storage", [STORAGE[0], (0, True, False, 0)], "^storage: .* a small momentum buffer of 16-bit weights"),
+        ("storage", [STORAGE[0], (3, False, False, 0)], "^storage: got dtype code 3, want 0, 1 or 2"),
+        ("storage", [STORAGE[0], (0, False, True, 0)], "^storage: got stochastic rounding of a .* nothing in bfloat16"),
+        ("storage", [(1, False, True, 0), STORAGE[1]], "^storage: got stochastic rounding of a .* nothing in bfloat16"),
     ],
 )
 def test_plan_refuses(core: Any, name: str, value: Any, complaint: str) -> None:

@@ -55,6 +55,27 @@ inline Lanes operator*(float a, const Lanes& b) {
   return r;
 }
 
+// Random bits for each lane.
+struct Words {
+  WordPart part[kParts];
+};
+
+// Those of the elements from a place on.
+inline Words random_lanes(int64_t place, RandomKey key) {
+  uint32_t places[kLanes];
+  for (int i = 0; i < kLanes; ++i) places[i] = static_cast<uint32_t>(place) + static_cast<uint32_t>(i);
+  Words r;
+  std::memcpy(&r, places, sizeof r);
+  for (int i = 0; i < kParts; ++i) r.part[i] = random_bits(r.part[i], key);
+  return r;
+}
+
+inline Words upper_halves(const Words& words) {
+  Words r;
+  for (int i = 0; i < kParts; ++i) r.part[i] = words.part[i] >> 16;
+  return r;
+}
+
 // Adds each lane to its sum in float64.
 inline void add_lanes(double* sums, const Lanes& lanes) {
   float single[kLanes];
@@ -78,6 +99,7 @@ inline WordPart select(IntPart mask, WordPart a, WordPart b) {
 
 // Element types. widen is exact; narrow rounds to nearest, ties to even.
 struct Float32 {
+  static constexpr bool kStochastic = false;
   using Stored = float;
   using StoredPart = FloatPart;
   static FloatPart widen(FloatPart x) { return x; }
@@ -85,6 +107,7 @@ struct Float32 {
 };
 
 struct BFloat16 {
+  static constexpr bool kStochastic = false;
   using Stored = uint16_t;
   using StoredPart = HalfPart;
   static FloatPart widen(HalfPart x) { return bit_cast<FloatPart>(__builtin_convertvector(x, WordPart) << 16); }
@@ -96,7 +119,18 @@ struct BFloat16 {
   }
 };
 
+// Stored as bfloat16, and rounded up or down by chance.
+struct StochasticBFloat16 : BFloat16 {
+  static constexpr bool kStochastic = true;
+  static HalfPart narrow(FloatPart x, WordPart random) {
+    const WordPart bits = bit_cast<WordPart>(x);
+    const WordPart quiet_nan = (bits >> 16) | 0x40u;
+    return __builtin_convertvector(select(x != x, quiet_nan, stochastic_upper_half(bits, random)), HalfPart);
+  }
+};
+
 struct Float16 {
+  static constexpr bool kStochastic = false;
   using Stored = uint16_t;
   using StoredPart = HalfPart;
 #if defined(__F16C__) && !defined(__AVX512F__)
@@ -143,12 +177,17 @@ inline Lanes load(const typename T::Stored* from) {
   return r;
 }
 
-// Stores, and gives back the values as stored.
+// Stores, and gives back the values as stored. The random bits are for types that are rounded by chance.
 template <class T>
-inline Lanes store(typename T::Stored* to, const Lanes& lanes) {
+inline Lanes store(typename T::Stored* to, const Lanes& lanes, const Words& random = {}) {
   Lanes r;
   for (int i = 0; i < kParts; ++i) {
-    const typename T::StoredPart stored = T::narrow(lanes.part[i]);
+    typename T::StoredPart stored;
+    if constexpr (T::kStochastic) {
+      stored = T::narrow(lanes.part[i], random.part[i]);
+    } else {
+      stored = T::narrow(lanes.part[i]);
+    }
     std::memcpy(to + i * kWidth, &stored, sizeof stored);
     r.part[i] = T::widen(stored);
   }

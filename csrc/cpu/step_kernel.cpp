@@ -2,6 +2,8 @@
 //
 // Everything here has internal linkage or lives in that namespace: an inline function that the linker could share
 // with other files might be compiled here for instructions that the machine lacks.
+#include <type_traits>
+
 #include "kernels.h"
 #include "lanes.h"
 
@@ -20,35 +22,56 @@ struct Padded {
   Padded(const typename T::Stored* from, int64_t count) { std::memcpy(values, from, count * sizeof values[0]); }
 };
 
-template <class W, class G, Momentum kMomentum>
+template <class W, class G, class M, Momentum kMomentum>
 inline Lanes update_lanes(typename W::Stored* weight, const typename G::Stored* grad,
-                          typename W::Stored* momentum_buffer, Lanes w, const UpdateCoefficients& c) {
+                          typename M::Stored* momentum_buffer, Lanes w, const UpdateCoefficients& c, int64_t place,
+                          RandomKey key) {
   const Lanes g = amended_gradient(load<G>(grad), w, c);
+  Words random{};
+  if constexpr (W::kStochastic || M::kStochastic) random = random_lanes(place, key);
   Lanes buffer{};
   if constexpr (kMomentum != Momentum::kNone) {
-    buffer = next_momentum(g, load<W>(momentum_buffer), c);
-    store<W>(momentum_buffer, buffer);
+    buffer = next_momentum(g, load<M>(momentum_buffer), c);
+    store<M>(momentum_buffer, buffer, upper_halves(random));
   }
-  return store<W>(weight, next_weight(w, direction<kMomentum>(g, buffer, c), c));
+  return store<W>(weight, next_weight(w, direction<kMomentum>(g, buffer, c), c), random);
 }
 
-template <class W, class G, Momentum kMomentum, bool kSumSquares>
+// Rounds weights to their 16-bit copy.
+template <class T>
+void copy_weights(const float* weight, void* copy, int64_t count) {
+  typename T::Stored* to = static_cast<typename T::Stored*>(copy);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store<T>(to + i, load<Float32>(weight + i));
+  if (i < count) {
+    typename T::Stored rounded[kLanes];
+    store<T>(rounded, load<Float32>(Padded<Float32>(weight + i, count - i).values));
+    std::memcpy(to + i, rounded, (count - i) * sizeof rounded[0]);
+  }
+}
+
+template <class W, class G, class M, Momentum kMomentum, bool kSumSquares>
 void update(const RunStep& run) {
   using Weight = typename W::Stored;
+  using Buffer = typename M::Stored;
   Weight* weight = static_cast<Weight*>(run.weight);
   const typename G::Stored* grad = static_cast<const typename G::Stored*>(run.grad);
   // Without momentum any valid address will do: nothing is loaded from it but a tail that nobody uses.
-  Weight* momentum_buffer = kMomentum == Momentum::kNone ? weight : static_cast<Weight*>(run.momentum_buffer);
+  Buffer* momentum_buffer = static_cast<Buffer*>(kMomentum == Momentum::kNone ? run.weight : run.momentum_buffer);
   const UpdateCoefficients c = run.coefficients;
   ChunkSums sums{};
 
   for (int64_t begin = 0; begin < run.count; begin += kSpan) {
     const int64_t end = begin + kSpan < run.count ? begin + kSpan : run.count;
+    const int64_t place = run.offset + begin;  // its high 32 bits are those of the whole span
+    RandomKey key{};
+    if constexpr (W::kStochastic || M::kStochastic) key = random_key(run.storage.stream, run.rounding_step, place);
     Lanes read{}, written{};
     int64_t i = begin;
     for (; i + kLanes <= end; i += kLanes) {
       const Lanes before = load<W>(weight + i);
-      const Lanes after = update_lanes<W, G, kMomentum>(weight + i, grad + i, momentum_buffer + i, before, c);
+      const Lanes after =
+          update_lanes<W, G, M, kMomentum>(weight + i, grad + i, momentum_buffer + i, before, c, run.offset + i, key);
       if constexpr (kSumSquares) {
         read = read + before * before;
         written = written + after * after;
@@ -58,14 +81,21 @@ void update(const RunStep& run) {
       const int64_t tail = end - i;
       Padded<W> w(weight + i, tail);
       const Padded<G> g(grad + i, tail);
-      Padded<W> m(momentum_buffer + i, tail);
+      Padded<M> m(momentum_buffer + i, tail);
       const Lanes before = load<W>(w.values);
-      const Lanes after = update_lanes<W, G, kMomentum>(w.values, g.values, m.values, before, c);
+      const Lanes after =
+          update_lanes<W, G, M, kMomentum>(w.values, g.values, m.values, before, c, run.offset + i, key);
       std::memcpy(weight + i, w.values, tail * sizeof(Weight));
-      if constexpr (kMomentum != Momentum::kNone) std::memcpy(momentum_buffer + i, m.values, tail * sizeof(Weight));
+      if constexpr (kMomentum != Momentum::kNone) std::memcpy(momentum_buffer + i, m.values, tail * sizeof(Buffer));
       if constexpr (kSumSquares) {
         read = read + before * before;
         written = written + after * after;
+      }
+    }
+    if constexpr (std::is_same_v<W, Float32>) {
+      if (run.copy) {  // the span is still in the nearest cache
+        const auto copy = run.storage.copy_dtype == DType::kBFloat16 ? copy_weights<BFloat16> : copy_weights<Float16>;
+        copy(weight + begin, static_cast<uint16_t*>(run.copy) + begin, end - begin);
       }
     }
     if constexpr (kSumSquares) {
@@ -103,31 +133,48 @@ void sum_squares(const void* from, int64_t count, ChunkSums* out) {
   }
 }
 
-template <class W, class G, Momentum kMomentum>
+template <class W, class G, class M, Momentum kMomentum>
 void update_with_sums(const RunStep& run) {
-  run.sums ? update<W, G, kMomentum, true>(run) : update<W, G, kMomentum, false>(run);
+  run.sums ? update<W, G, M, kMomentum, true>(run) : update<W, G, M, kMomentum, false>(run);
 }
 
-template <class W, class G>
+template <class W, class G, class M>
 void update_with_momentum(const RunStep& run) {
-  if (!run.momentum_buffer) return update_with_sums<W, G, Momentum::kNone>(run);
-  if (run.nesterov) return update_with_sums<W, G, Momentum::kNesterov>(run);
-  return update_with_sums<W, G, Momentum::kClassic>(run);
+  if (!run.momentum_buffer) return update_with_sums<W, G, W, Momentum::kNone>(run);
+  if (run.nesterov) return update_with_sums<W, G, M, Momentum::kNesterov>(run);
+  return update_with_sums<W, G, M, Momentum::kClassic>(run);
 }
 
-template <class W>
-void update_with_grad(const RunStep& run) {
-  return run.grad_dtype == run.dtype ? update_with_momentum<W, W>(run) : update_with_momentum<W, Float32>(run);
+template <class G>
+void update_float32(const RunStep& run) {
+  if (!run.storage.small_momentum) return update_with_momentum<Float32, G, Float32>(run);
+  if (run.storage.stochastic) return update_with_momentum<Float32, G, StochasticBFloat16>(run);
+  return update_with_momentum<Float32, G, BFloat16>(run);
+}
+
+// T is the dtype of weights, momentum buffer and gradient, unless that is float32; they are rounded as W says.
+template <class W, class T = W>
+void update_16_bits(const RunStep& run) {
+  return run.grad_dtype == DType::kFloat32 ? update_with_momentum<W, Float32, W>(run)
+                                           : update_with_momentum<W, T, W>(run);
 }
 
 void update_any(const RunStep& run) {
   switch (run.dtype) {
     case DType::kBFloat16:
-      return update_with_grad<BFloat16>(run);
+      return run.storage.stochastic ? update_16_bits<StochasticBFloat16, BFloat16>(run) : update_16_bits<BFloat16>(run);
     case DType::kFloat16:
-      return update_with_grad<Float16>(run);
+      return update_16_bits<Float16>(run);
     default:
-      return update_with_momentum<Float32, Float32>(run);
+      break;
+  }
+  switch (run.grad_dtype) {  // that of the weights' copy, or float32
+    case DType::kBFloat16:
+      return update_float32<BFloat16>(run);
+    case DType::kFloat16:
+      return update_float32<Float16>(run);
+    default:
+      return update_float32<Float32>(run);
   }
 }
 

@@ -14,31 +14,35 @@ namespace sasgd {
 namespace {
 
 std::unique_ptr<CudaPlan> make_plan(int device, const TensorTuples& tensors, const BlockTuples& blocks, double eps,
-                                    double output_factor, bool shape_decay, bool track_norms) {
-  Layout layout = checked_layout(tensors, blocks);
+                                    double output_factor, bool shape_decay, bool track_norms,
+                                    const StorageTuples& storage) {
+  Layout layout = checked_layout(tensors, blocks, storage);
   const py::gil_scoped_release unlocked;
   return std::make_unique<CudaPlan>(device, std::move(layout.tensors), std::move(layout.blocks),
                                     PlanOptions{eps, output_factor, shape_decay, track_norms});
 }
 
 void attach(CudaPlan& plan, uint64_t tables, uint64_t row_norm_sq, uint64_t stale_steps, uint64_t flags,
-            uint64_t stream) {
+            uint64_t rounding_steps, uint64_t stream) {
   if (tables % 16 != 0) throw std::invalid_argument("tables: got an address that is not aligned, want 16 bytes");
   const py::gil_scoped_release unlocked;
-  plan.attach({tables, row_norm_sq, stale_steps, flags}, stream);
+  plan.attach({tables, row_norm_sq, stale_steps, flags, rounding_steps}, stream);
 }
 
-void place(CudaPlan& plan, const py::buffer& weights, const py::buffer& momentum_buffers, uint64_t stream) {
+void place(CudaPlan& plan, const py::buffer& weights, const py::buffer& momentum_buffers, const py::buffer& copies,
+           uint64_t stream) {
   const size_t count = plan.tensors().size();
   const Array<uint64_t> weight_addresses("weights", weights, count);
   const Array<uint64_t> buffer_addresses("momentum_buffers", momentum_buffers, count);
+  const Array<uint64_t> copy_addresses("copies", copies, count);
   for (size_t t = 0; t < count; ++t) {
     if (plan.tensors()[t].numel && !weight_addresses[t]) {
       throw std::invalid_argument("weights: got a null address for tensor " + std::to_string(t));
     }
+    check_copy(plan.tensors()[t], t, copy_addresses[t]);
   }
   const py::gil_scoped_release unlocked;
-  plan.place(weight_addresses.data(), buffer_addresses.data(), stream);
+  plan.place(weight_addresses.data(), buffer_addresses.data(), copy_addresses.data(), stream);
 }
 
 void measure(CudaPlan& plan, const py::buffer& chosen_blocks, uint64_t stream) {
@@ -74,10 +78,11 @@ void bind_cuda(py::module_& m) {
   py::class_<CudaPlan>(m, "CudaPlan", py::module_local(),
                        "Plans steps on one device and launches them; see csrc/cuda/step.h.")
       .def(py::init(&make_plan), py::kw_only(), py::arg("device"), py::arg("tensors"), py::arg("blocks"),
-           py::arg("eps"), py::arg("output_factor"), py::arg("shape_decay"), py::arg("track_norms"))
+           py::arg("eps"), py::arg("output_factor"), py::arg("shape_decay"), py::arg("track_norms"),
+           py::arg("storage") = StorageTuples{})
       .def("attach", &attach, py::arg("tables"), py::arg("row_norm_sq"), py::arg("stale_steps"), py::arg("flags"),
-           py::arg("stream"))
-      .def("place", &place, py::arg("weights"), py::arg("momentum_buffers"), py::arg("stream"))
+           py::arg("rounding_steps"), py::arg("stream"))
+      .def("place", &place, py::arg("weights"), py::arg("momentum_buffers"), py::arg("copies"), py::arg("stream"))
       .def("is_capturing", &CudaPlan::is_capturing, py::arg("stream"))
       .def("measure", &measure, py::arg("chosen_blocks"), py::arg("stream"))
       .def("step", &step, py::arg("grads"), py::arg("grad_dtypes"), py::arg("values"), py::arg("lr_addresses"),

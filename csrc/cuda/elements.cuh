@@ -13,6 +13,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "../update_rule.h"
+
 namespace sasgd {
 namespace cuda {
 
@@ -32,6 +34,15 @@ __device__ __forceinline__ T narrow(float x) {
   }
 }
 
+// Rounds to bfloat16 by chance, with 16 random bits.
+__device__ __forceinline__ __nv_bfloat16 narrow_stochastically(float x, uint32_t random) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  __nv_bfloat16_raw raw;
+  raw.x = static_cast<unsigned short>(x != x ? (bits >> 16) | 0x40u : stochastic_upper_half(bits, random));
+  return raw;
+}
+
 // An address that came out of a table. Without the hint the compiler takes it for a generic one, which costs an
 // instruction with a slower path.
 template <class T>
@@ -45,14 +56,19 @@ struct alignas(16) Elements {
   T value[kCount];
 };
 
-// The first `left` elements, and zeros for the others. kVectors: the address is aligned to 16 bytes.
+// 16 bytes, or 8: four elements of 16 bits that go with four of float32.
+template <class T, int kCount>
+using Vector = std::conditional_t<sizeof(T) * kCount % 16 == 0, uint4, uint2>;
+
+// The first `left` elements, and zeros for the others. kVectors: the address is aligned to a vector.
 template <bool kVectors, class T, int kCount>
 __device__ __forceinline__ void load(Elements<T, kCount>& to, const T* from, int left) {
-  constexpr int kPerVector = 16 / sizeof(T);
+  using V = Vector<T, kCount>;
+  constexpr int kPerVector = sizeof(V) / sizeof(T);
   if (kVectors && left >= kCount) {
 #pragma unroll
     for (int i = 0; i < kCount; i += kPerVector) {
-      const uint4 vector = *reinterpret_cast<const uint4*>(from + i);
+      const V vector = *reinterpret_cast<const V*>(from + i);
       memcpy(static_cast<void*>(to.value + i), &vector, sizeof vector);
     }
   } else {
@@ -63,13 +79,14 @@ __device__ __forceinline__ void load(Elements<T, kCount>& to, const T* from, int
 
 template <bool kVectors, class T, int kCount>
 __device__ __forceinline__ void store(T* to, const Elements<T, kCount>& from, int left) {
-  constexpr int kPerVector = 16 / sizeof(T);
+  using V = Vector<T, kCount>;
+  constexpr int kPerVector = sizeof(V) / sizeof(T);
   if (kVectors && left >= kCount) {
 #pragma unroll
     for (int i = 0; i < kCount; i += kPerVector) {
-      uint4 vector;
+      V vector;
       memcpy(&vector, from.value + i, sizeof vector);
-      *reinterpret_cast<uint4*>(to + i) = vector;
+      *reinterpret_cast<V*>(to + i) = vector;
     }
   } else {
 #pragma unroll

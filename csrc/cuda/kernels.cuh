@@ -38,7 +38,7 @@ __device__ __forceinline__ GroupValues group_values(const LaunchArgs<kWords>& ar
 }
 
 // Looks up what a step does with a chunk; one thread does it for all.
-template <int kWords>
+template <bool kMixed, int kWords>
 __device__ ChunkWork step_of_chunk(const LaunchArgs<kWords>& args, int32_t chunk) {
   const LaunchHeader& header = args.header;
   const Tables& tables = header.tables;
@@ -53,8 +53,10 @@ __device__ ChunkWork step_of_chunk(const LaunchArgs<kWords>& args, int32_t chunk
   const ChunkPlace place = chunk_place(chunk - tensor.first_chunk, tensor.numel);
   work.wide_grad = word & kWideGradient;
   work.weight = address<void>(base.weight, place.offset, item_size(tensor.dtype));
-  work.grad = address<const void>(word & ~kWideGradient, place.offset, work.wide_grad ? 4 : item_size(tensor.dtype));
-  work.momentum_buffer = address<void>(base.momentum_buffer, place.offset, item_size(tensor.dtype));
+  const DType param_dtype = kMixed && tensor.copy_dtype != DType::kFloat32 ? tensor.copy_dtype : tensor.dtype;
+  work.grad = address<const void>(word & ~kWideGradient, place.offset, work.wide_grad ? 4 : item_size(param_dtype));
+  const int momentum_size = kMixed && tensor.small_momentum ? 2 : item_size(tensor.dtype);
+  work.momentum_buffer = address<void>(base.momentum_buffer, place.offset, momentum_size);
   work.count = place.count;
   work.dtype = tensor.dtype;
   work.takes_sums = header.track_norms && tensor.block >= 0;
@@ -68,6 +70,22 @@ __device__ ChunkWork step_of_chunk(const LaunchArgs<kWords>& args, int32_t chunk
   }
   const double inverse = header.grad_scale ? 1.0 / static_cast<double>(*header.grad_scale) : 1.0;
   work.coefficients = make_coefficients(group, scale, decay, inverse, !(tables.flags[t] & kStarted));
+  return work;
+}
+
+// Looks up what a step in a mixed plan needs besides.
+__device__ __forceinline__ MixedWork storage_of_chunk(const Tables& tables, int32_t chunk) {
+  const int32_t t = tables.tensor_of_chunk[chunk];
+  const TensorEntry tensor = tables.tensors[t];
+  const MixedEntry mixed = tables.mixed[t];
+  const int64_t offset = chunk_place(chunk - tensor.first_chunk, tensor.numel).offset;
+  MixedWork work{};
+  work.copy = address<void>(mixed.copy, offset, 2);
+  work.copy_dtype = tensor.copy_dtype;
+  work.small_momentum = tensor.small_momentum;
+  work.stochastic = tensor.stochastic;
+  work.place = static_cast<uint32_t>(offset);
+  if (work.stochastic) work.key = random_key(mixed.stream, tables.rounding_steps[t], offset);
   return work;
 }
 
@@ -144,7 +162,7 @@ __device__ __forceinline__ void add_up_children(const Tables& tables, int32_t n)
 }
 
 // What a launch leaves for the next step, one tensor to a thread.
-template <bool kUpdate, int kWords>
+template <bool kUpdate, bool kMixed, int kWords>
 __device__ __forceinline__ void finish_tensor(const LaunchArgs<kWords>& args, int32_t t) {
   const LaunchHeader& header = args.header;
   const Tables& tables = header.tables;
@@ -153,6 +171,7 @@ __device__ __forceinline__ void finish_tensor(const LaunchArgs<kWords>& args, in
   const int32_t b = tensor.block;
   if constexpr (kUpdate) {
     if (tables.addresses[t].momentum_buffer) tables.flags[t] |= kStarted;
+    if (kMixed && tensor.stochastic) ++tables.rounding_steps[t];
     if (b < 0) return;
     if (!header.track_norms) {
       if (tables.blocks[b].scaled && group_values(args, tensor.group).lr != 0) tables.flags[t] |= kNormKept;
@@ -168,20 +187,31 @@ __device__ __forceinline__ void finish_tensor(const LaunchArgs<kWords>& args, in
   tables.row_norm_sq[b] = tables.sum_squares[b] / tables.blocks[b].rows;
 }
 
-template <bool kUpdate, int kWords>
+template <bool kUpdate, bool kMixed, int kWords>
 __device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
   SASGD_SHARED(ChunkWork, shared_work, 1);
+  SASGD_SHARED(MixedWork, shared_storage, 1);
   SASGD_SHARED(Sums, of_warps, kWarps);
   const LaunchHeader& header = args.header;
   const Tables& tables = header.tables;
   if (kUpdate && header.found_inf && *header.found_inf != 0) return;
 
   for (int32_t chunk = header.launch.first_chunk + blockIdx.x; chunk < header.launch.end_chunk; chunk += gridDim.x) {
-    if (threadIdx.x == 0) shared_work[0] = kUpdate ? step_of_chunk(args, chunk) : norm_of_chunk(args, chunk);
+    if (threadIdx.x == 0) {
+      shared_work[0] = kUpdate ? step_of_chunk<kMixed>(args, chunk) : norm_of_chunk(args, chunk);
+      if constexpr (kMixed) shared_storage[0] = storage_of_chunk(tables, chunk);
+    }
     __syncthreads();  // shared_work is filled in
     const ChunkWork work = shared_work[0];
     if (work.count > 0) {
-      const ThreadSums own = kUpdate ? update_any(work) : sum_any(work);
+      ThreadSums own;
+      if constexpr (!kUpdate) {
+        own = sum_any(work);
+      } else if constexpr (kMixed) {
+        own = update_any(work, MixedWork(shared_storage[0]));
+      } else {
+        own = update_any(work, Ordinary{});
+      }
       if (work.takes_sums) {
         const Sums sums = add_up(own, of_warps);
         if (threadIdx.x == 0) tables.sums[chunk] = sums;
@@ -201,19 +231,20 @@ __device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
     }
   }
   for (int32_t t = launch.first_tensor + threadIdx.x; t < launch.end_tensor; t += kThreads) {
-    finish_tensor<kUpdate>(args, t);
+    finish_tensor<kUpdate, kMixed>(args, t);
   }
   if (threadIdx.x == 0) *tables.finished_blocks = 0;
 }
 
-template <int kWords>
+// kMixed: some tensors are not stored in the ordinary way.
+template <int kWords, bool kMixed>
 __global__ void __launch_bounds__(kThreads) step_kernel(const __grid_constant__ LaunchArgs<kWords> args) {
-  run_pass<true>(args);
+  run_pass<true, kMixed>(args);
 }
 
 template <int kWords>
 __global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ LaunchArgs<kWords> args) {
-  run_pass<false>(args);
+  run_pass<false, false>(args);
 }
 
 }  // namespace cuda

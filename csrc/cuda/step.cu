@@ -22,7 +22,7 @@ static_assert(sizeof(LaunchHeader) % sizeof(uint64_t) == 0, "words follow the he
 
 using namespace cuda;
 
-int resident_blocks(int device) {
+int resident_blocks(int device, bool mixed) {
   const std::string attempt = "asking how many thread blocks device " + std::to_string(device) + " holds";
   const DeviceGuard guard(device);
   int multiprocessors = 0;
@@ -34,8 +34,12 @@ int resident_blocks(int device) {
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&of_one, kernel, kThreads, 0), attempt);
     least = std::min(least, of_one * multiprocessors);
   };
-  ask(step_kernel<kSmallWords>);
-  ask(step_kernel<kLargeWords>);
+  if (mixed) {
+    ask(step_kernel<kLargeWords, true>);
+  } else {
+    ask(step_kernel<kSmallWords, false>);
+    ask(step_kernel<kLargeWords, false>);
+  }
   ask(norm_kernel<kSmallWords>);
   ask(norm_kernel<kLargeWords>);
   if (least < 1) throw std::runtime_error("CUDA: " + attempt + ": none of " + std::to_string(kThreads) + " threads");
@@ -69,12 +73,15 @@ CudaPlan::CudaPlan(int device, std::vector<TensorInfo> tensors, std::vector<Bloc
       throw std::invalid_argument("blocks: block " + std::to_string(b) + " and its tensor do not refer to each other");
     }
   }
-  for (const TensorInfo& tensor : tensors_) group_count_ = std::max(group_count_, tensor.group + 1);
+  for (const TensorInfo& tensor : tensors_) {
+    group_count_ = std::max(group_count_, tensor.group + 1);
+    is_mixed_ = is_mixed_ || is_extraordinary(tensor.storage);
+  }
   plan_launches();
   plan_blocks();
   for (PlannedLaunch& planned : launches_) plan_tree(planned.launch);
   lay_out_tables();
-  resident_blocks_ = resident_blocks(device_);
+  resident_blocks_ = resident_blocks(device_, is_mixed_);
 }
 
 // Deals the tensors out to as few launches as their words fit in, and the chunks to the tensors.
@@ -102,7 +109,8 @@ void CudaPlan::plan_launches() {
       throw std::invalid_argument("tensors: got more elements than a device can hold");
     }
     entries_.push_back({tensor.numel, static_cast<int32_t>(first_chunk), slot_of_group[tensor.group], tensor.block,
-                        static_cast<int32_t>(first_chunk), tensor.dtype});
+                        static_cast<int32_t>(first_chunk), tensor.dtype, tensor.storage.copy_dtype,
+                        tensor.storage.small_momentum, tensor.storage.stochastic});
     tensor_of_chunk_.resize(static_cast<size_t>(first_chunk + chunks), static_cast<int32_t>(t));
     planned.launch.end_tensor = static_cast<int32_t>(t) + 1;
     planned.launch.end_chunk = static_cast<int32_t>(first_chunk + chunks);
@@ -157,6 +165,7 @@ void CudaPlan::lay_out_tables() {
   offsets_.blocks = reserve(block_entries_.size() * sizeof(BlockEntry));
   offsets_.nodes = reserve(nodes_.size() * sizeof(SumNode));
   offsets_.addresses = reserve(tensors_.size() * sizeof(Addresses));
+  offsets_.mixed = reserve(is_mixed_ ? tensors_.size() * sizeof(MixedEntry) : 0);
   offsets_.sums = reserve((tensor_of_chunk_.size() + nodes_.size()) * sizeof(Sums));
   offsets_.sum_squares = reserve(blocks_.size() * sizeof(double));
   offsets_.finished_blocks = reserve(sizeof(unsigned));
@@ -180,6 +189,7 @@ void CudaPlan::attach(const DeviceState& state, uint64_t stream) {
   at(tables_.blocks, offsets_.blocks);
   at(tables_.nodes, offsets_.nodes);
   at(tables_.addresses, offsets_.addresses);
+  at(tables_.mixed, offsets_.mixed);
   at(tables_.sums, offsets_.sums);
   tables_.sums_of_nodes = tables_.sums + tensor_of_chunk_.size();
   at(tables_.sum_squares, offsets_.sum_squares);
@@ -187,13 +197,20 @@ void CudaPlan::attach(const DeviceState& state, uint64_t stream) {
   tables_.row_norm_sq = reinterpret_cast<double*>(state.row_norm_sq);
   tables_.stale_steps = reinterpret_cast<int64_t*>(state.stale_steps);
   tables_.flags = reinterpret_cast<uint8_t*>(state.flags);
+  tables_.rounding_steps = reinterpret_cast<int64_t*>(state.rounding_steps);
   send(tables_.tensors, image.data(), image.size(), stream);
 }
 
-void CudaPlan::place(const uint64_t* weights, const uint64_t* momentum_buffers, uint64_t stream) {
+void CudaPlan::place(const uint64_t* weights, const uint64_t* momentum_buffers, const uint64_t* copies,
+                     uint64_t stream) {
   std::vector<Addresses> addresses;
-  for (size_t t = 0; t < tensors_.size(); ++t) addresses.push_back({weights[t], momentum_buffers[t]});
+  std::vector<MixedEntry> mixed;
+  for (size_t t = 0; t < tensors_.size(); ++t) {
+    addresses.push_back({weights[t], momentum_buffers[t]});
+    if (is_mixed_) mixed.push_back({tensors_[t].storage.stream, copies[t]});
+  }
   send(tables_.addresses, addresses.data(), addresses.size() * sizeof(Addresses), stream);
+  send(tables_.mixed, mixed.data(), mixed.size() * sizeof(MixedEntry), stream);
 }
 
 // Memory that is not pinned is copied aside before the call returns.
@@ -230,7 +247,9 @@ void CudaPlan::step(const uint64_t* grads, const uint8_t* grad_dtypes, const Gro
                     const uint64_t* lr_addresses, const DeviceNumbers& numbers, uint64_t stream) {
   for (const PlannedLaunch& planned : launches_) {
     const auto gradient = [&](int32_t t) -> uint64_t {
-      const bool is_wide = static_cast<DType>(grad_dtypes[t]) != tensors_[t].dtype;
+      const Storage& storage = tensors_[t].storage;
+      const DType param_dtype = has_copy(storage) ? storage.copy_dtype : tensors_[t].dtype;
+      const bool is_wide = static_cast<DType>(grad_dtypes[t]) != param_dtype;
       return tensors_[t].numel && grads[t] ? grads[t] | (is_wide ? kWideGradient : 0) : 0;
     };
     launch<true>(planned, gradient, groups, lr_addresses, numbers, stream);
@@ -277,12 +296,14 @@ void CudaPlan::launch(const PlannedLaunch& planned, const Word& word_of, const G
               std::to_string(device_));
   };
   // The driver copies the arguments; most of the large ones' words are never written.
-  if (words_.size() <= static_cast<size_t>(kSmallWords)) {
+  // Steps of mixed plans are compiled for the large ones alone, since that takes long.
+  if (words_.size() <= static_cast<size_t>(kSmallWords) && !(kUpdate && is_mixed_)) {
     LaunchArgs<kSmallWords> args;
-    run(kUpdate ? step_kernel<kSmallWords> : norm_kernel<kSmallWords>, args);
+    run(kUpdate ? step_kernel<kSmallWords, false> : norm_kernel<kSmallWords>, args);
   } else {
     LaunchArgs<kLargeWords> args;
-    run(kUpdate ? step_kernel<kLargeWords> : norm_kernel<kLargeWords>, args);
+    const auto step = is_mixed_ ? step_kernel<kLargeWords, true> : step_kernel<kLargeWords, false>;
+    run(kUpdate ? step : norm_kernel<kLargeWords>, args);
   }
 }
 

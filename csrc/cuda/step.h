@@ -12,10 +12,11 @@ namespace sasgd {
 
 // What lives on the device from step to step. The memory is the caller's, who may read it after a synchronisation.
 struct DeviceState {
-  uint64_t tables;       // table_bytes() bytes, aligned to 16: the plan's own
-  uint64_t row_norm_sq;  // double for each block: ||W||^2_{2,mu}
-  uint64_t stale_steps;  // int64 for each block: how many steps used the norm of weights that were written unseen
-  uint64_t flags;        // byte for each tensor: kStarted, kNormKept
+  uint64_t tables;          // table_bytes() bytes, aligned to 16: the plan's own
+  uint64_t row_norm_sq;     // double for each block: ||W||^2_{2,mu}
+  uint64_t stale_steps;     // int64 for each block: how many steps used the norm of weights that were written unseen
+  uint64_t flags;           // byte for each tensor: kStarted, kNormKept
+  uint64_t rounding_steps;  // int64 for each tensor: how many steps of it have been rounded stochastically
 };
 
 constexpr uint8_t kStarted = 1;   // the momentum buffer has taken its first gradient
@@ -34,8 +35,9 @@ std::vector<int> cuda_architectures();
 // How many devices the driver sees. Throws std::runtime_error, which says why, where it cannot be asked.
 int cuda_devices();
 
-// How many thread blocks of a step a device holds at once. Throws std::runtime_error where it cannot run a step.
-int resident_blocks(int device);
+// How many thread blocks of a step a device holds at once; mixed: of a plan with extraordinary storage. Throws
+// std::runtime_error where it cannot run a step.
+int resident_blocks(int device, bool mixed = false);
 
 // Plans steps and launches them on a stream. A step never waits for the device; sending large tables may. Every call
 // takes a cudaStream_t as an integer and throws std::runtime_error, which says what was attempted, where the driver
@@ -51,8 +53,9 @@ class CudaPlan {
   // Takes the device's memory into use and copies the fixed tables there. The carried state must be zero, or set.
   void attach(const DeviceState& state, uint64_t stream);
 
-  // Copies the addresses of all weights and momentum buffers (null: none) to the device; holds until the next call.
-  void place(const uint64_t* weights, const uint64_t* momentum_buffers, uint64_t stream);
+  // Copies the addresses of all weights, momentum buffers and copies (null: none) to the device; holds until the next
+  // call.
+  void place(const uint64_t* weights, const uint64_t* momentum_buffers, const uint64_t* copies, uint64_t stream);
 
   // Whether what is put on the stream is recorded in a CUDA graph, and runs later or never.
   bool is_capturing(uint64_t stream) const;
@@ -78,7 +81,7 @@ class CudaPlan {
     std::vector<int32_t> groups;  // of its tensors
   };
   struct Offsets {  // of the tables in the device's memory; those up to the addresses are fixed
-    size_t entries, tensor_of_chunk, blocks, nodes, addresses, sums, sum_squares, finished_blocks;
+    size_t entries, tensor_of_chunk, blocks, nodes, addresses, mixed, sums, sum_squares, finished_blocks;
   };
 
   void plan_launches();
@@ -96,6 +99,7 @@ class CudaPlan {
   std::vector<BlockInfo> blocks_;
   PlanOptions options_;
   int32_t group_count_ = 0;
+  bool is_mixed_ = false;
   std::vector<PlannedLaunch> launches_;
   std::vector<cuda::TensorEntry> entries_;
   std::vector<int32_t> tensor_of_chunk_;

@@ -25,12 +25,22 @@ struct TensorEntry {
   int32_t group;  // index into the groups of its launch
   int32_t block;  // index into the blocks, or -1: not a block
   int32_t root;   // where the tree puts the sums of all its chunks; of blocks only
-  DType dtype;    // of the weights and the momentum buffer
+  DType dtype;    // of the weights, and of the momentum buffer unless that is small
+  // The rest is looked at in mixed plans only, see Storage.
+  DType copy_dtype;
+  bool small_momentum;
+  bool stochastic;
 };
 
 struct Addresses {
   uint64_t weight;
   uint64_t momentum_buffer;  // null where momentum is 0
+};
+
+// What a mixed plan needs besides.
+struct MixedEntry {
+  uint64_t stream;
+  uint64_t copy;  // null: there is none
 };
 
 struct BlockEntry {
@@ -54,6 +64,7 @@ struct SumNode {
 struct Tables {
   const TensorEntry* tensors;
   const Addresses* addresses;
+  const MixedEntry* mixed;  // of mixed plans only
   const int32_t* tensor_of_chunk;
   const BlockEntry* blocks;
   const SumNode* nodes;
@@ -65,6 +76,7 @@ struct Tables {
   double* row_norm_sq;
   int64_t* stale_steps;
   uint8_t* flags;
+  int64_t* rounding_steps;
 };
 
 // Hyperparameters of a parameter group as they stand in a launch's words.
@@ -75,7 +87,7 @@ struct GroupWords {
 constexpr int kGroupWords = sizeof(GroupWords) / sizeof(uint64_t);
 static_assert(sizeof(GroupWords) == kGroupWords * sizeof(uint64_t), "groups are sent as whole words");
 
-// A gradient's word is its address, with this bit set if it is float32 while the weights have 16 bits.
+// A gradient's word is its address, with this bit set if it is float32 while the parameter has 16 bits.
 constexpr uint64_t kWideGradient = 1;
 
 // The tensors [first_tensor, end_tensor) with the chunks [first_chunk, end_chunk).

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
+from sasgd_fused.backends.masters import MasterWeights
 from sasgd_fused.options import GroupValues, StepNumbers
 from sasgd_fused.plan import PlannedBlock, State, StepPlan
 
@@ -27,6 +28,8 @@ class Backend:
         self.state = state
         self.grads: list[Tensor | None] = []
         self._given: dict[PlannedBlock, float] | None = None  # norms in the place of those of the weights
+        self._masters = MasterWeights(plan, state) if plan.has_masters else None
+        self._stochastic = {k for k, s in enumerate(plan.storage) if s.is_stochastic and plan.params[k].numel()}
 
     @classmethod
     def create(cls, plan: StepPlan, state: State) -> Backend:
@@ -55,6 +58,8 @@ class Backend:
             return False
         self.grads = self.plan.gather_gradients()
         self.plan.check_momentum(self.state)
+        if self._masters:
+            self.plan.check_masters(self.state)
         return True
 
     def step(self, numbers: StepNumbers) -> None:
@@ -91,6 +96,35 @@ class Backend:
         A step that was skipped on the device leaves them, and only `settle` finds out.
         """
         return []
+
+    def weight_of(self, index: int) -> Tensor:
+        """What is updated of a parameter, as `follow_parameters` left it: its master where it has one, else itself."""
+        param = self.plan.params[index]
+        return self.state[param]["master_weight"] if self.plan.storage[index].has_master else param.detach()
+
+    def follow_parameters(self) -> None:
+        """Has the masters take over what others wrote into the parameters."""
+        if self._masters:
+            self._masters.follow()
+
+    def rounding_step_of(self, index: int) -> int:
+        """How many steps of a parameter have been rounded stochastically, as the state has it."""
+        return int(self.state.get(self.plan.params[index], {}).get("rounding_step", 0))
+
+    def note_rounding(self, active: Sequence[int]) -> None:
+        """Counts a step of these parameters in the state, where they are rounded stochastically."""
+        for index in self._stochastic.intersection(active) if self._stochastic else ():
+            self.state[self.plan.params[index]]["rounding_step"] = self.rounding_step_of(index) + 1
+
+    def note_written(self) -> None:
+        """Notes that the parameters are what the last step left."""
+        if self._masters:
+            self._masters.note_written()
+
+    def compare_masters(self) -> None:
+        """Has that be looked for anew, because there are writes that no version counter shows."""
+        if self._masters:
+            self._masters.forget()
 
     def row_norm_sq(self) -> list[float]:
         """‖W_b‖²_{2,μ} of every block of the plan, as the next step will use it."""
@@ -130,7 +164,8 @@ class Backend:
         return [0] * len(self.plan.blocks)
 
     def forget_norms(self) -> None:
-        """Has the norms taken anew from the weights at the next step."""
+        """Has the norms taken anew from the weights at the next step, and the masters compared with them."""
+        self.compare_masters()
         for planned in self.plan.blocks:
             state = self.state.get(self.plan.params[planned.param])
             if state:
@@ -145,7 +180,8 @@ class Backend:
 
     def measure(self, blocks: Sequence[PlannedBlock]) -> list[float]:
         """‖W_b‖²_{2,μ} = sum of squares / rows of present weights in float64, before equation (22)."""
-        weights = [self.plan.params[planned.param].detach() for planned in blocks]
+        self.follow_parameters()
+        weights = [self.weight_of(planned.param) for planned in blocks]
         return [
             float(weight.double().square().sum()) / planned.block.rows
             for weight, planned in zip(weights, blocks, strict=True)

@@ -23,6 +23,7 @@ class CpuBackend(KernelBackend):
     def __init__(self, plan: StepPlan, state: State) -> None:
         super().__init__(plan, state)
         self._kernel = extension.core.CpuPlan(**self._kernel_plan())
+        self._no_rounding_steps = array("q", bytes(8 * len(plan.params)))
         if self._freezes:
             self._take_kept_norms()
 
@@ -33,14 +34,17 @@ class CpuBackend(KernelBackend):
         grads = self._gradients.write()
         if self._weights.gapped:
             self._weights.fill_gapped()
+        self.follow_parameters()
         self._find_stale()
         self._measure_blocks(self._unmeasured_among(active))
         stale = self._kernel.step(
             self._weights.table,
             self._gradients.table,
             self._momentum.table,
+            self._weights.copies,
             self._gradients.codes,
             self._momentum.first,
+            self._rounding_steps(),
             array("d", chain.from_iterable(values)),
             grad_scale,
             torch.get_num_threads(),
@@ -50,6 +54,7 @@ class CpuBackend(KernelBackend):
         if self._weights.gapped:
             self._weights.empty_gapped(active)
         self._mark_written(active)
+        self.note_rounding(active)
         if self._freezes:
             self._keep_norms(active, values)
         self._warn_of_stale(stale, stacklevel=7)
@@ -67,6 +72,11 @@ class CpuBackend(KernelBackend):
         """The kernel goes by them until it leaves others."""
         for block, norm in enumerate(norms.tolist()):
             self._kernel.set_row_norm_sq(block, norm)
+
+    def _rounding_steps(self) -> array[int]:
+        if not self._stochastic:
+            return self._no_rounding_steps
+        return array("q", map(self.rounding_step_of, range(len(self.plan.params))))
 
     def _norm_pass(self, chosen: bytearray) -> None:
         self._kernel.measure(self._weights.table, chosen, torch.get_num_threads())

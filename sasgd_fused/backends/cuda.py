@@ -28,7 +28,7 @@ class CudaBackend(DeviceBackend):
         super().__init__(plan, state)
         self._kernel = self.core.CudaPlan(device=self._device_index, **self._kernel_plan())
         self._tables = torch.zeros(self._kernel.table_bytes, dtype=torch.uint8, device=plan.device)
-        kept = (self._tables, self._norms, self._stale, self._flags.on_device)
+        kept = (self._tables, self._norms, self._stale, self._flags.on_device, self._rounding.on_device)
         self._kernel.attach(*map(Tensor.data_ptr, kept), self._current_stream())
         self._no_lrs = array("Q")
 
@@ -39,8 +39,8 @@ class CudaBackend(DeviceBackend):
             return "it has a kernel for CUDA, not for ROCm"
         return extension.why_not_cuda() or _why_not_device(device.index or 0)
 
-    def _send_addresses(self, weights: array[int], momentum_buffers: array[int]) -> None:
-        self._kernel.place(weights, momentum_buffers, self._current_stream())
+    def _send_addresses(self, weights: array[int], momentum_buffers: array[int], copies: array[int]) -> None:
+        self._kernel.place(weights, momentum_buffers, copies, self._current_stream())
 
     def _launch_norm_pass(self, chosen: bytearray) -> None:
         self._kernel.measure(chosen, self._current_stream())

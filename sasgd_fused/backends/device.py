@@ -13,6 +13,7 @@ from torch import Tensor
 from sasgd_fused.backends.device_flags import NORM_KEPT, STARTED, DeviceFlags
 from sasgd_fused.backends.kernel import KernelBackend
 from sasgd_fused.backends.readback import Readback
+from sasgd_fused.backends.rounding_steps import RoundingSteps
 from sasgd_fused.options import GroupValues, StepNumbers
 from sasgd_fused.plan import State, StepPlan
 
@@ -33,10 +34,11 @@ class DeviceBackend(KernelBackend):
         self._norms = torch.zeros(blocks, dtype=torch.float64, device=plan.device)
         self._stale = torch.zeros(blocks, dtype=torch.int64, device=plan.device)
         self._flags = DeviceFlags(count, self._norms)
+        self._rounding = RoundingSteps(plan, state)
         self._last_stream: object = None
 
         self._no_momentum = array("Q", bytes(8 * count))
-        self._placed: tuple[array[int], array[int]] | None = None  # the tables that the device has
+        self._placed: tuple[array[int], ...] | None = None  # the tables that the device has
         self._buffers: dict[int, Tensor] = {}  # the momentum buffers among them
         self._settled: list[int] | None = None  # the list of updated parameters whose flags no step changes any more
         self._in_graph = False
@@ -53,6 +55,11 @@ class DeviceBackend(KernelBackend):
                     "CUDA graph: momentum buffers cannot be made in a graph; take a step before the capture, with the "
                     "same parameters"
                 )
+            if (self._masters and not self._masters.are_current()) or not self._rounding.are_current():
+                raise RuntimeError(
+                    "CUDA graph: master weights cannot be made, nor counts of rounding be sent, in a graph; take a "
+                    "step before the capture"
+                )
             self._in_graph = True
         else:
             self._note_stream()
@@ -60,6 +67,8 @@ class DeviceBackend(KernelBackend):
                 self._learn()
         self._momentum.attach(active, values)
         grads = self._gradients.write()
+        self.follow_parameters()
+        self._rounding.send()
         self._find_stale()
         self._place()
         if self._weights.gapped:
@@ -77,6 +86,7 @@ class DeviceBackend(KernelBackend):
             if is_captured:
                 _captured.append(self._memory())
         self._momentum.launched()
+        self._rounding.note_step()
         del grads  # freed memory is used again only by work that follows on the stream
         if self._weights.gapped:
             self._weights.empty_gapped(active)
@@ -87,8 +97,9 @@ class DeviceBackend(KernelBackend):
             self._note_update(active, numbers)
 
     def settle(self) -> None:
-        """Waits for the device, if it knows more: frozen norms, and momentum buffers that have not started."""
+        """Waits for the device, if it knows more: frozen norms, momentum buffers that have not started, counts."""
         self._learn_norms()
+        self._rounding.learn(may_be_replayed=self._in_graph)
 
     def warn_if_stale(self) -> None:
         """As counted on the device, which is waited for."""
@@ -123,8 +134,14 @@ class DeviceBackend(KernelBackend):
     def _buffer_of(self, param: Tensor) -> Tensor | None:
         return self.state.get(param, {}).get("momentum_buffer")
 
-    def _send_addresses(self, weights: array[int], momentum_buffers: array[int]) -> None:
-        """Sends the addresses of all weights and momentum buffers (0: none) to the device; not while capturing."""
+    def _send_addresses(self, weights: array[int], momentum_buffers: array[int], copies: array[int]) -> None:
+        """Sends the addresses of all weights, momentum buffers and copies (0: none) to the device; not in a capture.
+
+        Args:
+            weights: of each tensor; of its master where it has one.
+            momentum_buffers: of each tensor.
+            copies: of the parameter that a master is rounded to.
+        """
         raise NotImplementedError
 
     def _launch_norm_pass(self, chosen: bytearray) -> None:
@@ -171,7 +188,8 @@ class DeviceBackend(KernelBackend):
 
     def _memory(self) -> list[Tensor]:
         """What lives on the device from step to step."""
-        return [self._norms, self._stale, self._flags.on_device, *self._weights.gapped.values()]
+        own = [self._norms, self._stale, self._flags.on_device, self._rounding.on_device]
+        return [*own, *self._weights.gapped.values()]
 
     def _norm_pass(self, chosen: bytearray) -> None:
         if not self._is_capturing():
@@ -194,7 +212,7 @@ class DeviceBackend(KernelBackend):
 
     def _place(self) -> None:
         """Sends the addresses where they are others than before."""
-        tables = (self._weights.table, self._momentum.table or self._no_momentum)
+        tables = (self._weights.table, self._momentum.table or self._no_momentum, self._weights.copies)
         if self._placed and all(map(is_, tables, self._placed)):
             return
         if self._is_capturing():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sasgd_fused.backends.base import Backend
+from sasgd_fused.backends.rounding import random_halves, store
 from sasgd_fused.factors import decay_scale, layer_scale
 from sasgd_fused.options import GroupValues
 from sasgd_fused.plan import PlannedBlock
@@ -24,18 +25,25 @@ class ForeachBackend(Backend):
         active = [index for index, grad in enumerate(self.grads) if grad is not None]
         if not active:
             return
-        params = [self.plan.params[index] for index in active]
+        self.follow_parameters()
         groups = [values[self.plan.group_of[index]] for index in active]
-        weights = [_widen(param) for param in params]
+        stored = [self.weight_of(index) for index in active]
+        weights = [_widen(weight) for weight in stored]
         grads = [self.grads[index].to(w.dtype) for index, w in zip(active, weights, strict=True)]  # type: ignore[union-attr]
 
         grad_coefficients, decays = self._coefficients(active, groups, grad_scale)
         grads = list(torch._foreach_mul(grads, grad_coefficients))
         if any(group.weight_decay for group in groups):
             torch._foreach_add_(grads, torch._foreach_mul(weights, decays))
-        self._apply_momentum(params, grads, groups)
+        random = [self._random_halves(index) for index in active]
+        self._apply_momentum(active, grads, groups, [for_momentum for _, for_momentum in random])
         torch._foreach_mul_(grads, [-group.lr for group in groups])
-        torch._foreach_copy_(params, torch._foreach_add(weights, grads))
+        _store_all(stored, list(torch._foreach_add(weights, grads)), [for_weight for for_weight, _ in random])
+        for index, weight in zip(active, stored, strict=True):
+            if self.plan.storage[index].has_master:
+                self.plan.params[index].copy_(weight)
+        self.note_rounding(active)
+        self.note_written()
 
     def _coefficients(
         self, active: list[int], groups: list[GroupValues], grad_scale: float
@@ -58,23 +66,30 @@ class ForeachBackend(Backend):
         """The same in one call and one transfer for all blocks."""
         if not blocks:
             return []
-        weights = [self.plan.params[planned.param].detach() for planned in blocks]
+        self.follow_parameters()
+        weights = [self.weight_of(planned.param) for planned in blocks]
         dtype = torch.float32 if self.plan.device.type == "mps" else torch.float64  # which Apple's GPUs lack
         sums = torch.stack(torch._foreach_norm(weights, 2, dtype)).square().tolist()
         return [total / planned.block.rows for total, planned in zip(sums, blocks, strict=True)]
 
-    def _apply_momentum(self, params: list[Tensor], grads: list[Tensor], groups: list[GroupValues]) -> None:
+    def _random_halves(self, index: int) -> tuple[Tensor | None, Tensor | None]:
+        return random_halves(self.plan.storage[index], self.plan.params[index], self.rounding_step_of(index))
+
+    def _apply_momentum(
+        self, active: list[int], grads: list[Tensor], groups: list[GroupValues], random: list[Tensor | None]
+    ) -> None:
         """Updates the momentum buffers and turns `grads` into the steps taken, in place."""
         moving = [k for k, group in enumerate(groups) if group.momentum != 0]
         if not moving:
             return
-        states = [self.state[params[k]] for k in moving]
+        states = [self.state[self.plan.params[active[k]]] for k in moving]
         started = [state.get("momentum_buffer") is not None for state in states]
         for k, state, has_buffer in zip(moving, states, started, strict=True):
+            param, dtype = self.plan.params[active[k]], self.plan.storage[active[k]].momentum_dtype
             if not has_buffer:
-                state["momentum_buffer"] = torch.zeros_like(params[k])
-            elif state["momentum_buffer"].dtype != params[k].dtype:  # as after model.half()
-                state["momentum_buffer"] = state["momentum_buffer"].to(params[k].dtype)
+                state["momentum_buffer"] = torch.zeros_like(param, dtype=dtype)
+            elif state["momentum_buffer"].dtype != dtype:  # as after model.half()
+                state["momentum_buffer"] = state["momentum_buffer"].to(dtype)
         stored = [state["momentum_buffer"] for state in states]
         carried = [groups[k].momentum if has else 0.0 for k, has in zip(moving, started, strict=True)]
         shares = [1 - groups[k].dampening if has else 1.0 for k, has in zip(moving, started, strict=True)]
@@ -82,9 +97,17 @@ class ForeachBackend(Backend):
         buffers = [_widen(buffer) for buffer in stored]
         buffers = list(torch._foreach_mul(buffers, carried))
         torch._foreach_add_(buffers, torch._foreach_mul([grads[k] for k in moving], shares))
-        torch._foreach_copy_(stored, buffers)
+        _store_all(stored, buffers, [random[k] for k in moving])
         for k, buffer in zip(moving, buffers, strict=True):
             grads[k] = grads[k].add_(buffer, alpha=groups[k].momentum) if groups[k].nesterov else buffer
+
+
+def _store_all(to: list[Tensor], values: list[Tensor], random: list[Tensor | None]) -> None:
+    if all(bits is None for bits in random):
+        torch._foreach_copy_(to, values)
+        return
+    for target, value, bits in zip(to, values, random, strict=True):
+        store(target, value, bits)
 
 
 def _widen(tensor: Tensor) -> Tensor:

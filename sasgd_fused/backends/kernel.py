@@ -14,6 +14,7 @@ from sasgd_fused.backends.base import Backend
 from sasgd_fused.backends.momentum import MomentumTable, values_in_state
 from sasgd_fused.backends.tables import GradientTable, WeightTable
 from sasgd_fused.plan import PlannedBlock, State, StepPlan
+from sasgd_fused.storage import Storage
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _version_of = attrgetter("_version")
@@ -35,6 +36,7 @@ class KernelBackend(Backend):
         self._version_sum = -1
         # Views of one flat tensor share its counter: then a step raises the sum by more than one for each.
         storages = [param.untyped_storage().data_ptr() for param in plan.params if param.numel()]
+        self._has_placed_masters = False
         self._own_counters = len(set(storages)) == len(storages)
         self._freezes = plan.options.freezes_norms
         self._unmeasured = bytearray(b"\1" * len(plan.blocks))  # 1: the kernel's norm is not the one to be used
@@ -61,6 +63,8 @@ class KernelBackend(Backend):
                 return False
             self._gradients.bind()
         self._momentum.check()
+        if self._masters and not self._masters.are_current():
+            self.plan.check_masters(self.state)
         return True
 
     def release_gradients(self) -> None:
@@ -78,10 +82,18 @@ class KernelBackend(Backend):
         if not self._weights.is_current():
             self._place_weights()
         self._weights.fill_gapped()
+        self.follow_parameters()
         self._find_stale()
         asked = [self._block_of[planned.param] for planned in blocks]
         self._measure_blocks([block for block in asked if self._freezes or self._unmeasured[block]])
         return asked
+
+    def follow_parameters(self) -> None:
+        """Also gives the kernel the masters that are others than before; their norms may be too."""
+        if self._masters and (self._masters.follow() or not self._has_placed_masters):
+            self._weights.place_masters(self._masters.items())
+            self._has_placed_masters = True
+            self._mark_unmeasured()
 
     def forget_norms(self) -> None:
         """A norm pass precedes the next step."""
@@ -89,7 +101,7 @@ class KernelBackend(Backend):
         if self._freezes:
             self._take_kept_norms()
         else:
-            self._unmeasured = bytearray(b"\1" * len(self._unmeasured))
+            self._mark_unmeasured()
 
     def drive(self) -> None:
         """Nothing that happens to the weights has these parts' norms taken instead."""
@@ -103,6 +115,7 @@ class KernelBackend(Backend):
         if not self._weights.is_current():
             self._place_weights()
         self._weights.fill_gapped()
+        self.follow_parameters()
         self._norm_pass(bytearray(b"\1" * len(self._unmeasured)))
         return self.local_norms()
 
@@ -111,9 +124,10 @@ class KernelBackend(Backend):
         plan, options = self.plan, self.plan.options
         return {
             "tensors": [
-                (param.numel(), group, DTYPE_CODES[param.dtype])
-                for param, group in zip(plan.params, plan.group_of, strict=True)
+                (param.numel(), group, DTYPE_CODES[torch.float32 if storage.has_master else param.dtype])
+                for param, group, storage in zip(plan.params, plan.group_of, plan.storage, strict=True)
             ],
+            "storage": [] if plan.is_ordinary else list(map(_stored_as, plan.params, plan.storage)),
             "blocks": [
                 (planned.param, planned.scaled, float(planned.block.rows), planned.columns) for planned in plan.blocks
             ],
@@ -140,7 +154,9 @@ class KernelBackend(Backend):
 
     def _place_weights(self) -> None:
         moved = self._weights.rewrite()
-        # Gradients and momentum go by the weights' layouts, which may be others now (channels_last).
+        self._has_placed_masters = False
+        # Masters, gradients and momentum go by the weights' layouts, which may be others now (channels_last).
+        self.compare_masters()
         self._gradients.invalidate()
         self._momentum.invalidate()
         if not self._freezes and self._given is None:
@@ -170,6 +186,11 @@ class KernelBackend(Backend):
         version_sum = sum(map(_version_of, self._block_params))
         if version_sum != self._version_sum:
             self._version_sum = version_sum
+            self._mark_unmeasured()
+
+    def _mark_unmeasured(self) -> None:
+        """Has all norms that track the weights be taken anew."""
+        if not self._freezes and self._given is None:
             self._unmeasured = bytearray(b"\1" * len(self._unmeasured))
 
     def _warn_of_stale(self, blocks: int, stacklevel: int) -> None:
@@ -215,3 +236,10 @@ class KernelBackend(Backend):
         else:
             torch.autograd.graph.increment_version([params[index] for index in active])
             self._version_sum = sum(map(_version_of, self._block_params))
+        self.note_written()
+
+
+def _stored_as(param: Tensor, storage: Storage) -> tuple[int, bool, bool, int]:
+    """What the kernels are told of a tensor: its copy's dtype, float32 for none, and the rest as `Storage` has it."""
+    copy_dtype = param.dtype if storage.has_master else torch.float32
+    return DTYPE_CODES[copy_dtype], storage.has_small_momentum, storage.is_stochastic, storage.stream

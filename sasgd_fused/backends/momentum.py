@@ -26,7 +26,7 @@ def values_in_state(state: State, key: str, params: Sequence[Tensor]) -> list[An
 
 
 class MomentumTable:
-    """Addresses of the momentum buffers, which it makes, in the parameters' dtypes and layouts.
+    """Addresses of the momentum buffers, which it makes, in the plan's dtypes and the parameters' layouts.
 
     Attributes:
         table: one address for each parameter, 0 where there is no momentum or no gradient.
@@ -53,7 +53,9 @@ class MomentumTable:
         Raises:
             ValueError: a buffer does not have its parameter's shape.
         """
-        if self._holds():
+        buffers = self._buffers()
+        if self._hold(buffers):
+            self._known = buffers
             return
         self._known = None
         self._plan.check_momentum(self._state)
@@ -78,15 +80,15 @@ class MomentumTable:
         for index in active:
             if not moving[self._plan.group_of[index]]:
                 continue
-            param = self._plan.params[index]
+            param, dtype = self._plan.params[index], self._plan.storage[index].momentum_dtype
             state = self._state[param]
             buffer = state.get("momentum_buffer")
             if buffer is None:
-                buffer = self._made[index] = torch.zeros_like(param)
-            elif buffer.dtype != param.dtype:
-                buffer = in_layout_of(buffer, param, param.dtype)
+                buffer = self._made[index] = torch.zeros_like(param, dtype=dtype)
+            elif buffer.dtype != dtype:
+                buffer = in_layout_of(buffer, param, dtype)
             elif not has_layout_of(buffer, param):
-                buffer.data = in_layout_of(buffer, param, param.dtype)  # the same tensor, of which more may be known
+                buffer.data = in_layout_of(buffer, param, dtype)  # the same tensor, of which more may be known
             first[index] = self._made.get(index) is buffer
             state["momentum_buffer"] = buffer
             self.table[index] = buffer.data_ptr()
@@ -104,13 +106,14 @@ class MomentumTable:
         """Has the table written anew: the parameters lie in memory in another way."""
         self._known = None
 
-    def _holds(self) -> bool:
+    def _hold(self, buffers: list[Tensor | None]) -> bool:
         """Whether the buffers are those of the step before, and where they were (``buffer.data = ...`` moves them)."""
-        buffers, known = self._buffers(), self._known
+        known = self._known
         return (
             known is not None
-            and len(buffers) == len(known)
+            and len(buffers) >= len(known)
             and all(map(is_, buffers, known))
+            and not any(buffer is not None for buffer in buffers[len(known) :])  # the state has more of other things
             and list(map(Tensor.data_ptr, self._present)) == self._addresses
         )
 

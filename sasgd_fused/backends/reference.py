@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sasgd_fused.backends.base import Backend
+from sasgd_fused.backends.rounding import random_halves, store
 from sasgd_fused.options import GroupValues
 
 
@@ -19,6 +20,7 @@ class ReferenceBackend(Backend):
     @torch.no_grad()
     def update(self, values: Sequence[GroupValues], grad_scale: float) -> None:
         """The scales of all blocks, then one tensor after the other."""
+        self.follow_parameters()
         scales = self._backward_scales(values)
         for index, (param, grad) in enumerate(zip(self.plan.params, self.grads, strict=True)):
             if grad is None:
@@ -27,10 +29,16 @@ class ReferenceBackend(Backend):
             scale, decay = scales.get(index, (1.0, group.weight_decay))
             sign = -1.0 if group.maximize else 1.0
             g = grad.double() * (sign / grad_scale)
-            g = scale * g + decay * param.double()
+            weight = self.weight_of(index)
+            for_weight, for_momentum = random_halves(self.plan.storage[index], param, self.rounding_step_of(index))
+            g = scale * g + decay * weight.double()
             if group.momentum != 0:
-                g = self._apply_momentum(param, g, group)
-            param.copy_(param.double() - group.lr * g)
+                g = self._apply_momentum(index, g, group, for_momentum)
+            store(weight, weight.double() - group.lr * g, for_weight)
+            if weight.dtype != param.dtype:
+                param.copy_(weight)
+        self.note_rounding([index for index, grad in enumerate(self.grads) if grad is not None])
+        self.note_written()
 
     def _backward_scales(self, values: Sequence[GroupValues]) -> dict[int, tuple[float, float]]:
         """(s_b, d_b) of each scaled block that has a gradient, by the loop b = B..1 of equations (22) and (23)."""
@@ -49,15 +57,16 @@ class ReferenceBackend(Backend):
             m = m * (rows / planned.columns)  # (23), with m_{b,z} = rows / columns by (24)
         return scales
 
-    def _apply_momentum(self, param: Tensor, g: Tensor, group: GroupValues) -> Tensor:
+    def _apply_momentum(self, index: int, g: Tensor, group: GroupValues, random: Tensor | None) -> Tensor:
+        param, dtype = self.plan.params[index], self.plan.storage[index].momentum_dtype
         state = self.state[param]
         stored = state.get("momentum_buffer")
         if stored is None:
-            stored = state["momentum_buffer"] = torch.empty_like(param)
+            stored = state["momentum_buffer"] = torch.empty_like(param, dtype=dtype)
             buffer = g
         else:
-            if stored.dtype != param.dtype:  # as after model.half()
-                stored = state["momentum_buffer"] = stored.to(param.dtype)
+            if stored.dtype != dtype:  # as after model.half()
+                stored = state["momentum_buffer"] = stored.to(dtype)
             buffer = group.momentum * stored.double() + (1 - group.dampening) * g
-        stored.copy_(buffer)
+        store(stored, buffer, random)
         return g + group.momentum * buffer if group.nesterov else buffer

@@ -7,7 +7,7 @@ functions below over a list costs 30-60 ns for a tensor, a fifth less than a com
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from operator import attrgetter
 
 import torch
@@ -45,7 +45,8 @@ class WeightTable:
     """Addresses of the weights.
 
     Attributes:
-        table: one address for each parameter.
+        table: one address for each parameter: of what is updated.
+        copies: one address for each parameter that has a master: where the rounded master goes; 0 for the others.
         gapped: dense copies, by index, of the parameters with gaps in memory; the kernel works on these.
     """
 
@@ -55,6 +56,7 @@ class WeightTable:
         self._addresses: list[int] = []
         self._strides: list[tuple[int, ...]] = []
         self.table = array("Q")
+        self.copies = array("Q", bytes(8 * len(plan.params)))
         self.gapped: dict[int, Tensor] = {}
 
     def is_current(self) -> bool:
@@ -79,9 +81,22 @@ class WeightTable:
         self._strides = list(map(_strides_of, self._params))
         self.gapped = {i: torch.empty_like(p) for i, p in enumerate(self._params) if not is_dense(p)}
         self.table = array("Q", self._addresses)
+        self.copies = array("Q", bytes(8 * len(self._params)))
         for index, dense in self.gapped.items():
             self.table[index] = dense.data_ptr()
         return [i for i, address in enumerate(self._addresses) if not before or address != before[i]]
+
+    def place_masters(self, masters: Iterable[tuple[int, Tensor]]) -> None:
+        """Has these be updated in the place of the parameters with these indices.
+
+        Args:
+            masters: in the parameters' layouts, always for the same indices.
+        """
+        table, copies = array("Q", self.table), array("Q", self.copies)
+        for index, master in masters:
+            copies[index] = copies[index] or table[index]
+            table[index] = master.data_ptr()
+        self.table, self.copies = table, copies
 
     @torch.no_grad()
     def fill_gapped(self) -> None:

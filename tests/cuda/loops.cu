@@ -4,18 +4,40 @@
 using namespace sasgd;
 using namespace sasgd::cuda;
 
-#define SASGD_LOOP(name, W, G, momentum)                                                 \
-  extern "C" __global__ void name(const __grid_constant__ ChunkWork work, float* sums) { \
-    const ThreadSums own = update_chunk<W, G, Momentum::momentum, true, true>(work);     \
-    sums[threadIdx.x] = own.read + own.written;                                          \
-  }
-#define SASGD_LOOPS(name, W, G)              \
-  SASGD_LOOP(name##_none, W, G, kNone)       \
-  SASGD_LOOP(name##_classic, W, G, kClassic) \
-  SASGD_LOOP(name##_nesterov, W, G, kNesterov)
+using bfloat = __nv_bfloat16;
+using half = __half;
 
-SASGD_LOOPS(float_float, float, float)
-SASGD_LOOPS(bfloat_bfloat, __nv_bfloat16, __nv_bfloat16)
-SASGD_LOOPS(bfloat_float, __nv_bfloat16, float)
-SASGD_LOOPS(half_half, __half, __half)
-SASGD_LOOPS(half_float, __half, float)
+#define SASGD_LOOP(name, W, G, M, momentum, Storage)                                                               \
+  extern "C" __global__ void name(const __grid_constant__ ChunkWork work, const __grid_constant__ Storage storage, \
+                                  float* sums) {                                                                   \
+    const ThreadSums own = update_chunk<W, G, M, Momentum::momentum, true, true>(work, storage);                   \
+    sums[threadIdx.x] = own.read + own.written;                                                                    \
+  }
+
+#define SASGD_LOOPS(W, G)                                          \
+  SASGD_LOOP(W##_##G##_none, W, G, W, kNone, Ordinary)             \
+  SASGD_LOOP(W##_##G##_##W##_classic, W, G, W, kClassic, Ordinary) \
+  SASGD_LOOP(W##_##G##_##W##_nesterov, W, G, W, kNesterov, Ordinary)
+
+SASGD_LOOPS(float, float)
+SASGD_LOOPS(bfloat, bfloat)
+SASGD_LOOPS(bfloat, float)
+SASGD_LOOPS(half, half)
+SASGD_LOOPS(half, float)
+
+// In mixed plans one loop is for both kinds of momentum.
+#define SASGD_MIXED_LOOP(W, G, M) SASGD_LOOP(W##_##G##_##M##_mixed, W, G, M, kNesterov, MixedWork)
+#define SASGD_MIXED_LOOPS(W, G)                               \
+  SASGD_LOOP(W##_##G##_none_mixed, W, G, W, kNone, MixedWork) \
+  SASGD_MIXED_LOOP(W, G, W)
+
+SASGD_MIXED_LOOPS(bfloat, bfloat)
+SASGD_MIXED_LOOPS(bfloat, float)
+SASGD_MIXED_LOOPS(half, half)
+SASGD_MIXED_LOOPS(half, float)
+SASGD_MIXED_LOOPS(float, float)
+SASGD_MIXED_LOOPS(float, bfloat)
+SASGD_MIXED_LOOPS(float, half)
+SASGD_MIXED_LOOP(float, float, bfloat)
+SASGD_MIXED_LOOP(float, bfloat, bfloat)
+SASGD_MIXED_LOOP(float, half, bfloat)

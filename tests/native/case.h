@@ -16,13 +16,14 @@ using sasgd::CpuPlan;
 using sasgd::DType;
 using sasgd::GroupValues;
 using sasgd::PlanOptions;
+using sasgd::Storage;
 using sasgd::TensorInfo;
 using sasgd::TensorStep;
 
 // Numbers of a dtype. The memory ends with the last one, so that the address sanitizer sees an access beyond it.
-class Storage {
+class Numbers {
  public:
-  Storage(int64_t count, DType dtype, bool misaligned = false)
+  Numbers(int64_t count, DType dtype, bool misaligned = false)
       : dtype_(dtype), skip_(misaligned ? item_size() : 0), bytes_(skip_ + static_cast<size_t>(count) * item_size()) {}
 
   uint64_t address() const { return reinterpret_cast<uint64_t>(bytes_.data() + skip_); }
@@ -34,8 +35,9 @@ class Storage {
     if (dtype_ == DType::kFloat32) return write(i, value);
     write(i, plain_narrow(value, format()));
   }
-  bool operator==(const Storage& other) const { return bytes_ == other.bytes_; }
-  bool operator!=(const Storage& other) const { return bytes_ != other.bytes_; }
+  DType dtype() const { return dtype_; }
+  bool operator==(const Numbers& other) const { return bytes_ == other.bytes_; }
+  bool operator!=(const Numbers& other) const { return bytes_ != other.bytes_; }
 
  private:
   size_t item_size() const { return dtype_ == DType::kFloat32 ? 4 : 2; }
@@ -70,10 +72,32 @@ class Random {
   uint64_t state_ = 2018;
 };
 
-constexpr DType kDTypes[][2] = {
-    // of the weights, of the gradients
-    {DType::kFloat32, DType::kFloat32},  {DType::kBFloat16, DType::kBFloat16}, {DType::kFloat16, DType::kFloat16},
-    {DType::kBFloat16, DType::kFloat32}, {DType::kFloat16, DType::kFloat32},
+struct Kind {
+  DType weight;
+  DType grad;
+  Storage storage;
+};
+
+constexpr Kind kFloat32Kind = {DType::kFloat32, DType::kFloat32, {}};
+constexpr Kind kOrdinary[] = {
+    kFloat32Kind,
+    {DType::kBFloat16, DType::kBFloat16, {}},
+    {DType::kFloat16, DType::kFloat16, {}},
+    {DType::kBFloat16, DType::kFloat32, {}},
+    {DType::kFloat16, DType::kFloat32, {}},
+};
+
+// Storage: the copy's dtype, whether momentum is small, whether it is rounded stochastically.
+constexpr Kind kExtraordinary[] = {
+    {DType::kFloat32, DType::kBFloat16, {DType::kBFloat16, false, false, 0}},
+    {DType::kFloat32, DType::kFloat16, {DType::kFloat16, false, false, 0}},
+    {DType::kFloat32, DType::kFloat32, {DType::kBFloat16, true, true, 0}},
+    {DType::kFloat32, DType::kFloat16, {DType::kFloat16, true, true, 0}},
+    {DType::kFloat32, DType::kBFloat16, {DType::kBFloat16, true, false, 0}},
+    {DType::kFloat32, DType::kFloat32, {DType::kFloat32, true, false, 0}},
+    {DType::kFloat32, DType::kFloat32, {DType::kFloat32, true, true, 0}},
+    {DType::kBFloat16, DType::kBFloat16, {DType::kFloat32, false, true, 0}},
+    {DType::kBFloat16, DType::kFloat32, {DType::kFloat32, false, true, 0}},
 };
 
 // lr, momentum, dampening, weight_decay, nesterov, maximize
@@ -83,11 +107,18 @@ inline std::vector<GroupValues> every_momentum() {
 
 struct Tensor {
   TensorInfo info;
-  DType grad_dtype;
-  Storage weight;
-  Storage grad;
-  Storage momentum_buffer;
-  bool started = false;  // had its first update
+  Numbers weight;
+  Numbers grad;
+  Numbers momentum_buffer;
+  Numbers copy;               // without numbers, unless the weights have a copy
+  bool started = false;       // had its first update
+  int64_t rounding_step = 0;  // how many updates were rounded stochastically
+
+  bool has_copy() const { return info.numel && sasgd::has_copy(info.storage); }
+  // Whether all that a step writes has the same bits.
+  bool is_same(const Tensor& other) const {
+    return weight == other.weight && momentum_buffer == other.momentum_buffer && copy == other.copy;
+  }
 };
 
 struct Case {
@@ -99,18 +130,25 @@ struct Case {
 
   // In half of the tensors the numbers get smaller from lane to lane, by so much that a float64 sum over them rounds,
   // and shows its order.
-  void add_tensor(int64_t numel, int32_t group, DType dtype, DType grad_dtype, Random& random) {
+  void add_tensor(int64_t numel, int32_t group, const Kind& kind, Random& random) {
     const bool misaligned = tensors.size() % 2 == 1;
     const bool uneven = tensors.size() % 4 < 2;
-    Tensor tensor{{numel, group, -1, dtype},
-                  grad_dtype,
-                  Storage(numel, dtype, misaligned),
-                  Storage(numel, grad_dtype, misaligned),
-                  Storage(numel, dtype, misaligned)};
+    Storage storage = kind.storage;
+    storage.stream = 0x0123456789abcdefu * (tensors.size() + 1);
+    const bool has_copy = sasgd::has_copy(storage);
+    // Small momentum and copies are aligned, or not, by themselves too.
+    const bool halves_misaligned = tensors.size() % 3 == 1;
+    Tensor tensor{{numel, group, -1, kind.weight, storage},
+                  Numbers(numel, kind.weight, misaligned),
+                  Numbers(numel, kind.grad, misaligned),
+                  storage.small_momentum ? Numbers(numel, DType::kBFloat16, halves_misaligned)
+                                         : Numbers(numel, kind.weight, misaligned),
+                  Numbers(has_copy ? numel : 0, storage.copy_dtype, has_copy && halves_misaligned)};
     for (int64_t i = 0; i < numel; ++i) {
       const float size = uneven ? std::ldexp(1.0f, -2 * static_cast<int>(i % 16)) : 1.0f;
       tensor.weight.set(i, size * random.next());
       tensor.grad.set(i, size * random.next());
+      if (has_copy) tensor.copy.set(i, 1e3f);  // to be written by the first step
     }
     tensors.push_back(tensor);
   }
@@ -145,7 +183,8 @@ struct Case {
       const bool idle = !all && (t + static_cast<size_t>(step)) % 5 == 0;
       const bool momentum = groups[static_cast<size_t>(tensor.info.group)].momentum != 0;
       inputs.push_back({tensor.weight.address(), idle ? 0 : tensor.grad.address(),
-                        momentum ? tensor.momentum_buffer.address() : 0, tensor.grad_dtype, !tensor.started});
+                        momentum ? tensor.momentum_buffer.address() : 0, tensor.grad.dtype(), !tensor.started,
+                        tensor.has_copy() ? tensor.copy.address() : 0, tensor.rounding_step});
     }
     return inputs;
   }
@@ -159,22 +198,27 @@ struct Case {
 
   // Notes which tensors a step has updated.
   void note_step(const std::vector<TensorStep>& inputs) {
-    for (size_t t = 0; t < tensors.size(); ++t) tensors[t].started |= inputs[t].grad != 0;
+    for (size_t t = 0; t < tensors.size(); ++t) {
+      if (!inputs[t].grad) continue;
+      tensors[t].started = true;
+      if (tensors[t].info.storage.stochastic && tensors[t].info.numel) ++tensors[t].rounding_step;
+    }
   }
 };
 
-// Every size, dtype and kind of momentum. A fifth of the tensors are no blocks, a quarter of the blocks unscaled.
-template <size_t kCount>
-Case every_kind_of_tensor(const int64_t (&sizes)[kCount]) {
+// Every size, kind of storage and kind of momentum. A fifth of the tensors are no blocks, a quarter of the blocks
+// unscaled.
+template <size_t kCount, size_t kKinds>
+Case every_kind_of_tensor(const int64_t (&sizes)[kCount], const Kind (&kinds)[kKinds]) {
   Case made;
   made.groups = every_momentum();
   made.loss_scale = 4;
   made.options.output_factor = 1.5;
   Random random;
   for (int32_t group = 0; group < 3; ++group) {
-    for (const auto& [dtype, grad_dtype] : kDTypes) {
+    for (const Kind& kind : kinds) {
       for (const int64_t numel : sizes) {
-        made.add_tensor(numel, group, dtype, grad_dtype, random);
+        made.add_tensor(numel, group, kind, random);
         const size_t b = made.blocks.size();
         if (numel == 0 || made.tensors.size() % 5 == 0) continue;
         made.add_block(b % 4 != 3, b % 2 == 0 ? 1.25 : 0.8);

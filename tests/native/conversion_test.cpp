@@ -1,4 +1,4 @@
-// Every instruction set rounds to 16 bits, and back, as plain integer arithmetic does.
+// Every instruction set rounds to 16 bits, and back, as plain integer arithmetic does, and has the same random bits.
 #include <string>
 
 #include "../../csrc/cpu/step.h"
@@ -64,6 +64,39 @@ void check_every_halfway_point(const Conversion& conversion) {
   }
 }
 
+// Every number that bfloat16 has, with bits to be dropped that make it larger by next to nothing, a half and next to
+// all; the upper random bits make no difference.
+void check_every_chance(const sasgd::Conversions& set) {
+  constexpr uint32_t kLower[] = {0, 1, 0x8000, 0xffff}, kRandom[] = {0, 0xabcd0001, 0x7fff, 0xffffffff};
+  for (uint32_t upper = 0; upper < 0x10000; ++upper) {
+    float wide[kLanes], stored[kLanes];
+    uint32_t random[kLanes];
+    uint16_t halves[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      wide[i] = float_of(upper << 16 | kLower[i % 4]);
+      random[i] = kRandom[i / 4];
+    }
+    set.narrow_by_chance(wide, random, halves, stored);
+    for (int i = 0; i < kLanes; ++i) {
+      const uint16_t expected = plain_narrow_by_chance(wide[i], random[i]);
+      CHECK(halves[i] == expected, "%a with %08x: got %04x, want %04x", wide[i], random[i], halves[i], expected);
+      CHECK(same_number(stored[i], plain_widen(expected, kBFloat16Format)), "%04x: stored as %a", expected, stored[i]);
+    }
+  }
+}
+
+void check_random_lanes(const sasgd::Conversions& set) {
+  for (const int64_t place : {int64_t{0}, int64_t{16368}, (int64_t{1} << 32) - kLanes, int64_t{3} << 32}) {
+    const sasgd::RandomKey key = sasgd::random_key(7, 2, place);
+    uint32_t words[kLanes];
+    set.random(place, key, words);
+    for (int i = 0; i < kLanes; ++i) {
+      const uint32_t expected = sasgd::random_bits(static_cast<uint32_t>(place + i), key);
+      CHECK(words[i] == expected, "lane %d: got %08x, want %08x", i, words[i], expected);
+    }
+  }
+}
+
 }  // namespace
 
 void test_conversions() {
@@ -75,6 +108,8 @@ void test_conversions() {
       check_every_half(conversion);
       check_every_halfway_point(conversion);
     }
+    check_every_chance(set);
+    check_random_lanes(set);
   }
 }
 

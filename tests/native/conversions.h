@@ -1,7 +1,9 @@
-// The conversions of csrc/cpu/lanes.h, as every instruction set has them.
+// The conversions and random bits of csrc/cpu/lanes.h, as every instruction set has them.
 #pragma once
 
 #include <cstdint>
+
+#include "../../csrc/update_rule.h"
 
 namespace sasgd {
 
@@ -11,6 +13,9 @@ struct Conversions {
   void (*widen_float16)(const uint16_t* from, float* to);
   void (*narrow_bfloat16)(const float* from, uint16_t* to, float* stored);
   void (*narrow_float16)(const float* from, uint16_t* to, float* stored);
+  // To bfloat16, up or down.
+  void (*narrow_by_chance)(const float* from, const uint32_t* random, uint16_t* to, float* stored);
+  void (*random)(int64_t place, RandomKey key, uint32_t* to);
 };
 
 namespace baseline {

@@ -10,7 +10,7 @@ namespace sasgd_test {
 // ||W||^2_{2,mu} of each block.
 std::vector<double> plain_row_norm_sq(const Case& now);
 
-// CHECKs every weight and momentum buffer after a step that was told `inputs`, against those before it.
+// CHECKs every weight, momentum buffer and copy after a step that was told `inputs`, against those before it.
 void check_step(const Case& before, const Case& after, const std::vector<TensorStep>& inputs,
                 const std::vector<double>& row_norm_sq);
 

@@ -7,11 +7,14 @@ int main(int count, char** arguments) {
   return run_chosen(
       {
           {"conversions", test_conversions},
+          {"random", test_random},
+          {"storage", test_storage},
           {"steps", test_steps},
           {"bits", test_bits},
           {"nudged-weight", nudge_weight},
           {"overrun-tail", overrun_tail},
           {"overrun-vector", overrun_vector},
+          {"overrun-copy", overrun_copy},
           {"bad-bool", load_bad_bool},
           {"shared-weights", share_weights},
       },

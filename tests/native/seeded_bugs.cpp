@@ -12,7 +12,7 @@ Case float32_case(int tensors, int64_t numel) {
   Case made;
   made.groups = {{0.1, 0.9, 0, 0.01, false, false}};
   Random random;
-  for (int t = 0; t < tensors; ++t) made.add_tensor(numel, 0, DType::kFloat32, DType::kFloat32, random);
+  for (int t = 0; t < tensors; ++t) made.add_tensor(numel, 0, kFloat32Kind, random);
   return made;
 }
 
@@ -40,6 +40,19 @@ void nudge_weight() {
 void overrun_tail() { overrun(1025); }
 
 void overrun_vector() { overrun(1023); }
+
+// A copy one number short of its weights.
+void overrun_copy() {
+  Case made;
+  made.groups = {{0.1, 0.9, 0, 0.01, false, false}};
+  Random random;
+  made.add_tensor(33, 0, kExtraordinary[0], random);
+  CpuPlan plan = made.make_plan();
+  std::vector<TensorStep> inputs = made.inputs(0, true);
+  const Numbers shorter(32, DType::kBFloat16);
+  inputs[0].copy = shorter.address();
+  made.step(plan, inputs);
+}
 
 // A byte of 2 where the step reads a bool.
 void load_bad_bool() {

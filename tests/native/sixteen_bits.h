@@ -68,4 +68,12 @@ inline uint16_t plain_narrow(float x, Format format) {
   return static_cast<uint16_t>(sign | std::min<int64_t>(magnitude, format.infinity()));
 }
 
+// To bfloat16, away from zero if the bits that are dropped and the lower 16 random ones add up to so much.
+inline uint16_t plain_narrow_by_chance(float x, uint32_t random) {
+  if (x != x) return plain_narrow(x, kBFloat16Format);
+  const uint32_t bits = bits_of(x);
+  const bool away = bits % 0x10000 + random % 0x10000 >= 0x10000;
+  return static_cast<uint16_t>(bits / 0x10000 + away);
+}
+
 }  // namespace sasgd_test

@@ -5,6 +5,8 @@ namespace sasgd_test {
 
 // Failures are counted by CHECK.
 void test_conversions();
+void test_random();
+void test_storage();
 void test_steps();  // with the instruction set that is the default
 void test_bits();   // with all of them
 
@@ -12,6 +14,7 @@ void test_bits();   // with all of them
 void nudge_weight();
 void overrun_tail();
 void overrun_vector();
+void overrun_copy();
 void load_bad_bool();
 void share_weights();
 

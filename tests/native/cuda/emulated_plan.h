@@ -17,27 +17,29 @@ class EmulatedPlan {
       : row_norm_sq(made.blocks.size()),
         stale_steps(made.blocks.size()),
         flags(made.tensors.size()),
+        rounding_steps(made.tensors.size()),
         plan_(0, infos(made), made.blocks, made.options),
         tables_(static_cast<size_t>(plan_.table_bytes())) {
     plan_.max_blocks = max_blocks;
+    for (size_t t = 0; t < rounding_steps.size(); ++t) rounding_steps[t] = made.tensors[t].rounding_step;
     plan_.attach({as_address(tables_.data()), as_address(row_norm_sq.data()), as_address(stale_steps.data()),
-                  as_address(flags.data())},
+                  as_address(flags.data()), as_address(rounding_steps.data())},
                  0);
-    place(made);
+    place(made.inputs(0, true));
     measure(std::vector<uint8_t>(made.blocks.size(), 1));
   }
   EmulatedPlan(const EmulatedPlan&) = delete;
   EmulatedPlan& operator=(const EmulatedPlan&) = delete;
 
-  // Needed again when a Case was copied.
-  void place(const Case& made) {
-    std::vector<uint64_t> weights, buffers;
-    for (const Tensor& tensor : made.tensors) {
-      const bool momentum = made.groups[static_cast<size_t>(tensor.info.group)].momentum != 0;
-      weights.push_back(tensor.weight.address());
-      buffers.push_back(momentum ? tensor.momentum_buffer.address() : 0);
+  // Takes the addresses of weights, momentum buffers and copies from there.
+  void place(const std::vector<TensorStep>& inputs) {
+    std::vector<uint64_t> weights, buffers, copies;
+    for (const TensorStep& input : inputs) {
+      weights.push_back(input.weight);
+      buffers.push_back(input.momentum_buffer);
+      copies.push_back(input.copy);
     }
-    plan_.place(weights.data(), buffers.data(), 0);
+    plan_.place(weights.data(), buffers.data(), copies.data(), 0);
   }
 
   void measure(const std::vector<uint8_t>& chosen) { plan_.measure(chosen.data(), 0); }
@@ -59,6 +61,7 @@ class EmulatedPlan {
   std::vector<double> row_norm_sq;
   std::vector<int64_t> stale_steps;
   std::vector<uint8_t> flags;
+  std::vector<int64_t> rounding_steps;
 
  private:
   static std::vector<TensorInfo> infos(const Case& made) {

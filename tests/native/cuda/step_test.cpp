@@ -1,6 +1,7 @@
 // Several steps of a plan: against a double loop, and the same bits however the work is dealt out.
 #include <cmath>
 #include <cstdint>
+#include <iterator>
 #include <vector>
 
 #include "../check.h"
@@ -15,28 +16,44 @@ namespace {
 // Around the lengths of a vector, a thread block's stride and a chunk, several chunks, and two levels of the tree.
 constexpr int64_t kSizes[] = {0, 1, 3, 4, 5, 7, 8, 9, 1023, 1024, 1025, 2049, 8191, 8192, 8193, 20001};
 constexpr int64_t kTwoLevels = 17 * 8192 + 3;
+// What is stored out of the ordinary has loops with vectors half as long.
+constexpr int64_t kFewerSizes[] = {0, 1, 3, 4, 5, 9, 1025, 8193, 20001};
 constexpr int kSteps = 3;
 
 Case big_case() {
-  Case made = every_kind_of_tensor(kSizes);
+  Case made = every_kind_of_tensor(kSizes, kOrdinary);
   Random random;
-  made.add_tensor(kTwoLevels, 1, DType::kFloat32, DType::kFloat32, random);
+  made.add_tensor(kTwoLevels, 1, kFloat32Kind, random);
   made.add_block(true, 1.25);
   return made;
 }
 
-// One of each dtype, one tensor with two levels of sums, one that is no block.
-Case small_case() {
+// Ordinary tensors have other loops in the company of others.
+Case mixed_case() {
+  Case made = every_kind_of_tensor(kFewerSizes, kExtraordinary);
+  Random random;
+  for (int32_t group = 0; group < 3; ++group) {
+    for (const Kind& kind : kOrdinary) {
+      made.add_tensor(9001, group, kind, random);
+      made.add_block(true, 1.25);
+    }
+  }
+  return made;
+}
+
+// One of each kind, one tensor with two levels of sums, one that is no block.
+template <size_t kKinds>
+Case small_case(const Kind (&kinds)[kKinds]) {
   Case made;
   made.groups = every_momentum();
   Random random;
-  for (const auto& [dtype, grad_dtype] : kDTypes) {
-    made.add_tensor(9001, 1, dtype, grad_dtype, random);
+  for (const Kind& kind : kinds) {
+    made.add_tensor(9001, 1, kind, random);
     made.add_block(true, 1.25);
   }
-  made.add_tensor(kTwoLevels, 2, DType::kBFloat16, DType::kBFloat16, random);
+  made.add_tensor(kTwoLevels, 2, {DType::kBFloat16, DType::kBFloat16, {}}, random);
   made.add_block(true, 0.8);
-  made.add_tensor(20001, 0, DType::kFloat32, DType::kFloat32, random);
+  made.add_tensor(20001, 0, kFloat32Kind, random);
   return made;
 }
 
@@ -45,6 +62,13 @@ bool has_stale(const EmulatedPlan& plan) {
     if (steps != 0) return true;
   }
   return false;
+}
+
+void check_rounding_steps(const EmulatedPlan& plan, const Case& now) {
+  for (size_t t = 0; t < now.tensors.size(); ++t) {
+    CHECK(plan.rounding_steps[t] == now.tensors[t].rounding_step, "rounding steps of tensor %zu: got %lld, want %lld",
+          t, static_cast<long long>(plan.rounding_steps[t]), static_cast<long long>(now.tensors[t].rounding_step));
+  }
 }
 
 // Each step by itself, and the norms that are carried to the next one.
@@ -63,6 +87,7 @@ void check_steps(Case now) {
     check_step(before, now, inputs, now.options.track_norms ? plain_row_norm_sq(before) : at_first);
     const std::vector<double> want = now.options.track_norms ? EmulatedPlan(now).row_norm_sq : measured;
     CHECK(plan.row_norm_sq == want, "norms after step %d are not those of a norm pass", step);
+    check_rounding_steps(plan, now);
   }
   CHECK(!has_stale(plan), "carried norms were taken for stale");
 }
@@ -99,38 +124,20 @@ void check_same_bits(const Case& data) {
     const Outcome got = run_steps(data, way.max_blocks, way.seed, way.resident_blocks);
     CHECK(got.row_norm_sq == expected.row_norm_sq, "norms, %d blocks", way.max_blocks);
     for (size_t t = 0; t < data.tensors.size(); ++t) {
-      const Tensor &ours = got.data.tensors[t], &theirs = expected.data.tensors[t];
-      CHECK(ours.weight == theirs.weight, "tensor %zu, %d blocks", t, way.max_blocks);
-      CHECK(ours.momentum_buffer == theirs.momentum_buffer, "tensor %zu, %d blocks", t, way.max_blocks);
+      CHECK(got.data.tensors[t].is_same(expected.data.tensors[t]), "tensor %zu, %d blocks", t, way.max_blocks);
     }
   }
 }
 
-}  // namespace
-
-void test_cuda_steps() {
-  Case made = big_case();
-  check_steps(made);
-  freeze(made);
-  check_steps(made);
-}
-
-void test_cuda_bits() {
-  Case made = small_case();
-  check_same_bits(made);
-  freeze(made);
-  check_same_bits(made);
-}
-
-void test_cuda_threads() {
+void check_threads(const std::vector<Kind>& kinds) {
   Case made;
   made.groups = every_momentum();
   Random random;
-  for (const auto& [dtype, grad_dtype] : kDTypes) {
-    made.add_tensor(1025, 1, dtype, grad_dtype, random);
+  for (const Kind& kind : kinds) {
+    made.add_tensor(1025, 1, kind, random);
     made.add_block(true, 1.25);
   }
-  made.add_tensor(2 * 8192 + 5, 2, DType::kFloat32, DType::kFloat32, random);
+  made.add_tensor(2 * 8192 + 5, 2, kFloat32Kind, random);
   made.add_block(true, 0.8);
   EmulatedPlan plan(made, 3);
   for (int step = 0; step < 2; ++step) {
@@ -140,6 +147,29 @@ void test_cuda_threads() {
     made.note_step(inputs);
     check_step(before, made, inputs, plain_row_norm_sq(before));
   }
+}
+
+}  // namespace
+
+void test_cuda_steps() {
+  for (Case made : {big_case(), mixed_case()}) {
+    check_steps(made);
+    freeze(made);
+    check_steps(made);
+  }
+}
+
+void test_cuda_bits() {
+  for (Case made : {small_case(kOrdinary), small_case(kExtraordinary)}) {
+    check_same_bits(made);
+    freeze(made);
+    check_same_bits(made);
+  }
+}
+
+void test_cuda_threads() {
+  check_threads({std::begin(kOrdinary), std::end(kOrdinary)});
+  check_threads({std::begin(kExtraordinary), std::end(kExtraordinary)});
 }
 
 }  // namespace sasgd_test
