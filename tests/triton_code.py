@@ -20,6 +20,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from sasgd_fused.backends.triton import kernels, launch, tables
+from sasgd_fused.backends.triton.formats import ORDINARY, Formats
 from sasgd_fused.options import GroupValues
 
 TARGETS = {
@@ -64,6 +65,14 @@ class Driver:
         self.launches.append((function, tuple(arguments)))
 
 
+def stored(code: int, formats: Formats) -> tuple[int, bool, bool, int]:
+    """How a tensor is stored whose parameter has this dtype."""
+    is_float32 = formats.has_masters or code == 0
+    is_small = formats.has_small_momentum and is_float32
+    is_stochastic = formats.is_stochastic and (is_small or (code == 1 and not is_float32))
+    return code if formats.has_masters else 0, is_small, is_stochastic, 2**64 - 1
+
+
 def use(
     numels: Sequence[int] = (3 * CHUNK,),
     dtypes: Sequence[int] = (0,),
@@ -77,15 +86,18 @@ def use(
     address: int = 16,
     shape_decay: bool = False,
     track_norms: bool = True,
+    formats: Formats = ORDINARY,
 ) -> None:
-    """A norm pass and a step of a model; the dtypes take turns."""
+    """A norm pass and a step of a model; the dtypes, which are the parameters', take turns."""
     codes = [dtypes[t % len(dtypes)] for t in range(len(numels))]
     plan = launch.TritonPlan(
         torch.device("cpu"),
         torch.zeros(len(blocks), dtype=torch.float64),
         torch.zeros(len(blocks), dtype=torch.int64),
         torch.zeros(len(numels), dtype=torch.uint8),
-        tensors=[(numel, 0, code) for numel, code in zip(numels, codes, strict=True)],
+        torch.zeros(len(numels), dtype=torch.int64),
+        tensors=[(n, 0, 0 if formats.has_masters else code) for n, code in zip(numels, codes, strict=True)],
+        storage=[] if formats == ORDINARY else [stored(code, formats) for code in codes],
         blocks=[(tensor, True, 4.0, 2.0) for tensor in blocks],
         eps=1e-3,
         output_factor=1.0,
@@ -93,7 +105,8 @@ def use(
         track_norms=track_norms,
     )
     addresses = array("Q", [address] * len(numels))
-    plan.place(addresses, addresses if values.momentum else array("Q", bytes(8 * len(numels))))
+    nowhere = array("Q", bytes(8 * len(numels)))
+    plan.place(addresses, addresses if values.momentum else nowhere, addresses if formats.has_masters else nowhere)
     plan.measure(bytearray(b"\1" * len(blocks)))
     plan.step(addresses, array("Q", [0] * len(numels) if wide else codes), [values], lrs or {}, grad_scale, found_inf)
 
@@ -140,19 +153,30 @@ def compiled(name: str) -> dict[str, Any]:
     return {"variants": list(variants), "threads": threads, "shared": kernel.metadata.shared, "files": files}
 
 
-def main() -> None:
-    """Prints a JSON object."""
-    target, options = TARGETS[sys.argv[1]], json.loads(sys.argv[2])
+def begin(target: GPUTarget) -> Driver:
+    """Has Triton compile for a target."""
     driver = Driver(target)
     triton.runtime.driver.set_active(driver)
-    warmup = triton.JITFunction.warmup
-    triton.JITFunction.warmup = lambda *args, **kwargs: warmup(*args, **{**kwargs, **options})
+    return driver
+
+
+def told_of(uses: Mapping[str, Mapping[str, Any]], driver: Driver) -> dict[str, Any]:
+    """What launches are to be compiled for in each case, and the kernels."""
     launches = {}
-    for case, arguments in USES.items():
+    for case, arguments in uses.items():
         use(**arguments)
         launches[case] = {name: specialization(name, arguments) for name, arguments in driver.launches}
         driver.launches.clear()
-    print(json.dumps({"launches": launches, "kernels": {name: compiled(name) for name in KERNELS}}))
+    return {"launches": launches, "kernels": {name: compiled(name) for name in KERNELS}}
+
+
+def main() -> None:
+    """Prints a JSON object."""
+    target, options = TARGETS[sys.argv[1]], json.loads(sys.argv[2])
+    driver = begin(target)
+    warmup = triton.JITFunction.warmup
+    triton.JITFunction.warmup = lambda *args, **kwargs: warmup(*args, **{**kwargs, **options})
+    print(json.dumps(told_of(USES, driver)))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class TritonBackend(DeviceBackend):
         super().__init__(plan, state)
         from sasgd_fused.backends.triton.launch import TritonPlan  # here, because Triton may be absent
 
-        carried = (self._norms, self._stale, self._flags.on_device)
+        carried = (self._norms, self._stale, self._flags.on_device, self._rounding.on_device)
         self._kernel = TritonPlan(plan.device, *carried, **self._kernel_plan())
 
     @classmethod
@@ -45,8 +45,8 @@ class TritonBackend(DeviceBackend):
             _reasons[device] = _why_not_device(device)
         return _reasons[device]
 
-    def _send_addresses(self, weights: array[int], momentum_buffers: array[int]) -> None:
-        self._kernel.place(weights, momentum_buffers)
+    def _send_addresses(self, weights: array[int], momentum_buffers: array[int], copies: array[int]) -> None:
+        self._kernel.place(weights, momentum_buffers, copies)
 
     def _launch_norm_pass(self, chosen: bytearray) -> None:
         self._kernel.measure(chosen)

@@ -9,6 +9,7 @@ import torch
 import triton
 
 from sasgd_fused.backends.triton import kernels, tables
+from sasgd_fused.backends.triton.formats import ORDINARY, Formats
 
 # NVIDIA's multiprocessors have 65536: so each holds four programs of 256 threads at once.
 _REGISTERS = 64
@@ -33,7 +34,7 @@ def is_interpreted() -> bool:
 
 
 @cache
-def compiled_kernels(device: torch.device) -> dict[str, Any]:
+def compiled_kernels(device: torch.device, formats: Formats = ORDINARY) -> dict[str, Any]:
     """Compiles and loads the kernels for a device, which has to be the current one.
 
     Returns:
@@ -42,8 +43,8 @@ def compiled_kernels(device: torch.device) -> dict[str, Any]:
     if is_interpreted():
         return {name: getattr(kernels, name) for name in (*_FOR_CHUNKS, *_FOR_TENSORS)}
     return {
-        **{name: _compile(getattr(kernels, name), **_options_for_chunks()) for name in _FOR_CHUNKS},
-        **{name: _compile(getattr(kernels, name), num_warps=4) for name in _FOR_TENSORS},
+        **{name: _compile(getattr(kernels, name), formats, **_options_for_chunks()) for name in _FOR_CHUNKS},
+        **{name: _compile(getattr(kernels, name), formats, num_warps=4) for name in _FOR_TENSORS},
     }
 
 
@@ -55,9 +56,19 @@ def _options_for_chunks() -> dict[str, int]:
     return options
 
 
-def _compile(kernel: Any, **options: int) -> Any:
-    arguments = [0 if name == "all_chunks" else _DTYPES.get(name, torch.int64) for name in kernel.arg_names]
-    # Contraction would give other bits than the other backends have.
-    compiled = kernel.warmup(*arguments, grid=(1,), enable_fp_fusion=False, **options)
+def _compile(kernel: Any, formats: Formats, **options: int) -> Any:
+    for_rounding = torch.int64 if formats.is_stochastic else None
+    known = {
+        **_DTYPES,
+        "all_chunks": 0,
+        "copies": torch.int64 if formats.has_masters else None,
+        "streams": for_rounding,
+        "rounding_steps": for_rounding,
+        "has_masters": formats.has_masters,
+        "has_small_momentum": formats.has_small_momentum,
+    }
+    arguments = [known.get(name, torch.int64) for name in kernel.arg_names]
+    # Contraction would give other bits than the other backends have. Random numbers are made of overflows.
+    compiled = kernel.warmup(*arguments, grid=(1,), enable_fp_fusion=False, sanitize_overflow=False, **options)
     compiled._init_handles()  # loads it
     return compiled

@@ -1,6 +1,7 @@
 """The kernels: a program for each chunk updates or measures it; then one for each tensor leaves norms and flags.
 
-Their arguments are tables (see tables.py), so nothing about a model or its hyperparameters is compiled in.
+Their arguments are tables (see tables.py), so nothing about a model or its hyperparameters is compiled in: only how
+weights and momentum are stored, where that is out of the ordinary. What has no part in that is None.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from sasgd_fused.backends.triton.tables import (
     SCALED,
     SHAPE_DECAY,
     STARTED,
+    STOCHASTIC,
     TENSOR_WORDS,
     TRACKED,
     TRAITS,
@@ -43,7 +45,7 @@ from sasgd_fused.backends.triton.tables import (
     WIDE_GRADIENT,
 )
 from sasgd_fused.backends.triton.tiles import sum_chunk, update_chunk
-from sasgd_fused.backends.triton.update_rule import decay_scale, layer_scale, same_bits
+from sasgd_fused.backends.triton.update_rule import decay_scale, layer_scale, random_key, same_bits
 
 
 @triton.jit
@@ -103,8 +105,16 @@ def step_kernel(
     flags,
     loss_scale,
     found_inf,
+    copies,
+    streams,
+    rounding_steps,
+    has_small_momentum: tl.constexpr,
 ):
-    """Updates a chunk, and leaves the sums of squares of its weights before and after."""
+    """Updates a chunk, and leaves the sums of squares of its weights before and after.
+
+    With `copies` parameters of 16 bits have masters; with `streams` bfloat16 is rounded stochastically.
+    """
+    has_masters: tl.constexpr = copies is not None
     chunk = tl.program_id(0)
     t = tl.load(tensor_of_chunk + chunk)
     word = tl.load(grads + t)
@@ -116,38 +126,45 @@ def step_kernel(
         momentum_buffer = tl.load(addresses + t * ADDRESS_WORDS + MOMENTUM_BUFFER)
         is_wide = (word & WIDE_GRADIENT) != 0
         size = tl.where(dtype == 0, 4, 2)
+        weight_size = 4 if has_masters else size
         memory = (
-            weight + offset * size,
+            weight + offset * weight_size,
             (word & ~WIDE_GRADIENT) + offset * tl.where(is_wide, 4, size),
-            momentum_buffer + offset * size,
+            momentum_buffer + offset * (2 if has_small_momentum else weight_size),
+            None if copies is None else tl.load(copies + t) + offset * size,
         )
+        random = None
+        if streams is not None:
+            key = random_key(tl.load(streams + t), tl.load(rounding_steps + t), offset)
+            random = (offset.to(tl.uint32), key)
         has_started = (tl.load(flags + t) & STARTED) != 0
         group = groups + tl.load(tensor + GROUP) * GROUP_WORDS
         c = coefficients(tensor, group, momentum_buffer != 0, has_started, blocks, row_norm_sq, loss_scale)
+        small: tl.constexpr = has_small_momentum
         if dtype == 0:
-            pair = update_chunk(memory, count, c, tl.float32, tl.float32)
+            pair = update_chunk(memory, count, c, random, tl.float32, tl.float32, has_masters, small)
         elif dtype == 1:
             if is_wide:
-                pair = update_chunk(memory, count, c, tl.bfloat16, tl.float32)
+                pair = update_chunk(memory, count, c, random, tl.bfloat16, tl.float32, has_masters, small)
             else:
-                pair = update_chunk(memory, count, c, tl.bfloat16, tl.bfloat16)
+                pair = update_chunk(memory, count, c, random, tl.bfloat16, tl.bfloat16, has_masters, small)
         else:
             if is_wide:
-                pair = update_chunk(memory, count, c, tl.float16, tl.float32)
+                pair = update_chunk(memory, count, c, random, tl.float16, tl.float32, has_masters, small)
             else:
-                pair = update_chunk(memory, count, c, tl.float16, tl.float16)
+                pair = update_chunk(memory, count, c, random, tl.float16, tl.float16, has_masters, small)
         if tl.load(tensor + TRAITS) & TRACKED:
             tl.store(sums + chunk.to(tl.int64) * 2 + tl.arange(0, 2), pair)
 
 
 @triton.jit
-def norm_kernel(tensors, tensor_of_chunk, addresses, chosen, sums, flags):
+def norm_kernel(tensors, tensor_of_chunk, addresses, chosen, sums, flags, has_masters: tl.constexpr):
     """Leaves the sum of squares of a chunk's weights."""
     chunk = tl.program_id(0)
     t = tl.load(tensor_of_chunk + chunk)
     if (tl.load(chosen + t) != 0) & ((tl.load(flags + t) & NORM_KEPT) == 0):
         tensor = tensors + t * TENSOR_WORDS
-        dtype = tl.load(tensor + DTYPE)
+        dtype = 0 if has_masters else tl.load(tensor + DTYPE)
         offset, count = chunk_place(chunk, tensor)
         weight = tl.load(addresses + t * ADDRESS_WORDS + WEIGHT) + offset * tl.where(dtype == 0, 4, 2)
         if dtype == 0:
@@ -188,6 +205,7 @@ def finish_step_kernel(
     stale_steps,
     flags,
     found_inf,
+    rounding_steps,
 ):
     """What a step leaves for the next one of a tensor."""
     t = tl.program_id(0)
@@ -202,6 +220,9 @@ def finish_step_kernel(
         elif ((traits & SCALED) != 0) & (learning_rate(groups + tl.load(tensor + GROUP) * GROUP_WORDS) != 0):
             flag |= NORM_KEPT
         tl.store(flags + t, flag)
+        if rounding_steps is not None:
+            count = tl.load(rounding_steps + t)
+            tl.store(rounding_steps + t, count + 1, mask=(traits & STOCHASTIC) != 0)
 
 
 @triton.jit(do_not_specialize=["all_chunks"])

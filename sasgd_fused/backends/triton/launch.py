@@ -14,6 +14,7 @@ from torch import Tensor
 from sasgd_fused.backends.triton import tables
 from sasgd_fused.backends.triton.compiled import compiled_kernels
 from sasgd_fused.backends.triton.device_table import DeviceTable
+from sasgd_fused.backends.triton.formats import formats_of
 from sasgd_fused.options import GroupValues
 
 
@@ -25,7 +26,11 @@ class TritonPlan:
         row_norm_sq: on the device, as the next two: float64 for each block, ‖W‖²_{2,μ}.
         stale_steps: int64 for each block: how many steps used the norm of weights that were written unseen.
         flags: uint8 for each tensor, see `device_flags`.
-        tensors: (numel, group, dtype code) of each.
+        rounding_steps: int64 for each tensor: how many steps were rounded stochastically, which the kernel counts.
+        tensors: (numel, group, dtype code of the weights) of each.
+        storage: (dtype code of the parameter that is the copy of float32 weights, or 0; whether float32 weights have
+            bfloat16 momentum; whether bfloat16 is rounded stochastically; the random numbers' stream) of each; empty
+            if nothing is out of the ordinary.
         blocks: (tensor, scaled, rows, effective columns) of each, input first.
         eps: floor of ‖W‖²_{2,μ}.
         output_factor: m at the output of the last block.
@@ -39,6 +44,7 @@ class TritonPlan:
         row_norm_sq: Tensor,
         stale_steps: Tensor,
         flags: Tensor,
+        rounding_steps: Tensor,
         *,
         tensors: Sequence[tuple[int, int, int]],
         blocks: Sequence[tuple[int, bool, float, float]],
@@ -46,21 +52,26 @@ class TritonPlan:
         output_factor: float,
         shape_decay: bool,
         track_norms: bool,
+        storage: Sequence[tuple[int, bool, bool, int]] = (),
     ) -> None:
         self._device = device
+        formats = formats_of(tensors, storage)
         self._row_norm_sq, self._stale_steps, self._flags = row_norm_sq, stale_steps, flags
-        self._dtypes = [dtype for _, _, dtype in tensors]
+        copy_dtypes = [copy_dtype for copy_dtype, *_ in storage] or [0] * len(tensors)
+        self._dtypes = [copy or dtype for copy, (_, _, dtype) in zip(copy_dtypes, tensors, strict=True)]
         self._empty = [t for t, (numel, _, _) in enumerate(tensors) if numel == 0]
         self._tensor_of_block = [tensor for tensor, *_ in blocks]
         traits = (tables.SHAPE_DECAY.value if shape_decay else 0) | (tables.TRACKED.value if track_norms else 0)
         traits_of = {tensor: traits | (tables.SCALED.value if scaled else 0) for tensor, scaled, _, _ in blocks}
+        for t, (_, _, is_stochastic, _) in enumerate(storage):
+            traits_of[t] = traits_of.get(t, 0) | (tables.STOCHASTIC.value if is_stochastic else 0)
         block_of = {tensor: block for block, tensor in enumerate(self._tensor_of_block)}
 
         rows, first_chunk, first_node = [], 0, 0
         chunks = [-(-numel // tables.CHUNK.value) for numel, _, _ in tensors]
-        for t, (numel, group, dtype) in enumerate(tensors):
-            block = block_of.get(t, -1)
-            rows.append((numel, first_chunk, chunks[t], first_node, group, block, dtype, traits_of.get(t, 0)))
+        for t, (numel, group, _) in enumerate(tensors):
+            traits, dtype, block = traits_of.get(t, 0), self._dtypes[t], block_of.get(t, -1)
+            rows.append((numel, first_chunk, chunks[t], first_node, group, block, dtype, traits))
             first_chunk += chunks[t]
             first_node += _tree_nodes(chunks[t]) if t in block_of else 0
         self._chunks = first_chunk
@@ -77,22 +88,31 @@ class TritonPlan:
         self._grads = DeviceTable(len(tensors), torch.int64, device)
         self._groups = DeviceTable(tables.GROUP_WORDS.value * groups, torch.float64, device)
         self._chosen = DeviceTable(len(tensors), torch.int64, device)
+        self._copies = DeviceTable(len(tensors), torch.int64, device) if formats.has_masters else None
+        self._rounding: tuple[Tensor, Tensor] | tuple[None, None] = None, None  # streams and counts
+        if formats.is_stochastic:
+            streams = torch.frombuffer(array("Q", [stream for *_, stream in storage]), dtype=torch.int64)
+            self._rounding = streams.to(device), rounding_steps
+        self._formats = formats
         self._group_count = groups
         self._grad_words: tuple[array[int], array[int], bytes] | None = None  # and what they were made from
         with on_device(device):
-            self._kernels = compiled_kernels(device)
+            self._kernels = compiled_kernels(device, formats)
 
     def memory(self) -> list[Tensor]:
         """What kernels read and write besides parameters, gradients and momentum buffers."""
         fixed = [self._tensors, self._tensor_of_chunk, self._blocks, self._sums, self.sum_squares]
-        sent = [self._addresses, self._grads, self._groups, self._chosen]
+        fixed += [tensor for tensor in self._rounding if tensor is not None]
+        sent = [self._addresses, self._grads, self._groups, self._chosen, *([self._copies] if self._copies else [])]
         return [*fixed, self._one, self._zero, *(tensor for table in sent for tensor in table.memory())]
 
-    def place(self, weights: array[int], momentum_buffers: array[int]) -> None:
-        """Sends the addresses of all weights and momentum buffers (0: none); holds until the next call."""
+    def place(self, weights: array[int], momentum_buffers: array[int], copies: array[int]) -> None:
+        """Sends the addresses of all weights, momentum buffers and copies (0: none); holds until the next call."""
         words = array("Q", bytes(16 * len(weights)))
         words[0::2], words[1::2] = weights, momentum_buffers
         self._addresses.send(words.tobytes(), captured=False)
+        if self._copies:
+            self._copies.send(copies.tobytes(), captured=False)
 
     def measure(self, chosen_blocks: bytearray) -> None:
         """Norm pass: takes the norms of the blocks whose byte is 1, except of those whose norm is kept."""
@@ -108,6 +128,7 @@ class TritonPlan:
                 chosen,
                 self._sums,
                 self._flags,
+                self._formats.has_masters,
             )
             self._kernels["finish_norm_kernel"][(len(self._dtypes), 1, 1)](
                 self._tensors,
@@ -134,7 +155,7 @@ class TritonPlan:
 
         Args:
             grads: the address of each gradient; 0 leaves the tensor as it is.
-            grad_dtypes: the dtype code of each: the tensor's or float32's. Neither array is ever changed.
+            grad_dtypes: the dtype code of each: the parameter's or float32's. Neither array is ever changed.
             values: of each group.
             lrs: group index → a float32 on the device that is its learning rate.
             grad_scale: float32 on the device: what the gradients were multiplied by; None for 1.
@@ -165,6 +186,9 @@ class TritonPlan:
                 self._flags,
                 self._one if grad_scale is None else grad_scale,
                 found_inf,
+                self._copies.on_device if self._copies else None,
+                *self._rounding,
+                self._formats.has_small_momentum,
             )
             self._kernels["finish_step_kernel"][(len(self._dtypes), 1, 1)](
                 self._tensors,
@@ -179,6 +203,7 @@ class TritonPlan:
                 self._stale_steps,
                 self._flags,
                 found_inf,
+                self._rounding[1],
             )
 
     def is_capturing(self) -> bool:

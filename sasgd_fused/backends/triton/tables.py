@@ -22,7 +22,7 @@ CHUNKS = constexpr(2)
 FIRST_NODE = constexpr(3)  # of its part of the tree; the nodes follow all chunks in the table of sums
 GROUP = constexpr(4)
 BLOCK = constexpr(5)  # or -1: not a block
-DTYPE = constexpr(6)  # 0: float32, 1: bfloat16, 2: float16
+DTYPE = constexpr(6)  # of the parameter, whose master is float32: 0: float32, 1: bfloat16, 2: float16
 TRAITS = constexpr(7)
 TENSOR_WORDS = constexpr(8)
 
@@ -30,6 +30,7 @@ TENSOR_WORDS = constexpr(8)
 SCALED = constexpr(1)  # a block whose gradient is amended
 SHAPE_DECAY = constexpr(2)
 TRACKED = constexpr(4)  # a block whose norm follows its weights
+STOCHASTIC = constexpr(8)  # its steps are counted, because random numbers are made from the count
 
 # A row of float64 for each block, fixed in a plan.
 ROWS = constexpr(0)
@@ -42,7 +43,7 @@ WEIGHT = constexpr(0)
 MOMENTUM_BUFFER = constexpr(1)
 ADDRESS_WORDS = constexpr(2)
 
-# A gradient's word is its address, with this bit set if it is float32 while the weights have 16 bits; 0: no gradient.
+# A gradient's word is its address, with this bit set if it is float32 while the parameter has 16 bits; 0: no gradient.
 WIDE_GRADIENT = constexpr(1)
 
 # A row for each parameter group: float64, and the address of a float32 that is the learning rate, or 0.

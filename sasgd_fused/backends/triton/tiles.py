@@ -12,7 +12,14 @@ import triton.language as tl
 
 from sasgd_fused.backends.triton.sums import add_in_order, add_up_lanes
 from sasgd_fused.backends.triton.tables import ELEMENTS, LANES
-from sasgd_fused.backends.triton.update_rule import amended_gradient, direction, next_momentum, next_weight
+from sasgd_fused.backends.triton.update_rule import (
+    amended_gradient,
+    direction,
+    next_momentum,
+    next_weight,
+    random_bits,
+    rounded,
+)
 
 
 @triton.jit
@@ -53,27 +60,35 @@ def tile(first, vectors, count, per_vector: tl.constexpr, as_vectors: tl.constex
 
 @triton.jit
 def update_tiles(
-    memory, first, end, vectors, count, sums, c, W: tl.constexpr, G: tl.constexpr, as_vectors: tl.constexpr,
-    grad_as_vectors: tl.constexpr,
+    memory, first, end, vectors, count, sums, c, random, W: tl.constexpr, G: tl.constexpr, M: tl.constexpr,
+    C: tl.constexpr, as_vectors: tl.constexpr, grad_as_vectors: tl.constexpr,
 ):  # fmt: skip
     """Updates the tiles from vector `first` to `end`; adds the squares of what was read and is stored to the sums."""
-    weight, grad, momentum_buffer = memory
+    weight, grad, momentum_buffer, copy = memory
     read, written = sums
     grad_scale, decay_scale, carry, share, momentum, lr, has_momentum, nesterov = c
     per_vector: tl.constexpr = 128 // W.primitive_bitwidth  # elements that are 16 bytes
     for at in range(first, end, LANES * ELEMENTS // per_vector):
         places, mask = tile(at, vectors, count, per_vector, as_vectors)
         w = pointers(weight, places, W, as_vectors)
-        m = pointers(momentum_buffer, places, W, as_vectors)
+        m = pointers(momentum_buffer, places, M, as_vectors)
         before = tl.load(w, mask, other=0.0).to(tl.float32)
         g = tl.load(pointers(grad, places, G, grad_as_vectors), mask, other=0.0).to(tl.float32)
         buffer = tl.load(m, mask & has_momentum, other=0.0).to(tl.float32)
         amended = amended_gradient(g, before, grad_scale, decay_scale)
         buffer = next_momentum(amended, buffer, carry, share)
         along = direction(amended, buffer, momentum, has_momentum, nesterov)
-        stored = next_weight(before, along, lr).to(W)
-        tl.store(m, buffer.to(W), mask & has_momentum)
+        if random is None:
+            for_weight, for_momentum = None, None
+        else:
+            offset, key = random
+            words = random_bits(offset + places.to(tl.uint32), key)
+            for_weight, for_momentum = words, words >> 16
+        stored = rounded(next_weight(before, along, lr), W, for_weight)
+        tl.store(m, rounded(buffer, M, for_momentum), mask & has_momentum)
         tl.store(w, stored, mask)
+        if copy is not None:
+            tl.store(pointers(copy, places, C, as_vectors), stored.to(C), mask)
         after = stored.to(tl.float32)
         read = add_in_order(read, before * before, per_vector)
         written = add_in_order(written, after * after, per_vector)
@@ -81,27 +96,41 @@ def update_tiles(
 
 
 @triton.jit
-def update_chunk(memory, count, c, W: tl.constexpr, G: tl.constexpr):
+def update_chunk(
+    memory, count, c, random, P: tl.constexpr, G: tl.constexpr, has_masters: tl.constexpr,
+    has_small_momentum: tl.constexpr,
+):  # fmt: skip
     """Updates a chunk; returns the sums of squares of what was read and of what is stored.
 
     Args:
-        memory: addresses of weights, gradient and momentum buffer.
+        memory: addresses of weights, gradient, momentum buffer and the weights' copy, None if nothing has one.
         count: elements.
         c: the coefficients.
-        W: dtype of weights and momentum buffer.
+        random: the low 32 bits of the chunk's place in its tensor, and a key; None if all is rounded to nearest.
+        P: dtype of the parameter.
         G: dtype of the gradient.
+        has_masters: whether the weights of all parameters are float32, and those with 16 bits are their copies.
+        has_small_momentum: whether the momentum of float32 weights is bfloat16.
     """
-    weight, grad, momentum_buffer = memory
+    weight, grad, momentum_buffer, copy = memory
+    W: tl.constexpr = tl.float32 if has_masters else P
+    is_small: tl.constexpr = has_small_momentum and W.primitive_bitwidth == 32
+    M: tl.constexpr = tl.bfloat16 if is_small else W
+    all_addresses = weight | momentum_buffer
+    if W == P:
+        memory = weight, grad, momentum_buffer, None
+    else:
+        all_addresses |= copy
     per_vector: tl.constexpr = 128 // W.primitive_bitwidth  # elements that are 16 bytes
     sums = (tl.zeros([LANES], tl.float32), tl.zeros([LANES], tl.float32))
-    vectors = tl.where(allows_vectors(weight | momentum_buffer), count // per_vector, 0)
+    vectors = tl.where(allows_vectors(all_addresses), count // per_vector, 0)
     # Gradients are often views of one flat buffer (DDP): weights and momentum need not suffer for it.
     if allows_vectors(grad):
-        sums = update_tiles(memory, 0, vectors, vectors, count, sums, c, W, G, True, True)
+        sums = update_tiles(memory, 0, vectors, vectors, count, sums, c, random, W, G, M, P, True, True)
     else:
-        sums = update_tiles(memory, 0, vectors, vectors, count, sums, c, W, G, True, False)
+        sums = update_tiles(memory, 0, vectors, vectors, count, sums, c, random, W, G, M, P, True, False)
     rest, end = rest_of(vectors, count, per_vector)
-    sums = update_tiles(memory, rest, end, vectors, count, sums, c, W, G, False, False)
+    sums = update_tiles(memory, rest, end, vectors, count, sums, c, random, W, G, M, P, False, False)
     read, written = sums
     return add_up_lanes(read, written)
 

@@ -36,6 +36,43 @@ def next_weight(weight, along, lr):
 
 
 @triton.jit
+def mix(x):
+    """SplitMix64's finalizer, of uint64."""
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
+    return x ^ (x >> 31)
+
+
+@triton.jit
+def random_key(stream, rounding_step, offset):
+    """Both halves of the key of a step and of all elements whose places have the high 32 bits of this int64 offset."""
+    of_step = mix(stream.to(tl.uint64, bitcast=True) + rounding_step.to(tl.uint64, bitcast=True))
+    key = mix(of_step + (offset.to(tl.uint64, bitcast=True) >> 32))
+    return key.to(tl.uint32), (key >> 32).to(tl.uint32)
+
+
+@triton.jit
+def random_bits(place, key):
+    """32 random bits for each element, from the low 32 bits of its place, a uint32."""
+    low, high = key
+    x = (place ^ low) * 0x85EBCA6B
+    x = ((x ^ (x >> 16)) ^ high) * 0xC2B2AE35
+    x = (x ^ (x >> 15)) * 0x27D4EB2F
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def rounded(values, T: tl.constexpr, random):
+    """As a dtype: to nearest, or to bfloat16 by the low 16 random bits if there are any; NaN stays NaN."""
+    if random is None or not T.is_bf16():
+        return values.to(T)
+    else:
+        bits = values.to(tl.uint32, bitcast=True)
+        upper = tl.where(values != values, (bits >> 16) | 0x40, (bits + (random & 0xFFFF)) >> 16)
+        return upper.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
 def layer_scale(row_norm_sq, backward_factor, eps):
     """1 / m / m_{b,W} with m_{b,W} = 1 / ‖W‖²_{2,μ}, equations (22) and (24); NaN stays NaN."""
     return tl.where(row_norm_sq < eps, eps, row_norm_sq) / backward_factor
