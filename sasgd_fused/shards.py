@@ -33,6 +33,16 @@ def groups_of(tensor: Any) -> Groups:
     return tuple(mesh.get_group(dim) for dim, placement in enumerate(tensor.placements) if not placement.is_replicate())
 
 
+def part_of(tensor: Any) -> int:
+    """A number for the part of a DTensor that this rank holds; the same for ranks that hold the same."""
+    part = 0
+    if is_sharded(tensor):
+        for dim, placement in enumerate(tensor.placements):
+            if not placement.is_replicate():
+                part = part * tensor.device_mesh.size(dim) + tensor.device_mesh.get_local_rank(dim)
+    return part
+
+
 def local_as(tensor: Any, like: Any) -> Tensor:
     """The local part of a tensor of the whole parameter's shape, dealt out as the parameter is.
 

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sasgd_fused.blocks import parameter_groups
 from sasgd_fused.optimizer import ScaleAmendedSGD
@@ -23,7 +23,8 @@ def zero_redundancy_arguments(
 
     A rank's optimizer sees its own parameters alone, the largest first and without names: its last block is not the
     head, and equation (23) would be multiplied over its own blocks. So the backward factors m_b, which follow from
-    shapes, are taken here from the whole model, and a plain head gets ``amend=False``.
+    shapes, are taken here from the whole model, and a plain head gets ``amend=False``. So are the parameters' places,
+    by which they draw random numbers.
 
     Args:
         model: the network, with the same parameters on every rank.
@@ -56,9 +57,16 @@ def zero_redundancy_arguments(
         rows, columns = matrix
         group = {"params": [], "amend": planned.scaled, "rows": rows, "columns": columns}
         groups.setdefault((planned.scaled, *matrix), group)["params"].append(param)
+    places = {param: k for k, param in enumerate(p for group in whole.param_groups for p in group["params"])}
     rest = [{"params": list(params.values()), "amend": False}] if params else []
     return {
         "params": [*rest, *groups.values()],
         # Not among the arguments, which become part of each checkpoint, with the parameters as keys.
-        "optimizer_class": functools.partial(ScaleAmendedSGD, factors=mapping, **options),
+        "optimizer_class": functools.partial(_part_of_optimizer, places, factors=mapping, **options),
     }
+
+
+def _part_of_optimizer(places: Mapping[Tensor, int], params: Any, **arguments: Any) -> ScaleAmendedSGD:
+    optimizer = ScaleAmendedSGD(params, **arguments)
+    optimizer._draw_as(places)
+    return optimizer

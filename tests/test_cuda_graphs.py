@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sasgd_fused import ScaleAmendedSGD, parameter_groups
 from tests.cuda_runs import FREEZE, SHAPES, TRACK, assert_same_bits, fixed_grads, give, gradients
 from tests.helpers import DEVICE, LOW_PRECISION, Case, assert_close, backends, cuda_only, randn, states_of
+from tests.storage_cases import STORAGE, case_of
 from tests.unchanged import bits
 
 pytestmark = cuda_only
@@ -48,6 +49,22 @@ def test_replays_are_steps(warm_up: int, rule: dict[str, Any], backend: str) -> 
         write(values)
         optimizer.step()
     assert_same_bits(params, optimizer, *case.run(backend, 8))
+
+
+@on_kernels
+@pytest.mark.parametrize("storage", STORAGE)
+def test_replays_with_storage_in_16_bits(storage: str, backend: str) -> None:
+    """Masters are updated, and stochastic rounding draws anew and is counted."""
+    case = case_of(storage)
+    params, optimizer = case.run(backend, 1)
+    grads, write = gradients(case, 5), fixed_grads(params)
+    write(grads[1])
+    optimizer.step()
+    replay = capture(optimizer.step)
+    for values in grads[2:]:
+        write(values)
+        replay()
+    assert_same_bits(params, optimizer, *case.run(backend, 5))
 
 
 @on_kernels

@@ -14,7 +14,8 @@ from sasgd_fused.backends.base import Backend
 from sasgd_fused.factors import effective_columns
 from sasgd_fused.options import StepNumbers
 from sasgd_fused.plan import State, StepPlan
-from sasgd_fused.shards import SumOverRanks, is_set_anywhere, is_sharded, local_as, local_of, whole_of
+from sasgd_fused.shards import SumOverRanks, is_set_anywhere, is_sharded, local_as, local_of, part_of, whole_of
+from sasgd_fused.storage import split_stream
 
 MakeBackend = Callable[[StepPlan, State], Backend]
 
@@ -39,6 +40,7 @@ class ShardedBackend(Backend):
         self._places = torch.tensor(self._held, dtype=torch.int64).to(plan.device)  # the same
         self._inner = make(self._local_plan(), self._local_state)
         self._inner.drive()
+        self._written: list[int] = []  # versions of the parameters after the last step
         self._sum = SumOverRanks([plan.params[planned.param] for planned in plan.blocks], plan.device)
         self._kept: list[float] = []  # what the inner backend goes by where norms are frozen
         self._version_sum = -1  # of the weights whose norms are known
@@ -58,6 +60,8 @@ class ShardedBackend(Backend):
             if is_sharded(param):
                 local.grad = self._local_gradient(param, name)
         self._lend_state()
+        if self.plan.has_masters and self._versions() != self._written:
+            self._inner.compare_masters()  # the counters of the local parts do not show it
         return self._inner.prepare()
 
     def step(self, numbers: StepNumbers) -> None:
@@ -76,6 +80,7 @@ class ShardedBackend(Backend):
         active = [param for param in self.plan.params if param.grad is not None]
         torch.autograd.graph.increment_version([param for param in active if is_sharded(param)])
         self._version_sum = -1
+        self._written = self._versions()
         if not self.plan.options.freezes_norms:
             self._sum.start(self._spread(self._inner.local_norms()))
             self._version_sum = self._sum_of_versions()
@@ -90,6 +95,7 @@ class ShardedBackend(Backend):
     def settle(self) -> None:
         """As the backend of the local parts does."""
         self._inner.settle()
+        self._take_state_back()
 
     def warn_if_stale(self) -> None:
         """As the backend of the local parts does."""
@@ -119,6 +125,7 @@ class ShardedBackend(Backend):
     def forget_norms(self) -> None:
         """They are taken and summed before the next step."""
         super().forget_norms()
+        self._inner.compare_masters()
         self._version_sum = -1
 
     def _local_plan(self) -> StepPlan:
@@ -127,7 +134,12 @@ class ShardedBackend(Backend):
         columns = effective_columns([b.block for b in blocks], [b.backward_factor for b in blocks])
         blocks = [replace(planned, columns=effective) for planned, effective in zip(blocks, columns, strict=True)]
         signatures = [(local.shape, local.dtype, local.device) for local in self._locals]
-        return replace(self.plan, params=self._locals, blocks=blocks, signatures=signatures)
+        # Each part draws random numbers of its own; where all ranks have the same, they draw the same.
+        storage = [
+            replace(stored, stream=split_stream(stored.stream, part_of(param)))
+            for stored, param in zip(self.plan.storage, self.plan.params, strict=True)
+        ]
+        return replace(self.plan, params=self._locals, blocks=blocks, signatures=signatures, storage=storage)
 
     def _local_gradient(self, param: Any, name: str) -> Tensor | None:
         grad = param.grad
@@ -141,21 +153,21 @@ class ShardedBackend(Backend):
 
     def _lend_state(self) -> None:
         for param, local in zip(self.plan.params, self._locals, strict=True):
-            state = self.state.get(param, {})
-            buffer = state.get("momentum_buffer")
-            if buffer is None:
-                self._local_state.pop(local, None)
+            lent = {key: value for key, value in self.state.get(param, {}).items() if key != "row_norm_sq"}
+            if is_sharded(param):
+                lent = {key: local_as(v, param) if isinstance(v, Tensor) else v for key, v in lent.items()}
+            if lent:
+                self._local_state[local] = lent
             else:
-                self._local_state[local] = {"momentum_buffer": local_as(buffer, param) if is_sharded(param) else buffer}
+                self._local_state.pop(local, None)
 
     def _take_state_back(self) -> None:
         for param, local in zip(self.plan.params, self._locals, strict=True):
-            buffer = self._local_state.get(local, {}).get("momentum_buffer")
-            if buffer is None:
-                continue
-            state = self.state[param]
-            if state.get("momentum_buffer") is None or local_of(state["momentum_buffer"]) is not buffer:
-                state["momentum_buffer"] = whole_of(buffer, param) if is_sharded(param) else buffer
+            for key, value in self._local_state.get(local, {}).items():
+                known = self.state[param].get(key)
+                if known is None or (local_of(known) if isinstance(known, Tensor) else known) is not value:
+                    is_part = isinstance(value, Tensor) and is_sharded(param)
+                    self.state[param][key] = whole_of(value, param) if is_part else value
 
     def _current_norms(self) -> Tensor:
         """‖W_b‖²_{2,μ} of every block as the last step left them, or taken anew where others have written since."""
@@ -188,6 +200,9 @@ class ShardedBackend(Backend):
         spread = torch.zeros(len(self.plan.blocks), dtype=torch.float64, device=self.plan.device)
         spread[self._places] = of_parts
         return spread
+
+    def _versions(self) -> list[int]:
+        return [param._version for param in self.plan.params]
 
     def _sum_of_versions(self) -> int:
         return sum(self.plan.params[planned.param]._version for planned in self.plan.blocks)
