@@ -66,6 +66,8 @@ CONTENDERS: dict[str, Contender] = {
     "native": _ours(backend="native"),
     "native, frozen norms": _ours(backend="native", norms="freeze"),
     "native, norm pass": _ours(backend="native", refresh=True),
+    "native, bfloat16 momentum": _ours(backend="native", momentum_dtype=torch.bfloat16, rounding="stochastic"),
+    "native, nearest bfloat16 momentum": _ours(backend="native", momentum_dtype=torch.bfloat16),
     "foreach": _ours(backend="foreach"),
     "reference": _ours(backend="reference"),
 }

@@ -13,7 +13,7 @@ from bench.cases import parameter_count
 AGAINST = "torch fused"
 COMPILED = "torch compiled"
 CONTENDERS = (
-    *("native", "native, frozen norms", "native, norm pass", "triton"),
+    *("native", "native, frozen norms", "native, norm pass", "native, bfloat16 momentum", "triton"),
     *(AGAINST, "torch foreach", "torch for-loop", "foreach", "reference"),
 )
 NETWORKS = ("VGG13-CIFAR", "ResNet-50", "VGG16", "ResNet-152", "Pythia-1B")
