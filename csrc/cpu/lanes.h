@@ -62,11 +62,11 @@ struct Words {
 
 // Those of the elements from a place on.
 inline Words random_lanes(int64_t place, RandomKey key) {
-  uint32_t places[kLanes];
-  for (int i = 0; i < kLanes; ++i) places[i] = static_cast<uint32_t>(place) + static_cast<uint32_t>(i);
+  // A constant, since places that were stored one by one could not be loaded as a vector at once.
+  static constexpr uint32_t kOrder[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   Words r;
-  std::memcpy(&r, places, sizeof r);
-  for (int i = 0; i < kParts; ++i) r.part[i] = random_bits(r.part[i], key);
+  std::memcpy(&r, kOrder, sizeof r);
+  for (int i = 0; i < kParts; ++i) r.part[i] = random_bits(r.part[i] + static_cast<uint32_t>(place), key);
   return r;
 }
 
