@@ -34,7 +34,7 @@ class Way:
     Attributes:
         options: of the optimizer.
         weights: dtype of the parameters.
-        autocast: dtype of autocast, or None; float16 comes with a GradScaler.
+        autocast: dtype of autocast, or None. float16, here or as weights, comes with a GradScaler.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
@@ -49,6 +49,7 @@ WAYS: dict[str, Way] = {
     BASELINE: Way(),
     "autocast to bfloat16": Way(autocast=torch.bfloat16),
     "autocast to float16, GradScaler": Way(autocast=torch.float16),
+    "float16 weights, masters, GradScaler": Way({"master_weights": True}, torch.float16),
     "bfloat16 weights, masters": Way({"master_weights": True}, torch.bfloat16),
     "bfloat16 weights, masters, bfloat16 momentum": Way({"master_weights": True, **_SMALL}, torch.bfloat16),
     "bfloat16 weights, stochastic rounding": Way({"rounding": "stochastic"}, torch.bfloat16),
@@ -68,7 +69,7 @@ def curve(way: Way, seed: int, steps: int = STEPS) -> Tensor:
         parameter_groups(model), LR, 0.9, weight_decay=5e-4, norms="freeze", head="plain", decay="shape", **way.options
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    scaler = torch.amp.GradScaler("cpu", enabled=way.autocast == torch.float16)
+    scaler = torch.amp.GradScaler("cpu", enabled=torch.float16 in (way.autocast, way.weights))
     generator = torch.Generator().manual_seed(seed)
     losses: list[Tensor] = []
     while len(losses) < steps:
@@ -110,6 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5, help="runs of each way")
     parser.add_argument("--steps", type=int, default=STEPS, help="of each run")
     chosen = parser.parse_args(arguments)
+    if chosen.seeds < 1:
+        parser.error(f"argument --seeds: got {chosen.seeds}, want 1 or more")
+    if chosen.steps < STRETCHES or chosen.steps % STRETCHES:
+        parser.error(f"argument --steps: got {chosen.steps}, want a multiple of {STRETCHES}")
     torch.set_num_threads(1)  # the bits of a run depend on their number
     shown = [STRETCHES * part // 10 for part in (0, 1, 2, 4, 6, 8)] + [STRETCHES - 1]
     ends = [(k + 1) * chosen.steps // STRETCHES for k in shown]

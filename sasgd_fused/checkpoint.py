@@ -109,7 +109,8 @@ def restore_precision(state: dict[str, Any], saved: Mapping[str, Any], param: Te
         if kept is None:
             continue
         if kept.dtype != dtypes[key]:
-            kept = saved[key].to(device=param.device, dtype=dtypes[key])
+            # A copy: a master that two optimizers share would be the weights of two models.
+            kept = saved[key].to(device=param.device, dtype=dtypes[key], copy=True)
         if not is_sharded(param) and not has_layout_of(kept, param):
             kept = in_layout_of(kept, param, kept.dtype)
         state[key] = kept

@@ -21,7 +21,7 @@ from sasgd_fused.plan import PlannedBlock, check_distinct, check_parameter
 from sasgd_fused.release import GradientRelease
 from sasgd_fused.report import LayerReport, make_report
 from sasgd_fused.stepping import SteppingOptimizer
-from sasgd_fused.storage import storage_of
+from sasgd_fused.storage import Storage, storage_of
 
 
 class ScaleAmendedSGD(SteppingOptimizer):
@@ -69,7 +69,8 @@ class ScaleAmendedSGD(SteppingOptimizer):
         momentum_dtype: torch.bfloat16 has momentum take half the memory of float32 parameters or masters.
         rounding: of bfloat16 weights and momentum buffers: ``"nearest"``, or ``"stochastic"``, up or down by chance,
             such that the mean is the exact value and small updates are not lost.
-        rounding_seed: of the random numbers for that, which the state counts as ``rounding_step``.
+        rounding_seed: of the random numbers for that, an integer whose low 64 bits count; the state counts the steps of
+            each parameter as ``rounding_step``.
         differentiable: only False.
 
     Raises:
@@ -225,6 +226,8 @@ class ScaleAmendedSGD(SteppingOptimizer):
     def layer_report(self) -> LayerReport:
         """Reports, for each block, its norms, backward factor, scale and effective learning rate.
 
+        Masters take over what others wrote into their parameters, as they would in that step.
+
         Returns:
             A tuple of rows, input first, that prints as a table. Its figures are those of a step taken now.
         """
@@ -254,7 +257,7 @@ class ScaleAmendedSGD(SteppingOptimizer):
             backend.forget_norms()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state as torch.optim.SGD's, with the groups' and frozen norms' additions.
+        """Returns the state as torch.optim.SGD's, and the groups' options, frozen norms, masters, counts of rounding.
 
         On a GPU this waits for the device.
         """
@@ -273,27 +276,36 @@ class ScaleAmendedSGD(SteppingOptimizer):
         `parameter_groups`. Momentum takes the parameters' layouts, and the dtype that this optimizer stores it in.
 
         Raises:
-            ValueError: groups or shapes do not match; nothing is changed then.
+            ValueError: groups or shapes do not match, or a parameter's dtype does not go with the options; nothing is
+                changed then.
         """
         foreign = False
-        adapted: dict[str, Any] = {}
+        saved_states: list[tuple[Tensor, Mapping[str, Any], Storage]] = []
 
         def adapt(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
-            nonlocal foreign, adapted
+            nonlocal foreign
             adapted = checkpoint.adapt(loaded, self.param_groups)
             checkpoint.check_shapes(adapted, self.param_groups)
             foreign = checkpoint.is_foreign(loaded)
+            for param, name, saved in checkpoint.saved_states(adapted, self.param_groups):
+                saved_states.append((param, saved, storage_of(param.dtype, self._options, name)))
             return adapted
 
-        handle = self.register_load_state_dict_pre_hook(adapt)  # the last: after the user's own hooks
+        def restore(_: Optimizer) -> None:
+            for param, saved, storage in saved_states:
+                if param in self.state:
+                    checkpoint.restore_precision(self.state[param], saved, param, storage)
+
+        # Between the user's own hooks: after those before loading, before those after it.
+        handles = [
+            self.register_load_state_dict_pre_hook(adapt),
+            self.register_load_state_dict_post_hook(restore, prepend=True),
+        ]
         try:
             super().load_state_dict(state_dict)
         finally:
-            handle.remove()
-        for param, name, saved in checkpoint.saved_states(adapted, self.param_groups):
-            if param in self.state:
-                storage = storage_of(param.dtype, self._options, name)
-                checkpoint.restore_precision(self.state[param], saved, param, storage)
+            for handle in handles:
+                handle.remove()
         if foreign:
             warnings.warn(
                 "state_dict: this checkpoint is not of ScaleAmendedSGD; its lr, momentum and weight_decay are now in "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +32,7 @@ class Options:
     rounding: str = "nearest"
     rounding_seed: int = 0
     # By these parameters draw random numbers in the place of their own places: ZeRO has many optimizers for one model.
-    rounding_places: Mapping[Tensor, int] = field(default_factory=dict)
+    rounding_places: Mapping[Tensor, int] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.factors, Mapping):

@@ -117,6 +117,12 @@ class StepPlan:
         """
         self._check_state(state, "master_weight")
 
+    def drop_masters(self, state: State) -> None:
+        """Removes the masters of parameters that have none any more, as after model.float()."""
+        for param, storage in zip(self.params, self.storage, strict=True):
+            if not storage.has_master and param in state:
+                state[param].pop("master_weight", None)
+
     def _check_state(self, state: State, key: str) -> None:
         for param, name in zip(self.params, self.names, strict=True):
             kept = state.get(param, {}).get(key)
@@ -182,7 +188,8 @@ def make_plans(
     for index, group in enumerate(groups):
         for position, param in enumerate(group["params"]):
             name = parameter_name(group, index, position)
-            stream_place = options.rounding_places.get(param, len(storage))
+            given = options.rounding_places or {}
+            stream_place = given.get(param, len(given) + len(storage))
             storage[index, position] = storage_of(param.dtype, options, name, stream_place)
             parts.setdefault((index, position) if apart else param.device, []).append((index, position))
     plans = []

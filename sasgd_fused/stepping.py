@@ -123,6 +123,8 @@ class SteppingOptimizer(Optimizer):
         backends = []
         for plan in plans:
             backends.append(make_backend(plan, self.state, self._candidates))
+        for plan in plans:
+            plan.drop_masters(self.state)
         self._backends = backends
         self._backend_of = {backend.plan.params[0]: backend for backend in backends} if self._are_apart else {}
         self._structure = Structure(self.param_groups)

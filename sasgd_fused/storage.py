@@ -21,7 +21,7 @@ class Storage:
         momentum_dtype: of the momentum buffer.
         rounds_weight: the weights are rounded stochastically.
         rounds_momentum: the momentum buffer is.
-        has_small_momentum: the weights have 32 bits, the momentum buffer 16.
+        has_small_momentum: the weights are float32, the momentum buffer is bfloat16.
         stream: 64 bits from which the random numbers for that are made.
     """
 
@@ -58,7 +58,7 @@ def storage_of(dtype: torch.dtype, options: Options, name: str, place: int = 0) 
     has_master = options.master_weights and dtype in (torch.bfloat16, torch.float16)
     weight = torch.float32 if has_master else dtype
     momentum = options.momentum_dtype or weight
-    if weight == torch.float16 and momentum != weight:
+    if options.momentum_dtype is not None and weight not in (torch.float32, torch.bfloat16):
         raise ValueError(
             f"momentum_dtype: got {options.momentum_dtype} for {name}, which is {dtype}, want float32 or bfloat16 "
             "parameters, or master_weights=True"

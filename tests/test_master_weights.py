@@ -179,6 +179,7 @@ def test_a_parameter_that_changes_its_dtype(backend: str) -> None:
     before = params[0].detach().clone()
     step(optimizer, params, 3, case)
     assert not params[0].equal(before)
+    assert all(state.keys() == {"momentum_buffer"} for state in states_of(optimizer, params))
 
 
 @pytest.mark.parametrize(
@@ -209,3 +210,45 @@ def test_a_group_that_cannot_be_stored_is_not_added() -> None:
     with pytest.raises(ValueError, match=r"^rounding: got .stochastic. for parameter 0 of group 1"):
         optimizer.add_param_group({"params": [half]})
     assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_two_optimizers_do_not_share_masters(backend: str) -> None:
+    """Though a state dictionary is loaded without a copy, with which torch shares momentum buffers."""
+    params, optimizer = CASE.run(backend)
+    others = [Parameter(param.detach().clone()) for param in params]
+    other = CASE.optimizer(others, backend)
+    other.load_state_dict(optimizer.state_dict())
+    kept = masters(optimizer, params)
+    step(other, others, 3)
+    assert all(a.equal(b) for a, b in zip(masters(optimizer, params), kept, strict=True))
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_hooks_after_loading_have_the_last_word(backend: str) -> None:
+    params, optimizer = CASE.run(backend)
+
+    def forget_momentum(loaded: torch.optim.Optimizer) -> None:
+        for state in loaded.state.values():
+            state["momentum_buffer"].zero_()
+
+    saved = copy.deepcopy(optimizer.state_dict())
+    optimizer.register_load_state_dict_post_hook(forget_momentum)
+    optimizer.load_state_dict(saved)
+    for state in states_of(optimizer, params):
+        assert state["momentum_buffer"].eq(0).all()
+        assert state["momentum_buffer"].dtype == torch.float32
+
+
+def test_loading_what_the_options_do_not_allow_changes_nothing() -> None:
+    param = Parameter(randn((3, 3)))
+    optimizer = ScaleAmendedSGD([param], lr=0.1, momentum=0.9, momentum_dtype=BFLOAT16)
+    param.grad = randn((3, 3))
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"][0]["lr"] = 5.0
+    param.data = param.data.half()
+    with pytest.raises(ValueError, match=r"^momentum_dtype: got torch.bfloat16 for parameter 0 of group 0"):
+        optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert optimizer.state[param]["momentum_buffer"].dtype == BFLOAT16

@@ -169,3 +169,19 @@ def test_known_numbers() -> None:
     exact = torch.tensor([1 + 2**-8])
     assert round_stochastically(exact, torch.tensor([0x7FFF])).item() == 1
     assert round_stochastically(exact, torch.tensor([0x8000])).item() == 1 + 2**-7
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_an_emptied_state_begins_anew(backend: str) -> None:
+    """Also where the count is on a device and nobody has asked for it yet."""
+    values = randn((SIZE,), torch.Generator().manual_seed(0))
+    param = torch.nn.Parameter(torch.zeros_like(values))
+    options = {"lr": 0.1, "momentum": 0.9, "momentum_dtype": BFLOAT16, "rounding": "stochastic"}
+    optimizer = Case([], options=options).optimizer([param], backend)
+    buffers = []
+    for _ in range(2):
+        param.grad = values.clone()
+        optimizer.step()
+        buffers.append(optimizer.state[param]["momentum_buffer"].clone())
+        optimizer.state.clear()
+    assert buffers[0].equal(buffers[1])

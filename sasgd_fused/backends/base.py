@@ -18,7 +18,8 @@ class Backend:
 
     Args:
         plan: the parameters of one device and what is fixed about them.
-        state: the optimizer's state; backends keep ``momentum_buffer`` and frozen ``row_norm_sq`` in it.
+        state: the optimizer's state; backends keep ``momentum_buffer``, ``master_weight``, ``rounding_step`` and
+            frozen ``row_norm_sq`` in it.
     """
 
     name = "base"
@@ -52,7 +53,7 @@ class Backend:
             False if the parameters are no longer what the plan was made for, and a new plan is needed.
 
         Raises:
-            ValueError: a gradient or a momentum buffer does not fit its parameter.
+            ValueError: a gradient, a momentum buffer or a master does not fit its parameter.
         """
         if not self.plan.is_current():
             return False

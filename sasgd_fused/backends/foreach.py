@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from sasgd_fused.backends.base import Backend
-from sasgd_fused.backends.rounding import random_halves, store
+from sasgd_fused.backends.rounding import bits_for_momentum, bits_for_weight, store
 from sasgd_fused.factors import decay_scale, layer_scale
 from sasgd_fused.options import GroupValues
 from sasgd_fused.plan import PlannedBlock
@@ -35,10 +35,9 @@ class ForeachBackend(Backend):
         grads = list(torch._foreach_mul(grads, grad_coefficients))
         if any(group.weight_decay for group in groups):
             torch._foreach_add_(grads, torch._foreach_mul(weights, decays))
-        random = [self._random_halves(index) for index in active]
-        self._apply_momentum(active, grads, groups, [for_momentum for _, for_momentum in random])
+        self._apply_momentum(active, grads, groups)
         torch._foreach_mul_(grads, [-group.lr for group in groups])
-        _store_all(stored, list(torch._foreach_add(weights, grads)), [for_weight for for_weight, _ in random])
+        self._store_all(active, stored, list(torch._foreach_add(weights, grads)), bits_for_weight)
         for index, weight in zip(active, stored, strict=True):
             if self.plan.storage[index].has_master:
                 self.plan.params[index].copy_(weight)
@@ -72,12 +71,19 @@ class ForeachBackend(Backend):
         sums = torch.stack(torch._foreach_norm(weights, 2, dtype)).square().tolist()
         return [total / planned.block.rows for total, planned in zip(sums, blocks, strict=True)]
 
-    def _random_halves(self, index: int) -> tuple[Tensor | None, Tensor | None]:
-        return random_halves(self.plan.storage[index], self.plan.params[index], self.rounding_step_of(index))
-
-    def _apply_momentum(
-        self, active: list[int], grads: list[Tensor], groups: list[GroupValues], random: list[Tensor | None]
+    def _store_all(
+        self, active: Sequence[int], to: list[Tensor], values: list[Tensor], bits_for: Callable[..., Tensor | None]
     ) -> None:
+        """Rounds values of these parameters to their dtypes; random bits are there for one of them at a time."""
+        if not self._stochastic:
+            torch._foreach_copy_(to, values)
+            return
+        for index, target, value in zip(active, to, values, strict=True):
+            store(
+                target, value, bits_for(self.plan.storage[index], self.plan.params[index], self.rounding_step_of(index))
+            )
+
+    def _apply_momentum(self, active: list[int], grads: list[Tensor], groups: list[GroupValues]) -> None:
         """Updates the momentum buffers and turns `grads` into the steps taken, in place."""
         moving = [k for k, group in enumerate(groups) if group.momentum != 0]
         if not moving:
@@ -97,17 +103,9 @@ class ForeachBackend(Backend):
         buffers = [_widen(buffer) for buffer in stored]
         buffers = list(torch._foreach_mul(buffers, carried))
         torch._foreach_add_(buffers, torch._foreach_mul([grads[k] for k in moving], shares))
-        _store_all(stored, buffers, [random[k] for k in moving])
+        self._store_all([active[k] for k in moving], stored, buffers, bits_for_momentum)
         for k, buffer in zip(moving, buffers, strict=True):
             grads[k] = grads[k].add_(buffer, alpha=groups[k].momentum) if groups[k].nesterov else buffer
-
-
-def _store_all(to: list[Tensor], values: list[Tensor], random: list[Tensor | None]) -> None:
-    if all(bits is None for bits in random):
-        torch._foreach_copy_(to, values)
-        return
-    for target, value, bits in zip(to, values, random, strict=True):
-        store(target, value, bits)
 
 
 def _widen(tensor: Tensor) -> Tensor:

@@ -34,9 +34,9 @@ class KernelBackend(Backend):
         self._block_params = [plan.params[planned.param] for planned in plan.blocks]
         self._block_of = {planned.param: b for b, planned in enumerate(plan.blocks)}
         self._version_sum = -1
+        self._has_placed_masters = False
         # Views of one flat tensor share its counter: then a step raises the sum by more than one for each.
         storages = [param.untyped_storage().data_ptr() for param in plan.params if param.numel()]
-        self._has_placed_masters = False
         self._own_counters = len(set(storages)) == len(storages)
         self._freezes = plan.options.freezes_norms
         self._unmeasured = bytearray(b"\1" * len(plan.blocks))  # 1: the kernel's norm is not the one to be used

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sasgd_fused.backends.base import Backend
-from sasgd_fused.backends.rounding import random_halves, store
+from sasgd_fused.backends.rounding import bits_for_momentum, bits_for_weight, store
 from sasgd_fused.options import GroupValues
 
 
@@ -30,11 +30,11 @@ class ReferenceBackend(Backend):
             sign = -1.0 if group.maximize else 1.0
             g = grad.double() * (sign / grad_scale)
             weight = self.weight_of(index)
-            for_weight, for_momentum = random_halves(self.plan.storage[index], param, self.rounding_step_of(index))
+            drawn = self.plan.storage[index], param, self.rounding_step_of(index)
             g = scale * g + decay * weight.double()
             if group.momentum != 0:
-                g = self._apply_momentum(index, g, group, for_momentum)
-            store(weight, weight.double() - group.lr * g, for_weight)
+                g = self._apply_momentum(index, g, group, bits_for_momentum(*drawn))
+            store(weight, weight.double() - group.lr * g, bits_for_weight(*drawn))
             if weight.dtype != param.dtype:
                 param.copy_(weight)
         self.note_rounding([index for index, grad in enumerate(self.grads) if grad is not None])

@@ -42,12 +42,14 @@ def round_stochastically(values: Tensor, random: Tensor) -> Tensor:
     return torch.where(exact.isnan(), exact.to(torch.bfloat16), rounded)
 
 
-def random_halves(storage: Storage, param: Tensor, rounding_step: int) -> tuple[Tensor | None, Tensor | None]:
-    """The random bits for a parameter's weights and for its momentum buffer; None where they round to nearest."""
-    if not storage.is_stochastic:
-        return None, None
-    words = random_words(param, storage.stream, rounding_step)
-    return words & _HALF if storage.rounds_weight else None, words >> 16 if storage.rounds_momentum else None
+def bits_for_weight(storage: Storage, param: Tensor, rounding_step: int) -> Tensor | None:
+    """The random bits for a parameter's weights; None where they are rounded to nearest."""
+    return random_words(param, storage.stream, rounding_step) & _HALF if storage.rounds_weight else None
+
+
+def bits_for_momentum(storage: Storage, param: Tensor, rounding_step: int) -> Tensor | None:
+    """The random bits for its momentum buffer; None where that is rounded to nearest."""
+    return random_words(param, storage.stream, rounding_step) >> 16 if storage.rounds_momentum else None
 
 
 def store(to: Tensor, values: Tensor, random: Tensor | None) -> None:

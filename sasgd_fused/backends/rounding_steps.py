@@ -40,8 +40,12 @@ class RoundingSteps:
         self._seen = counts
 
     def note_step(self) -> None:
-        """Notes that the device may have counted on."""
+        """Notes that the device may have counted on; by a count in the state it is seen if somebody empties that."""
         self._is_ahead = bool(self._params)
+        if None in self._seen:
+            for param in self._params.values():
+                self._state[param].setdefault("rounding_step", 0)
+            self._seen = self._in_state()
 
     def learn(self, may_be_replayed: bool) -> None:
         """Brings the device's counts into the state; waits for it.
@@ -56,6 +60,8 @@ class RoundingSteps:
         for index, param in self._params.items():
             if counts[index]:
                 self._state[param]["rounding_step"] = counts[index]
+            else:
+                self._state[param].pop("rounding_step", None)
         self._seen, self._is_ahead = self._in_state(), False
 
     def _in_state(self) -> list[int | None]:

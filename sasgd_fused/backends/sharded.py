@@ -28,7 +28,7 @@ class ShardedBackend(Backend):
 
     Args:
         plan: the parameters of one device, DTensors and others.
-        state: the optimizer's state; momentum buffers in it are DTensors like their parameters.
+        state: the optimizer's state; momentum buffers and masters in it are DTensors like their parameters.
         make: makes the backend that runs on the local parts.
     """
 
@@ -56,6 +56,7 @@ class ShardedBackend(Backend):
         if not self.is_current():
             return False
         self.plan.check_momentum(self.state)
+        self.plan.check_masters(self.state)
         for param, local, name in zip(self.plan.params, self._locals, self.plan.names, strict=True):
             if is_sharded(param):
                 local.grad = self._local_gradient(param, name)
