@@ -20,7 +20,8 @@ class RoundingSteps:
 
     def __init__(self, plan: StepPlan, state: State) -> None:
         self._state = state
-        self._params = {k: plan.params[k] for k, storage in enumerate(plan.storage) if storage.is_stochastic}
+        params = zip(plan.params, plan.storage, strict=True)
+        self._params = {k: p for k, (p, stored) in enumerate(params) if stored.is_stochastic and p.numel()}
         self.on_device = torch.zeros(len(plan.params), dtype=torch.int64, device=plan.device)
         self._seen: list[int | None] = [None] * len(self._params)  # what the state said when it was last looked at
         self._is_ahead = False
