@@ -17,7 +17,7 @@ help: ## List the commands
 	@echo "PYTHON=$(PYTHON) makes the environment in VENV=$(VENV); both can be set."
 
 demo: build ## Train a network with SGD and with scale-amended SGD, show table and picture
-	$(IN_VENV) sasgd_fused.experiments compare
+	$(IN_VENV) sasgd_fused.experiments compare --resume
 
 test: build ## Run all tests, on all cores
 	$(IN_VENV) pytest --numprocesses=auto
@@ -40,7 +40,10 @@ format: $(INSTALLED) ## Format all sources
 	$(IN_VENV) ruff format .
 	"$(VENV)/bin/clang-format" -i $(CXX_FILES)
 
-bench: build ## Measure the optimizers against each other
+# timm without what it needs: its optimizers need torch alone, its models a torchvision that was built for this torch.
+bench: build ## Measure the optimizers against each other: runs/bench.md and runs/bench.png
+	$(PIP_INSTALL) -c constraints.txt -e ".[bench]"
+	$(PIP_INSTALL) -c constraints.txt --no-deps timm
 	$(IN_VENV) bench.table
 
 # With the first Python that has a torch that sees a GPU: where there is no network, $(PYTHON) itself.

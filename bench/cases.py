@@ -15,13 +15,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from bench.contenders import GPU_CONTENDERS
+from bench.contenders import GPU_CONTENDERS, GRADIENT_SCALE
 
 Shape = tuple[int, ...]
-
-# Gradients stay the same from step to step, so the momentum buffer tends to ten times the gradient:
-# about 1e-2, far from denormal numbers, which some processors handle a hundred times slower.
-GRADIENT_SCALE = 1e-3
 
 
 def _linear(outputs: int, inputs: int) -> list[Shape]:
@@ -111,6 +107,22 @@ CASES: dict[str, list[Shape]] = {
     "MobileNetV2": mobilenet_v2(),
     "160x64": [(8, 8)] * 160,
 }
+
+
+def grid(tensors: int, elements: int) -> list[Shape]:
+    """Equal matrices, square or twice as high as wide, of a power of two elements."""
+    columns = 2 ** ((elements.bit_length() - 1) // 2)
+    return [(elements // columns, columns)] * tensors
+
+
+# For the curves over the number of parameters and that of tensors: `TENSORSxELEMENTS`.
+GRID_CASES: dict[str, list[Shape]] = {
+    f"{tensors}x{elements}": grid(tensors, elements)
+    for tensors, elements in (
+        *((64, 64), (64, 1024), (64, 16384), (64, 65536), (64, 262144)),
+        *((1, 1048576), (16, 65536), (256, 4096), (1024, 1024)),
+    )
+}
 # Only for GPUs: on a CPU they show nothing that the others do not.
 LARGE_CASES: dict[str, list[Shape]] = {
     "ResNet-152": resnet((3, 8, 36, 3)),
@@ -120,8 +132,8 @@ LARGE_CASES: dict[str, list[Shape]] = {
 
 
 def shapes_of(case: str) -> list[Shape]:
-    """The parameters' shapes of a case of either table."""
-    return CASES[case] if case in CASES else LARGE_CASES[case]
+    """The parameters' shapes of a case of any table."""
+    return {**CASES, **GRID_CASES, **LARGE_CASES}[case]
 
 
 def parameter_count(case: str) -> int:
@@ -137,16 +149,38 @@ class Setup:
     optimizer: torch.optim.Optimizer
     step: Callable[[], object]
 
-    def check_values(self) -> None:
-        """Raise RuntimeError if a weight or momentum is denormal, infinite or NaN.
+    def step_bytes(self) -> int:
+        """Bytes that a step has to move: it reads weights, gradients and state once, and writes weights and state.
 
-        Such numbers can change the time of an operation, so a measurement with them is void.
+        State is what has its parameter's shape: momentum, second moments, masters.
+        """
+        written = sum(parameter.nbytes for parameter in self.parameters) + self.state_bytes()
+        return 2 * written + sum(parameter.grad.nbytes for parameter in self.parameters if parameter.grad is not None)
+
+    def state_bytes(self) -> int:
+        """Bytes of the state that has its parameter's shape."""
+        return sum(values.nbytes for parameter in self.parameters for values in self._state_of(parameter).values())
+
+    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        state = self.optimizer.state[parameter].items()
+        return {name: value for name, value in state if isinstance(value, Tensor) and value.shape == parameter.shape}
+
+    def check_values(self) -> None:
+        """Raise RuntimeError if a weight, gradient or state is denormal, infinite or NaN.
+
+        Such numbers can change the time of an operation, so a measurement with them is void. (Some optimizers write the
+        gradients.) float16 is computed with as float32, where its denormal numbers are normal.
         """
         for index, parameter in enumerate(self.parameters):
-            momentum = self.optimizer.state[parameter]["momentum_buffer"]
-            for name, values in (("weight", parameter.detach()), ("momentum_buffer", momentum)):
+            assert parameter.grad is not None
+            for name, values in {
+                "weight": parameter.detach(),
+                "grad": parameter.grad,
+                **self._state_of(parameter),
+            }.items():
                 magnitude = values.abs()
-                denormal = (magnitude < torch.finfo(values.dtype).tiny) & (magnitude > 0)
+                computed = torch.float32 if values.dtype == torch.float16 else values.dtype
+                denormal = (magnitude < torch.finfo(computed).tiny) & (magnitude > 0)
                 if denormal.any() or not magnitude.isfinite().all():
                     raise RuntimeError(
                         f"{name} of parameter {index} has denormal or non-finite values, "
@@ -154,26 +188,16 @@ class Setup:
                     )
 
 
-def setup(
-    case: str,
-    contender: str,
-    dtype: torch.dtype = torch.float32,
-    threads: int = 1,
-    device: str = "cpu",
-) -> Setup:
-    """Make parameters, fixed gradients and an optimizer that has taken its first step.
+def make_parameters(case: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> list[Tensor]:
+    """Make parameters with fixed gradients, the same at every call, in memory of their own.
 
-    Weights are normal with He's standard deviation sqrt(2 / fan_in). Every call gives the same
-    values in memory of its own. Sets torch's thread count, which holds for the whole process.
+    Weights are normal with He's standard deviation sqrt(2 / fan_in).
 
     Args:
-        case: a key of `CASES` or `LARGE_CASES`.
-        contender: a key of `GPU_CONTENDERS`.
+        case: a key of `CASES`, `GRID_CASES` or `LARGE_CASES`.
         dtype: of parameters and gradients.
-        threads: number of threads of the step.
-        device: where parameters and gradients are made and live.
+        device: where they are made and live.
     """
-    torch.set_num_threads(threads)
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(shape: Shape, deviation: float) -> Tensor:
@@ -184,6 +208,29 @@ def setup(
         parameter = normal(shape, math.sqrt(2 / math.prod(shape[1:]))).requires_grad_()
         parameter.grad = normal(shape, GRADIENT_SCALE)
         parameters.append(parameter)
+    return parameters
+
+
+def setup(
+    case: str,
+    contender: str,
+    dtype: torch.dtype = torch.float32,
+    threads: int = 1,
+    device: str = "cpu",
+) -> Setup:
+    """Make an optimizer that has taken its first step, with parameters and gradients of `make_parameters`.
+
+    Sets torch's thread count, which holds for the whole process.
+
+    Args:
+        case: see `make_parameters`, as for `dtype` and `device`.
+        contender: a key of `GPU_CONTENDERS`.
+        dtype: of parameters and gradients.
+        threads: number of threads of the step.
+        device: where parameters and gradients are made and live.
+    """
+    torch.set_num_threads(threads)
+    parameters = make_parameters(case, dtype, device)
     optimizer, step = GPU_CONTENDERS[contender](parameters)
     step()
     return Setup(parameters, optimizer, step)

@@ -6,7 +6,11 @@ the same gradient neither blows up nor drifts to zero.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,6 +19,9 @@ from torch import Tensor
 LR = 1e-6
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
+# Gradients stay the same from step to step, so the momentum buffer tends to ten times the gradient: about 1e-2, far
+# from denormal numbers, which some processors handle a hundred times slower.
+GRADIENT_SCALE = 1e-3
 
 Step = Callable[[], object]
 Contender = Callable[[list[Tensor]], tuple[torch.optim.Optimizer, Step]]
@@ -59,10 +66,36 @@ def _torch_compiled(parameters: list[Tensor]) -> tuple[torch.optim.Optimizer, St
     return optimizer, torch.compile(step)
 
 
-CONTENDERS: dict[str, Contender] = {
+def _others(package: str, module: str, name: str, **options: Any) -> Contender:
+    """The optimizer `name` of somebody else's package."""
+
+    def make(parameters: list[Tensor]) -> tuple[torch.optim.Optimizer, Step]:
+        found = _timm(module) if package == "timm" else import_module(module)
+        optimizer: torch.optim.Optimizer = getattr(found, name)(parameters, lr=LR, weight_decay=WEIGHT_DECAY, **options)
+        return optimizer, optimizer.step
+
+    return make
+
+
+def _timm(module: str) -> ModuleType:
+    """A module of timm's optimizers, without timm itself: its models need a torchvision built for this torch."""
+    package = "_optimizers_of_timm"
+    if package not in sys.modules:
+        spec = find_spec("timm")
+        if spec is None or not spec.submodule_search_locations:
+            raise ModuleNotFoundError("No module named 'timm'")
+        optim = ModuleType(package)
+        optim.__path__ = [f"{folder}/optim" for folder in spec.submodule_search_locations]
+        sys.modules[package] = optim
+    return import_module(f"{package}.{module}")
+
+
+TORCH: dict[str, Contender] = {
     "torch fused": _torch(fused=True),
     "torch foreach": _torch(foreach=True),
     "torch for-loop": _torch(foreach=False),
+}
+OURS: dict[str, Contender] = {
     "native": _ours(backend="native"),
     "native, frozen norms": _ours(backend="native", norms="freeze"),
     "native, norm pass": _ours(backend="native", refresh=True),
@@ -71,17 +104,38 @@ CONTENDERS: dict[str, Contender] = {
     "foreach": _ours(backend="foreach"),
     "reference": _ours(backend="reference"),
 }
-# Not in the tables of the CPU, where compiling takes a minute for a large network, and Triton has only an interpreter.
+# As their users get them, but without clipping, which timm's LAMB does by itself, and without optimi's compensation of
+# 16-bit weights: the other contenders have neither.
+OTHERS: dict[str, Contender] = {
+    "timm LARS": _others("timm", "lars", "Lars", momentum=MOMENTUM),
+    "timm LAMB": _others("timm", "lamb", "Lamb", max_grad_norm=None),
+    "pytorch_optimizer LARS": _others("pytorch_optimizer", "pytorch_optimizer", "LARS", momentum=MOMENTUM),
+    "pytorch_optimizer LAMB": _others("pytorch_optimizer", "pytorch_optimizer", "Lamb"),
+    "optimi SGD": _others("optimi", "optimi", "SGD", momentum=MOMENTUM, foreach=True, kahan_sum=False),
+}
+CONTENDERS = {**TORCH, **OURS, **OTHERS}
+# Compiling takes a minute for a large network on the CPU, where Triton has only an interpreter.
 GPU_CONTENDERS = {**CONTENDERS, "triton": _ours(backend="triton"), "torch compiled": _torch_compiled}
 
 
-def why_unavailable(contender: str) -> str | None:
-    """Why a contender cannot run here (not installed, not compiled), or None if it can."""
-    parameter = torch.ones(2, 2, requires_grad=True)
-    parameter.grad = torch.ones(2, 2)
+def why_unavailable(contender: str, dtype: torch.dtype = torch.float32) -> str | None:
+    """Why a contender cannot step parameters of a dtype here (not installed, not compiled), or None if it can.
+
+    Equal elements have to stay finite and nearly equal, and so has what it keeps of them. The fused SGD of torch 2.13
+    fails that on a CPU in 16 bits, where it computes the last elements alone
+    (https://github.com/pytorch/pytorch/issues/191763).
+    """
+    parameter = torch.ones(5, 13, dtype=dtype, requires_grad=True)  # more than full vectors
+    parameter.grad = torch.full_like(parameter, GRADIENT_SCALE)
     try:
-        _, step = CONTENDERS[contender]([parameter])
-        step()
+        optimizer, step = GPU_CONTENDERS[contender]([parameter])
+        for _ in range(3):
+            step()
     except (ImportError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
+    for name, values in {"weight": parameter.detach(), **optimizer.state[parameter]}.items():
+        if isinstance(values, Tensor) and values.shape == parameter.shape:
+            low, high = values.min().item(), values.max().item()
+            if not high - low <= 0.05 * abs(high):  # NaN too
+                return f"its steps are wrong: {name} of equal elements is {low:.3g} to {high:.3g}"
     return None

@@ -1,216 +1,139 @@
-"""Print the speed table: `python -m bench.table [--quick] [--cases ResNet-50 ...] [--out NAME]`.
+"""Measure the speed table and its picture, or check it: `python -m bench.table [--quick] [--cases CASE ...] [--check]`.
 
-Each row compares two contenders that take turns (see `interleave.py`), with a second copy of the
-one compared against as a control: its ratio to itself shows how much of a difference is noise.
-A row is measured in several blocks. Each makes its tensors anew, in another order, because where
-memory happens to lie can favour one contender by some percent, and times a large copy beside them,
-because the bandwidth of a shared machine changes within seconds.
-
-pytest-benchmark finishes one contender before it starts the next, so its ratios hold this drift;
-it serves for absolute figures (`bench_step.py`), not for this table.
+What is measured stands in `rows.py`, and how in `measure.py`, `interleave.py` and `memory.py`. pytest-benchmark
+finishes one contender before it starts the next, so its ratios hold the drift of the machine; it serves for
+absolute figures (`bench_step.py`), not for this table.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import os
-import platform
-import statistics
-import subprocess
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
-from bench.cases import CASES, parameter_count, setup
+from bench.cases import CASES, GRID_CASES
+from bench.check import Baseline, verdicts
 from bench.contenders import why_unavailable
-from bench.interleave import Spread, copy_bandwidths, paired_ratios, time_in_turns
+from bench.machine import all_cores, machine
+from bench.measure import Effort, Result, measure
+from bench.memory import Memory, measure_memory
+from bench.report import markdown
+from bench.rows import DTYPES, MEMORY_CASE, Group, groups_of, measurable
 
 RESULTS = Path(__file__).parent / "results"
-BYTES_PER_PARAMETER = 20  # float32: read weight, gradient, momentum; write weight, momentum
+RUNS = Path(__file__).parents[1] / "runs"
+BASELINE = "cpu"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One comparison; `aim` is the ratio to be reached, at most."""
-
-    case: str
-    contender: str
-    against: str = "torch fused"
-    aim: float | None = None
-
-
-VARIANTS = (
-    "native, frozen norms",
-    "native, norm pass",
-    "foreach",
-    "torch foreach",
-    "torch for-loop",
-)
-ROWS = (
-    Row("VGG13-CIFAR", "native", aim=0.95),
-    Row("ResNet-50", "native", aim=0.95),
-    Row("VGG16", "native", aim=1.02),
-    Row("DenseNet-121", "native", aim=0.75),
-    Row("MobileNetV2", "native", aim=0.75),
-    Row("160x64", "native", aim=0.6),
-    Row("ResNet-50", "native", "reference", aim=0.35),
-    # 16 instead of 20 bytes for each parameter; the random numbers cost arithmetic.
-    *(
-        Row(case, momentum, "native")
-        for case in ("ResNet-50", "VGG16")
-        for momentum in ("native, bfloat16 momentum", "native, nearest bfloat16 momentum")
-    ),
-    *(Row(case, variant) for case in ("ResNet-50", "160x64") for variant in VARIANTS),
-)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What was measured for a row; times are medians in milliseconds."""
-
-    row: Row
-    threads: int
-    rounds: int
-    time_ms: float
-    against_ms: float
-    ratio: Spread
-    control: Spread
-    gb_per_s: float
-    copy_gb_per_s: float
-
-
-def measure(row: Row, threads: int, rounds: int, seconds: float, blocks: int) -> Result:
-    """Measure one row in `blocks` of at least `rounds` rounds and `seconds` each."""
-    contenders = {"ours": row.contender, "against": row.against, "control": row.against}
-    times: dict[str, list[int]] = {role: [] for role in contenders}
-    copies: list[float] = []
-    for block in range(blocks):
-        copies += copy_bandwidths(threads)
-        roles = list(contenders)[:: -1 if block % 2 else 1]
-        setups = {role: setup(row.case, contenders[role], threads=threads) for role in roles}
-        steps = {role: made.step for role, made in setups.items()}
-        for role, samples in time_in_turns(steps, rounds, seconds).items():
-            times[role] += samples
-        for made in setups.values():
-            made.check_values()
-        del setups, steps, made  # before the next block allocates: VGG16 takes 1.7 GB each
-    median = {role: statistics.median(samples) for role, samples in times.items()}
-    return Result(
-        row=row,
-        threads=threads,
-        rounds=len(times["ours"]),
-        time_ms=median["ours"] / 1e6,
-        against_ms=median["against"] / 1e6,
-        ratio=Spread.of(paired_ratios(times["ours"], times["against"])),
-        control=Spread.of(paired_ratios(times["control"], times["against"])),
-        gb_per_s=BYTES_PER_PARAMETER * parameter_count(row.case) / median["ours"],
-        copy_gb_per_s=statistics.median(copies),
+def missing(groups: Iterable[Group]) -> dict[tuple[str, str], str]:
+    """Who cannot take part with which dtype, and why."""
+    places = dict.fromkeys(
+        (name, row.dtype) for group in groups for row in group for name in (row.contender, row.against)
     )
+    reasons = {place: why_unavailable(place[0], DTYPES[place[1]]) for place in places}
+    return {place: reason for place, reason in reasons.items() if reason is not None}
 
 
-def machine() -> dict[str, object]:
-    """Say where a measurement was made: processor, versions, commit."""
-    try:
-        compiler = importlib.import_module("sasgd_fused._C").compiler
-    except ImportError:
-        compiler = None
-    describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        commit = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent).stdout
-    except OSError:
-        commit = ""
+def by_name(missing: dict[tuple[str, str], str]) -> dict[str, str]:
+    """The same for people, who need not be told of each dtype of what runs with none."""
     return {
-        "cpu": _cpu_name(),
-        "cores": all_cores(),
-        "load average before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "compiler of the extension": compiler,
-        "commit": commit.strip() or None,
+        contender if dtype == "float32" else f"{contender} in {dtype}": reason
+        for (contender, dtype), reason in missing.items()
+        if dtype == "float32" or missing.get((contender, "float32")) != reason
     }
 
 
-def all_cores() -> int:
-    """Count the processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def measure_memories(results: Sequence[Result], left_out: dict[str, str]) -> list[Memory]:
+    """The memory of each contender that was measured on `MEMORY_CASE`; what fails is added to `left_out`."""
+    rows = [result.row for result in results if (result.row.case, result.row.dtype) == (MEMORY_CASE, "float32")]
+    memories = []
+    for contender in dict.fromkeys(row.contender for row in rows):
+        try:
+            memories.append(measure_memory(contender, MEMORY_CASE, max(result.threads for result in results)))
+        except RuntimeError as error:
+            left_out[f"memory of {contender}"] = str(error)
+    return memories
 
 
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def make_table(cases: Sequence[str], threads: Sequence[int], effort: Effort, path: Path) -> None:
+    """Measure, print the table, and write it with figures and picture; `path` has no suffix."""
+    where = machine()
+    groups = groups_of(cases)
+    absent = missing(groups)
+    results = [
+        result for group in measurable(groups, absent) for count in threads for result in measure(group, count, effort)
+    ]
+    left_out = by_name(absent)
+    memories = measure_memories(results, left_out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    on_curves = [result for result in results if result.row.case in GRID_CASES]
+    if on_curves:
+        try:
+            from bench.picture import draw_curves
+        except ModuleNotFoundError as error:
+            left_out["the picture"] = f"{type(error).__name__}: {error}"
+        else:
+            draw_curves(path.with_suffix(".png"), f"{where['cpu']}, torch {where['torch']}", on_curves)
+    table = markdown(results, memories, left_out, where)
+    print(table)
+    parts = {"results": [asdict(result) for result in results], "memory": [asdict(memory) for memory in memories]}
+    path.with_suffix(".json").write_text(json.dumps({"where": where, "left_out": left_out, **parts}, indent=1) + "\n")
+    path.with_suffix(".md").write_text(table + "\n")
 
 
-def markdown(results: Sequence[Result], left_out: dict[str, str], where: dict[str, object]) -> str:
-    """Format results as a Markdown table; times under a millisecond in microseconds."""
+def check(cases: Sequence[str], threads: Sequence[int], effort: Effort, baseline: Baseline) -> int:
+    """Measure the baseline's rows again and print how they have changed.
 
-    def time(milliseconds: float) -> str:
-        return f"{milliseconds:.2f} ms" if milliseconds >= 1 else f"{milliseconds * 1e3:.0f} us"
-
-    def spread(ratio: Spread) -> str:
-        return f"{ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
-
-    def line(result: Result) -> str:
-        row = result.row
-        aim = ""
-        if row.aim is not None:
-            aim = f"{row.aim} ({'met' if result.ratio.median <= row.aim else 'missed'})"
-        cells = (
-            row.case, str(result.threads), row.contender, time(result.time_ms), row.against,
-            time(result.against_ms), spread(result.ratio), aim, spread(result.control),
-            f"{result.gb_per_s:.1f}", f"{result.copy_gb_per_s:.1f}",
-        )  # fmt: skip
-        return f"| {' | '.join(cells)} |"
-
-    head = (
-        "| network | threads | contender | time | against | time | ratio [20 %, 80 %] | at most "
-        "| against itself [20 %, 80 %] | GB/s at 20 bytes per parameter | GB/s of a copy |\n"
-        "|---|---:|---|---:|---|---:|---:|---:|---:|---:|---:|"
-    )
-    notes = [f"Not measured: {name} ({reason})." for name, reason in left_out.items()]
-    notes.append("; ".join(f"{key}: {value}" for key, value in where.items()))
-    return "\n".join([head, *(line(result) for result in results), "", *notes])
+    Returns:
+        1 if a row has become worse, 2 if one could not be measured or there was none, else 0.
+    """
+    where = machine()
+    for difference in baseline.differences(where):
+        print(f"The baseline is of another machine: {difference}")
+    wanted = [(row, count) for row, count in baseline.ratios if row.case in cases and count in threads]
+    absent = missing([[row] for row, _ in wanted])
+    for name, reason in by_name(absent).items():
+        print(f"Not measured: {name} ({reason}).")
+    status = 2 if absent or not wanted else 0
+    for row, count in wanted:
+        for group in measurable([[row]], absent):
+            for worse, line in verdicts(measure(group, count, effort), baseline):
+                print(line, flush=True)
+                status = 1 if worse else status
+    if not wanted:
+        print("The baseline has no such rows.")
+    return status
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure the rows that are asked for, print the table and write it with `--out`."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what is asked for; returns the exit status, which is that of `check` or 0."""
+    everything = [*CASES, *GRID_CASES]
     parser = argparse.ArgumentParser(prog="python -m bench.table", description="The speed table.")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE",
-                        help=f"networks, default all: {', '.join(CASES)}")  # fmt: skip
+    parser.add_argument("--cases", nargs="+", choices=everything, default=everything, metavar="CASE",
+                        help=f"default all: {', '.join(everything)}")  # fmt: skip
     parser.add_argument("--rounds", type=int, help="at least so many a row, default 100")
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, all_cores()}))
     parser.add_argument("--quick", action="store_true", help="8 rounds in one block: a smoke test")
-    parser.add_argument("--out", metavar="NAME", help="write bench/results/NAME.{json,md} as well")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--out", metavar="NAME", help="write bench/results/NAME.{json,md,png}, not runs/bench.*")
+    kind.add_argument("--check", nargs="?", const=BASELINE, metavar="NAME",
+                      help=f"compare with bench/results/NAME.json, default {BASELINE}")  # fmt: skip
     chosen = parser.parse_args(arguments)
     rounds = chosen.rounds or (8 if chosen.quick else 100)
     blocks, seconds = (1, 0.1) if chosen.quick else (4, 0.75)
-
-    where = machine()
-    rows = [row for row in ROWS if row.case in chosen.cases]
-    names = sorted({name for row in rows for name in (row.contender, row.against)})
-    left_out = {name: reason for name in names if (reason := why_unavailable(name))}
-    results = []
-    for row in rows:
-        if row.contender in left_out or row.against in left_out:
-            continue
-        for threads in chosen.threads:
-            results.append(measure(row, threads, -(-rounds // blocks), seconds, blocks))
-    table = markdown(results, left_out, where)
-    print(table)
-    if chosen.out:
-        RESULTS.mkdir(exist_ok=True)
-        figures = {"where": where, "left_out": left_out, "results": [asdict(r) for r in results]}
-        (RESULTS / f"{chosen.out}.json").write_text(json.dumps(figures, indent=1) + "\n")
-        (RESULTS / f"{chosen.out}.md").write_text(table + "\n")
+    effort = Effort(-(-rounds // blocks), seconds, blocks)
+    if chosen.check is None:
+        make_table(chosen.cases, chosen.threads, effort, RESULTS / chosen.out if chosen.out else RUNS / "bench")
+        return 0
+    try:
+        baseline = Baseline.read(RESULTS / f"{chosen.check}.json")
+    except FileNotFoundError as error:
+        parser.error(str(error))
+    return check(chosen.cases, chosen.threads, effort, baseline)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

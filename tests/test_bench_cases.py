@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from bench.cases import parameter_count, setup, shapes_of
-from bench.contenders import CONTENDERS, why_unavailable
+from bench.contenders import CONTENDERS, OTHERS, why_unavailable
 from bench.interleave import Spread, paired_ratios, time_in_turns, turns
-from bench.table import Result, Row, main, markdown, measure
+from bench.measure import Effort, Result, measure
+from bench.report import markdown
+from bench.rows import Row
+from bench.table import main
 
 # VGG13 for CIFAR by hand: nine weights for each pair of channels, then the head.
 VGG13_PAIRS = (
@@ -40,10 +43,11 @@ def test_profiles_have_the_published_totals(case: str, parameters: int, tensors:
     assert len(shapes_of(case)) == tensors
 
 
+@pytest.mark.filterwarnings("ignore:Parameter `foreach` is deprecated:DeprecationWarning")  # optimi
 @pytest.mark.parametrize("contender", CONTENDERS)
 def test_values_stay_normal_and_put(contender: str) -> None:
-    if contender.startswith("native") and (reason := why_unavailable(contender)):
-        pytest.skip(reason)  # built without a compiler
+    if contender.startswith(("native", *OTHERS)) and (reason := why_unavailable(contender)):
+        pytest.skip(reason)  # built without a compiler, or not installed
     made = setup("160x64", contender)
     before = [parameter.detach().clone() for parameter in made.parameters]
     for _ in range(100):
@@ -54,12 +58,12 @@ def test_values_stay_normal_and_put(contender: str) -> None:
 
 
 @pytest.mark.parametrize("value", [1e-40, float("inf"), float("nan")])
-@pytest.mark.parametrize("place", ["weight", "momentum_buffer"])
+@pytest.mark.parametrize("place", ["weight", "grad", "momentum_buffer"])
 def test_a_denormal_or_infinite_value_voids_a_measurement(place: str, value: float) -> None:
     made = setup("160x64", "torch for-loop")
     parameter = made.parameters[3]
     momentum = made.optimizer.state[parameter]["momentum_buffer"]
-    (parameter.detach() if place == "weight" else momentum)[2, 5] = value
+    {"weight": parameter.detach(), "grad": parameter.grad, "momentum_buffer": momentum}[place][2, 5] = value
     with pytest.raises(RuntimeError, match=f"{place} of parameter 3 has denormal or non-finite"):
         made.check_values()
 
@@ -99,19 +103,18 @@ def test_ratios_are_paired_before_they_are_summarised() -> None:
 
 def test_the_table_shows_missed_aims_small_units_and_what_was_left_out() -> None:
     ratio, control = Spread(0.8, 0.7, 0.9), Spread(1.0, 0.99, 1.01)
-    result = Result(Row("160x64", "native", aim=0.6), 1, 100, 0.16, 0.2, ratio, control, 1.28, 40.0)
-    table = markdown([result], {"foreach": "ImportError: none"}, {"cpu": "some"})
+    result = Result(Row("160x64", "native", aim=0.6), 1, 100, 0.16, 0.2, ratio, control, 20, 1.28, 40.0)
+    table = markdown([result], [], {"foreach": "ImportError: none"}, {"cpu": "some"})
     assert (
         "| 160x64 | 1 | native | 160 us | torch fused | 200 us | 0.800 [0.700, 0.900] "
-        "| 0.6 (missed) | 1.000 [0.990, 1.010] | 1.3 | 40.0 |"
+        "| 0.6 (missed) | 1.000 [0.990, 1.010] | 20 | 1.3 | 40.0 |"
     ) in table
     assert "Not measured: foreach (ImportError: none)." in table
 
 
 def test_a_measurement_counts_the_rounds_of_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.interleave.COPY_BYTES", 2**20)
-    row = Row("160x64", "torch for-loop")
-    result = measure(row, threads=1, rounds=3, seconds=0, blocks=2)
+    (result,) = measure([Row("160x64", "torch for-loop")], threads=1, effort=Effort(rounds=3, seconds=0, blocks=2))
     assert result.rounds == 6
     assert result.gb_per_s == pytest.approx(20 * 10_240 / (result.time_ms * 1e6))
     assert result.ratio.low <= result.ratio.median <= result.ratio.high

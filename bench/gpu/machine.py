@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from bench.gpu.command import ROOT
-from bench.table import machine
+from bench.machine import machine
 from tools.cuda import UnusableToolkit, find_nvcc
 
 DRY_RUN = "dry run on the CPU"  # in the place of a device's name
