@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
 from statistics import median
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from sasgd_fused.experiments.data import Dataset, batches
+from sasgd_fused.experiments.checkpoints import Saved, load_checkpoint, save_checkpoint
+from sasgd_fused.experiments.dataset import Dataset, batches
+from sasgd_fused.experiments.evaluate import measure_error
 from sasgd_fused.experiments.methods import Method
+from sasgd_fused.experiments.schedules import SCHEDULES
+from sasgd_fused.experiments.step_timer import StepTimer
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,16 @@ class RunResult:
     seconds: float
 
 
+@dataclass
+class History:
+    """The figures of a run so far; `step_ms` holds every step's."""
+
+    train_loss: list[float] = field(default_factory=list)
+    test_error: list[float] = field(default_factory=list)
+    step_ms: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
 def train(
     name: str,
     method: Method,
@@ -48,47 +63,60 @@ def train(
     batch_size: int,
     backend: str | None,
     on_epoch: Callable[[], None],
+    schedule: str = "cosine",
+    checkpoint: Path | None = None,
 ) -> RunResult:
-    """Trains a network in place, with a learning rate that falls to zero along a cosine.
+    """Trains a network in place.
 
     Args:
         name: key of the method in `METHODS`.
         method: makes the optimizer.
-        model: the network, initialised.
+        model: the network, initialised, on the device of the data.
         data: what to train and test on.
-        seed: draws the order of the batches and the shifts of their images.
+        seed: draws the order of the batches and the augmentation of their images.
         epochs: passes over the training images.
         batch_size: images in a batch.
         backend: of `ScaleAmendedSGD`, None for the fastest.
-        on_epoch: called after every epoch.
+        on_epoch: called after every epoch, and for every one that the checkpoint has behind it.
+        schedule: key in `SCHEDULES`, how the learning rate falls.
+        checkpoint: a file that is written after every epoch; where it is there already, the run goes on from it, to
+            the bit. It must be of a run with the same arguments.
+
+    Raises:
+        ValueError: the schedule watches the validation error, and the data set has no images for that.
     """
     start = time.perf_counter()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(data.device).manual_seed(seed)
     optimizer = method.build(model, method.lr, method.weight_decay, backend)
-    schedule = CosineAnnealingLR(optimizer, epochs * (len(data.train_images) // batch_size))
-    train_loss, test_error, step_times = [], [], []
-    for _ in range(epochs):
+    watched = data.validation
+    validation_error = partial(measure_error, model, watched.images, watched.labels) if watched else None
+    steps = epochs * (len(data.train_images) // batch_size)
+    rate = SCHEDULES[schedule](optimizer, steps, validation_error)
+    parts: dict[str, Saved] = {"model": model, "optimizer": optimizer, "schedule": rate}
+    history = History()
+    if checkpoint is not None and checkpoint.exists():
+        history = History(**load_checkpoint(checkpoint, parts, generator))
+        start -= history.seconds
+    for _ in history.train_loss:
+        on_epoch()
+
+    timer = StepTimer(data.device)
+    for _ in range(len(history.train_loss), epochs):
         model.train()
         losses = []
         for images, labels in batches(data, batch_size, generator):
             loss = cross_entropy(model(images), labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            before = time.perf_counter()
-            optimizer.step()
-            step_times.append(time.perf_counter() - before)
-            schedule.step()
+            timer.run(optimizer.step)
+            rate.after_step()
             losses.append(loss.detach())
-        train_loss.append(torch.stack(losses).mean().item())
-        test_error.append(measure_error(model, data))
+        rate.after_epoch()
+        history.train_loss.append(torch.stack(losses).mean().item())
+        history.test_error.append(measure_error(model, data.test_images, data.test_labels))
+        history.step_ms += timer.read()
+        history.seconds = time.perf_counter() - start
+        if checkpoint is not None:
+            save_checkpoint(checkpoint, parts, generator, asdict(history))
         on_epoch()
-    seconds = time.perf_counter() - start
-    return RunResult(name, seed, train_loss, test_error, median(step_times) * 1e3, seconds)
-
-
-@torch.no_grad()
-def measure_error(model: nn.Module, data: Dataset) -> float:
-    """Percent of the test images that the network takes for another class."""
-    model.eval()
-    wrong = model(data.test_images).argmax(dim=1) != data.test_labels
-    return 100 * int(wrong.sum()) / len(wrong)
+    return RunResult(name, seed, history.train_loss, history.test_error, median(history.step_ms), history.seconds)

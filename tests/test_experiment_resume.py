@@ -1,0 +1,217 @@
+"""A comparison that was killed goes on to the bit, whenever that was, and schedules lower the rate when they should."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("rich")
+pytest.importorskip("sklearn")
+
+from sasgd_fused.experiments.checkpoints import replacing
+from sasgd_fused.experiments.cli import run
+from sasgd_fused.experiments.dataset import Dataset, Part
+from sasgd_fused.experiments.methods import METHODS
+from sasgd_fused.experiments.schedules import Plateau
+from sasgd_fused.experiments.train import train
+from tests.helpers import cpu_only
+
+pytestmark = cpu_only("the experiments run there")
+
+METHOD_NAMES = ("sgd", "recommended")
+COMPARE = ["compare", "--dataset", "digits-tuning", "--seeds", "0", "--epochs", "3", "--methods", *METHOD_NAMES]
+
+
+def compare(out: Path, *more: str) -> None:
+    threads = torch.get_num_threads()
+    try:
+        assert run([*COMPARE, "--out", str(out), *more]) == 0
+    finally:
+        torch.set_num_threads(threads)
+
+
+def figures(out: Path) -> Any:
+    """All of results.json but the times."""
+    content = json.loads((out / "results.json").read_text())
+    for entry in content["summary"] + content["runs"]:
+        del entry["step_ms"]
+        entry.pop("seconds", None)
+    return content
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    out = tmp_path_factory.mktemp("uninterrupted")
+    compare(out)
+    assert not (out / "unfinished").exists()
+    return figures(out)
+
+
+def start(out: Path, code: str) -> subprocess.Popen[bytes]:
+    program = f"""
+import os, signal, sys
+from sasgd_fused.experiments.cli import run
+{code}
+run(sys.argv[1:])
+"""
+    arguments = [*COMPARE, "--out", str(out)]
+    return subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.DEVNULL)
+
+
+# The fifth is the second checkpoint of the second run: three of the first run come before.
+KILL_IN_THE_WRITE = """
+import sasgd_fused.experiments.checkpoints as checkpoints
+save, saved = checkpoints.torch.save, []
+def save_a_part(state, file):
+    saved.append(state)
+    if len(saved) == 5:
+        file.write(b"the first bytes")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(state, file)
+checkpoints.torch.save = save_a_part
+"""
+
+
+def test_killed_while_it_writes_a_checkpoint(tmp_path: Path, uninterrupted: Any) -> None:
+    assert start(tmp_path, KILL_IN_THE_WRITE).wait(timeout=120) == -signal.SIGKILL
+    kept = json.loads((tmp_path / "unfinished" / "comparison.json").read_text())
+    assert [entry["method"] for entry in kept["results"]] == ["sgd"]
+    assert (tmp_path / "unfinished" / "0-recommended.pt.new").read_bytes() == b"the first bytes"
+    checkpoint = torch.load(tmp_path / "unfinished" / "0-recommended.pt", weights_only=True)
+    assert len(checkpoint["history"]["train_loss"]) == 1
+    compare(tmp_path, "--resume")
+    assert figures(tmp_path) == uninterrupted
+    assert not (tmp_path / "unfinished").exists()
+
+
+def test_killed_from_outside_while_it_trains(tmp_path: Path, uninterrupted: Any) -> None:
+    process = start(tmp_path, "")
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "unfinished").glob("*.pt")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert (tmp_path / "unfinished" / "comparison.json").exists()
+    compare(tmp_path, "--resume")
+    assert figures(tmp_path) == uninterrupted
+
+
+def test_the_model_goes_on_to_the_bit_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sasgd_fused.experiments.schedules.PATIENCE", 1)  # so that the rate falls after the checkpoint
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(64, 8, generator=generator), torch.arange(64) % 4
+    data = Dataset(images, labels, images, labels, classes=4, validation=Part(images, labels))
+
+    class Stopped(Exception):
+        pass
+
+    for schedule in ("cosine", "plateau"):
+        for name, method in METHODS.items():
+            models = []
+            for stop in (None, 2):
+                torch.manual_seed(0)
+                model = nn.Sequential(
+                    nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8, affine=False), nn.Linear(8, 4, bias=False)
+                )
+                path = tmp_path / f"{schedule}-{name}-{stop}.pt"
+                calls: list[None] = []
+
+                def on_epoch(stop: int | None = stop, calls: list[None] = calls) -> None:
+                    calls.append(None)
+                    if len(calls) == stop:
+                        raise Stopped
+
+                options: dict[str, Any] = {"seed": 0, "epochs": 5, "batch_size": 16, "backend": "foreach"}
+                options |= {"schedule": schedule, "checkpoint": path, "on_epoch": on_epoch}
+                if stop:
+                    with pytest.raises(Stopped):
+                        train(name, method, model, data, **options)
+                    calls.clear()
+                    options["on_epoch"] = lambda calls=calls: calls.append(None)
+                    for weight in model.state_dict().values():
+                        weight.zero_()  # all that matters is in the checkpoint
+                train(name, method, model, data, **options)
+                assert len(calls) == 5
+                models.append(model)
+            states = [model.state_dict().values() for model in models]
+            assert all(map(torch.equal, *states)), (schedule, name)
+
+
+def test_an_unfinished_comparison_is_neither_lost_nor_mixed_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sasgd_fused.experiments.compare.train", fail)
+        with pytest.raises(KeyboardInterrupt):
+            compare(tmp_path)
+    for more, message in (
+        ((), "unfinished holds an unfinished comparison: go on with --resume"),
+        (("--resume", "--epochs", "4"), "with epochs 3, this one has 4: want the same"),
+        (("--resume", "--lr", "sgd=0.5"), "with methods "),
+        (("--resume", "--threads", "2"), "with threads 1, this one has 2"),
+    ):
+        with pytest.raises(SystemExit):
+            compare(tmp_path, *more)
+        error = capsys.readouterr().err
+        assert "argument --out: " in error
+        assert message in error
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("before")
+    with pytest.raises(RuntimeError, match="stop"), replacing(path) as file:
+        file.write(b"half")
+        raise RuntimeError("stop")
+    assert path.read_text() == "before"
+    with replacing(path) as file:
+        file.write(b"whole")
+    assert path.read_text() == "whole"
+
+
+# Schedules
+
+
+def test_plateau_halves_after_ten_epochs_without_a_better_validation_error() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    errors = iter([50.0, 40.0] + [45.0] * 22 + [30.0] * 5)
+    schedule = Plateau(optimizer, 0, lambda: next(errors))
+    rates = []
+    for _ in range(29):
+        optimizer.step()
+        schedule.after_step()
+        schedule.after_epoch()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == [0.1] * 12 + [0.05] * 11 + [0.025] * 6
+
+
+def test_plateau_watches_images_that_are_not_tested_on() -> None:
+    images, labels = torch.eye(4), torch.arange(4)
+    model = nn.Linear(4, 4, bias=False)
+    method = METHODS["sgd"]
+    options: dict[str, Any] = {"seed": 0, "batch_size": 4, "backend": None, "on_epoch": lambda: None}
+    data = Dataset(images, labels, images, labels, classes=4)
+    with pytest.raises(ValueError, match="schedule: got plateau for a data set without validation images"):
+        train("sgd", method, model, data, epochs=1, schedule="plateau", **options)
+
+    seen: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(lambda model, inputs: seen.append((model.training, len(inputs[0]))))
+    data = Dataset(images, labels, images[:2], labels[:2], classes=4, validation=Part(images[:3], labels[:3]))
+    train("sgd", method, model, data, epochs=2, schedule="plateau", **options)
+    assert seen == [(True, 4), (False, 3), (False, 2)] * 2
