@@ -21,13 +21,17 @@ pytest.importorskip("sklearn")
 
 from rich.console import Console
 
+from bench.cases import vgg13_cifar
+from sasgd_fused.experiments.augment import random_crops
 from sasgd_fused.experiments.cli import run
 from sasgd_fused.experiments.compare import Settings, compare
-from sasgd_fused.experiments.data import DATASETS, Dataset, batches, random_crops
-from sasgd_fused.experiments.methods import METHODS, Method
-from sasgd_fused.experiments.models import MODELS, initialise
+from sasgd_fused.experiments.data import DATASETS, Dataset, batches
+from sasgd_fused.experiments.methods import METHODS, MOMENTUM, Method
+from sasgd_fused.experiments.models import MODELS, PreActivation, initialise
 from sasgd_fused.experiments.plot import draw_curves
+from sasgd_fused.experiments.presets import PRESETS
 from sasgd_fused.experiments.report import make_table, summarise, write_json
+from sasgd_fused.experiments.schedules import FACTOR, PATIENCE
 from sasgd_fused.experiments.train import RunResult, train
 from tests.helpers import cpu_only
 
@@ -90,17 +94,66 @@ def test_an_epoch_shows_each_image_once() -> None:
         assert torch.equal(batch.flatten(), labels.float())
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_models_are_those_of_the_paper(name: str) -> None:
-    model = MODELS[name](1, 10)
+@pytest.mark.parametrize(("name", "side"), [("vgg7", 8), ("vgg13", 32)])
+def test_vggs_are_built_as_those_of_the_paper(name: str, side: int) -> None:
+    model = MODELS[name](3, 10)
     weighted = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    assert all(module.bias is None for module in weighted)
     assert [type(module) for module in weighted].count(nn.Linear) == 1
-    assert len(list(model.parameters())) == len(weighted)  # so normalization has none
     kinds = [type(module) for module in model if not isinstance(module, nn.MaxPool2d)]
     convolutions = len(weighted) - 1
     assert kinds[: 3 * convolutions] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU] * convolutions
-    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    assert model(torch.zeros(2, 3, side, side)).shape == (2, 10)
+
+
+def test_vgg13_has_the_shapes_that_the_benchmark_steps() -> None:
+    assert [tuple(weight.shape) for weight in MODELS["vgg13"](3, 10).parameters()] == vgg13_cifar()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_have_no_biases_and_normalization_no_weights(name: str) -> None:
+    model = MODELS[name](1, 10)
+    weighted = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    assert all(module.bias is None for module in weighted)
+    assert len(list(model.parameters())) == len(weighted)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_whole(preset: str) -> None:
+    settings = PRESETS[preset].settings
+    assert f"{settings.dataset}-tuning" in DATASETS
+    assert len(PRESETS[preset].methods) > 1
+    colour, side = (3, 32) if settings.dataset.startswith("cifar") else (1, 8)
+    model = MODELS[settings.model](colour, 10)
+    assert model(torch.zeros(2, colour, side, side)).shape == (2, 10)
+
+
+def test_the_presets_of_the_paper_are_its_section_4() -> None:
+    for classes, lr in ((10, 0.005), (100, 0.1)):
+        preset = PRESETS[f"paper-cifar{classes}"]
+        settings = preset.settings
+        assert (settings.model, settings.epochs, settings.schedule) == ("vgg13", 300, "plateau")
+        assert settings.dataset == f"cifar{classes}"
+        rates = {name: (method.lr, method.weight_decay) for name, method in preset.methods.items()}
+        assert rates == {"sgd": (0.1, 5e-3), "paper": (lr, 5e-3)}
+    assert (MOMENTUM, PATIENCE, FACTOR) == (0.9, 10, 0.5)
+
+
+def test_gradients_of_the_deep_plain_network_are_out_of_balance() -> None:
+    model = MODELS["deep-plain"](1, 10)
+    initialise(model, 0)
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(64, 1, 8, 8, generator=generator), torch.arange(64) % 10
+    nn.functional.cross_entropy(model(images), labels).backward()
+    hidden = [weight.grad.norm() / weight.norm() for weight in model.parameters()][:-1]
+    assert hidden[0] > 8 * hidden[-1]
+
+
+def test_skips_carry_their_images() -> None:
+    block = PreActivation(4, 4, 1)
+    nn.init.zeros_(block.second.weight)
+    images = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(block(images), images)
+    assert PreActivation(4, 6, 2)(images).shape == (2, 6, 4, 4)
 
 
 def test_initialisation_follows_the_seed_and_he() -> None:
@@ -295,6 +348,13 @@ def test_options_reach_the_runs(tmp_path: Path) -> None:
         (["--dataset", "mnist"], "argument --dataset: invalid choice: 'mnist'"),
         (["--backend", "cuda"], "argument --backend: invalid choice: 'cuda'"),
         (["--seeds", "-1"], "argument --seeds: "),
+        (["--preset", "mnist"], "argument --preset: invalid choice: 'mnist'"),
+        (["--preset", "resnet", "--dataset", "digits"], "argument --dataset: got digits for resnet, want noisy-digits"),
+        (["--device", "no"], "argument --device: "),
+        (
+            ["--preset", "paper-cifar100", "--root", "nowhere"],
+            "argument --root: nowhere/cifar-100-python.tar.gz is missing",
+        ),
         (["--epochs", "0"], "argument --epochs: got '0', want an integer from 1 on"),
         (["--threads", "two"], "argument --threads: got 'two', want an integer from 1 on"),
     ],
@@ -319,7 +379,7 @@ def test_a_backend_that_cannot_run_is_told(monkeypatch: pytest.MonkeyPatch, caps
     assert "argument --backend: backend: no" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("library", ["matplotlib", "sklearn"])
+@pytest.mark.parametrize("library", ["matplotlib", "optuna", "sklearn"])
 def test_a_missing_extra_is_named_in_one_line(library: str) -> None:
     code = f"""
 import runpy, sys

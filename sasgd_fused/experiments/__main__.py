@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-EXTRA = ("matplotlib", "numpy", "rich", "sklearn")
+EXTRA = ("matplotlib", "numpy", "optuna", "rich", "sklearn")
 
 
 def main() -> int:

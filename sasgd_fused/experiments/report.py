@@ -113,21 +113,40 @@ def make_table(summaries: Sequence[Summary]) -> Table:
     return table
 
 
+def describe(settings: Settings, methods: Mapping[str, Method]) -> dict[str, Any]:
+    """All that the figures of a comparison depend on, its times apart, as JSON has it."""
+    return {
+        **_settings(settings),
+        "methods": {name: {"lr": method.lr, "weight_decay": method.weight_decay} for name, method in methods.items()},
+        **{name: version(name) for name in ("torch", "scikit-learn")},
+        "sasgd_fused": sasgd_fused.__version__,
+    }
+
+
+def _settings(settings: Settings) -> dict[str, Any]:
+    return {**asdict(settings), "momentum": MOMENTUM, "threads": torch.get_num_threads()}
+
+
 def write_json(path: Path, settings: Settings, results: Sequence[RunResult], summaries: Sequence[Summary]) -> None:
     """Writes settings, versions, summary and every run's curves; what is not finite becomes null."""
     content = {
-        "settings": {**asdict(settings), "momentum": MOMENTUM, "threads": torch.get_num_threads()},
-        "versions": {
-            "sasgd_fused": sasgd_fused.__version__,
-            "native extension": extension.why_not_installed() is None,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            **{name: version(name) for name in ("torch", "numpy", "scikit-learn")},
-        },
+        "settings": _settings(settings),
+        "versions": versions("torch", "numpy", "scikit-learn"),
         "summary": [asdict(row) for row in summaries],
         "runs": [asdict(result) for result in results],
     }
     path.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+
+
+def versions(*libraries: str) -> dict[str, str | bool]:
+    """Returns what the figures depend on: the versions of the package, of Python and of the libraries named."""
+    return {
+        "sasgd_fused": sasgd_fused.__version__,
+        "native extension": extension.why_not_installed() is None,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **{name: version(name) for name in libraries},
+    }
 
 
 def _finite(value: Any) -> Any:
