@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,17 @@ METHOD_NAMES = ("sgd", "recommended")
 COMPARE = ["compare", "--dataset", "digits-tuning", "--seeds", "0", "--epochs", "3", "--methods", *METHOD_NAMES]
 
 
-def compare(out: Path, *more: str) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the command line has it; threads that wait for each other on a busy machine take a hundred times as long."""
     threads = torch.get_num_threads()
-    try:
-        assert run([*COMPARE, "--out", str(out), *more]) == 0
-    finally:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def compare(out: Path, *more: str) -> None:
+    assert run([*COMPARE, "--out", str(out), *more]) == 0
 
 
 def figures(out: Path) -> Any:
@@ -171,6 +177,7 @@ def test_an_unfinished_comparison_is_neither_lost_nor_mixed_up(
         error = capsys.readouterr().err
         assert "argument --out: " in error
         assert message in error
+    torch.set_num_threads(1)  # the last one had set it
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,15 @@ pytestmark = cpu_only("the experiments run there")
 
 QUIET = Console(quiet=True)
 TINY = Settings(seeds=(0, 1), epochs=1, backend="foreach")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the command line has it; threads that wait for each other on a busy machine take a hundred times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -320,13 +330,9 @@ def test_compare_ends_well_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 
 def test_options_reach_the_runs(tmp_path: Path) -> None:
-    threads = torch.get_num_threads()
-    try:
-        options = ["--methods", "paper", "sgd", "--lr", "paper=0.5", "--weight-decay", "paper=0.25"]
-        rest = ["--dataset", "digits-tuning", "--seeds", "7", "--epochs", "1", "--backend", "reference"]
-        assert run(["compare", *options, *rest, "--threads", "1", "--out", str(tmp_path)]) == 0
-    finally:
-        torch.set_num_threads(threads)
+    options = ["--methods", "paper", "sgd", "--lr", "paper=0.5", "--weight-decay", "paper=0.25"]
+    rest = ["--dataset", "digits-tuning", "--seeds", "7", "--epochs", "1", "--backend", "reference"]
+    assert run(["compare", *options, *rest, "--threads", "1", "--out", str(tmp_path)]) == 0
     content = json.loads((tmp_path / "results.json").read_text())
     paper, sgd = content["summary"]
     assert (paper["method"], paper["lr"], paper["weight_decay"]) == ("paper", 0.5, 0.25)
