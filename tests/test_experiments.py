@@ -281,7 +281,7 @@ def test_json_holds_what_the_table_shows(results: list[RunResult], tmp_path: Pat
     content = json.loads((tmp_path / "results.json").read_text())
     cells = [list(column.cells) for column in make_table(summaries).columns]
     for row, (label, lr, decay, loss, error, step) in zip(content["summary"], zip(*cells, strict=True), strict=True):
-        assert (row["label"], f"{row['lr']:g}", f"{row['weight_decay']:g}") == (label, lr, decay)
+        assert (row["label"], f"{row['lr']:.3g}", f"{row['weight_decay']:.3g}") == (label, lr, decay)
         for name, digits, cell in (("train_loss", 4, loss), ("test_error", 2, error), ("step_ms", 3, step)):
             assert f"{row[name]['mean']:.{digits}f} ± {row[name]['std']:.{digits}f}" == cell
     terminal = io.StringIO()

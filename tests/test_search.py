@@ -121,6 +121,16 @@ def test_the_trial_of_a_killed_worker_runs_again(settings: SearchSettings, tmp_p
     assert tried(studies) == tried(spend_in_threads(tmp_path / "whole", settings, 3))
 
 
+def test_a_lost_trial_runs_again_though_the_sampler_would_draw_otherwise_now(
+    settings: SearchSettings, tmp_path: Path
+) -> None:
+    study = open_studies(tmp_path / "journal", settings, ["sgd"])["sgd"]
+    lost, other = study.ask(DOMAIN), study.ask(DOMAIN)
+    study.tell(other, 1.0)
+    again = spend_in_threads(tmp_path / "journal", settings, 2)["sgd"]
+    assert [trial.params for trial in finished(again)] == [other.params, lost.params]
+
+
 def test_workers_that_are_always_killed_end_the_search(settings: SearchSettings, tmp_path: Path) -> None:
     def die(*_: object) -> Measurement:
         raise BrokenProcessPool  # as the pool has it

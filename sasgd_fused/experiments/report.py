@@ -104,8 +104,8 @@ def make_table(summaries: Sequence[Summary]) -> Table:
     for row in summaries:
         table.add_row(
             row.label,
-            f"{row.lr:g}",
-            f"{row.weight_decay:g}",
+            f"{row.lr:.3g}",
+            f"{row.weight_decay:.3g}",
             row.train_loss.format(4),
             row.test_error.format(2),
             row.step_ms.format(3),
