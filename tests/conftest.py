@@ -41,6 +41,15 @@ def default_device() -> Iterator[None]:
             yield
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """As the command lines have it; threads that wait for each other on a busy machine take a hundred times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(params=backends([EMULATED_CUDA]))
 def emulation() -> Iterator[ModuleType]:
     """The emulated device, as it is in the beginning."""

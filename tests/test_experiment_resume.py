@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +26,10 @@ from sasgd_fused.experiments.schedules import Plateau
 from sasgd_fused.experiments.train import train
 from tests.helpers import cpu_only
 
-pytestmark = cpu_only("the experiments run there")
+pytestmark = [cpu_only("the experiments run there"), pytest.mark.usefixtures("one_thread")]
 
 METHOD_NAMES = ("sgd", "recommended")
 COMPARE = ["compare", "--dataset", "digits-tuning", "--seeds", "0", "--epochs", "3", "--methods", *METHOD_NAMES]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the command line has it; threads that wait for each other on a busy machine take a hundred times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def compare(out: Path, *more: str) -> None:

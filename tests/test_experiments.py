@@ -8,7 +8,6 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +35,14 @@ from sasgd_fused.experiments.schedules import FACTOR, PATIENCE
 from sasgd_fused.experiments.train import RunResult, train
 from tests.helpers import cpu_only
 
-pytestmark = cpu_only("the experiments run there")
+pytestmark = [cpu_only("the experiments run there"), pytest.mark.usefixtures("one_thread")]
 
 QUIET = Console(quiet=True)
 TINY = Settings(seeds=(0, 1), epochs=1, backend="foreach")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the command line has it; threads that wait for each other on a busy machine take a hundred times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def results() -> list[RunResult]:
+def results(one_thread: None) -> list[RunResult]:
     return compare(TINY, METHODS, QUIET)
 
 

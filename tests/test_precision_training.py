@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 
 import pytest
-import torch
 from torch import Tensor
 
 from bench.precision import BASELINE, NEAREST, WAYS, mean_curve
 from tests.helpers import cpu_only
 
 SEEDS = range(2)
+pytestmark = [cpu_only("the same run on every machine"), pytest.mark.usefixtures("one_thread")]
 # Of a stretch of 100 steps, averaged over the seeds, and of the whole curve. Rounding errors of any kind soon lead to
 # other weights, and to curves that differ by up to 6 % in a stretch (bench/precision.py shows them).
 STRETCH, WHOLE = 0.15, 0.03
@@ -23,21 +22,12 @@ def baseline() -> Tensor:
     return mean_curve(BASELINE, SEEDS)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def deviations(name: str) -> tuple[float, float]:
     """The largest of a stretch, and that of the mean of the logarithms."""
     logs = (mean_curve(name, SEEDS) / baseline()).log()
     return float(logs.abs().max()), float(logs.mean().abs())
 
 
-@cpu_only("the same run on every machine")
 @pytest.mark.parametrize("name", [name for name in WAYS if name not in (BASELINE, NEAREST)])
 def test_the_loss_curve_is_that_of_float32(name: str) -> None:
     largest, whole = deviations(name)
@@ -45,7 +35,6 @@ def test_the_loss_curve_is_that_of_float32(name: str) -> None:
     assert whole < WHOLE
 
 
-@cpu_only("the same run on every machine")
 def test_rounding_to_nearest_is_noticed() -> None:
     """The measure can tell another curve: where small updates are lost, the loss ends up twice as high."""
     largest, whole = deviations(NEAREST)
