@@ -1,7 +1,8 @@
 """Compares ratios to torch's fused step with those of an earlier run, the baseline: `python -m bench.table --check`.
 
 Times are those of a machine and an hour; ratios within a run are not. A row has become worse when its rounds and
-the baseline's hardly overlap: 80 % of the ratios now are larger than 80 % of those then. Rows of ours alone are
+the baseline's hardly overlap: 80 % of the ratios now are larger than 80 % of those then. Where torch's step strays
+from itself by as much in the same rounds, that says nothing, and the row is undecided. Rows of ours alone are
 looked at, since no change of this project makes another optimizer slower, and rows of pairs alone (see `rows.py`).
 """
 
@@ -19,6 +20,8 @@ from bench.interleave import Spread
 from bench.measure import Result
 from bench.report import format_spread
 from bench.rows import AGAINST, Row
+
+OK, WORSE, UNDECIDED = "ok", "WORSE", "UNDECIDED"
 
 # What else a ratio depends on; a baseline that differs in it is compared all the same, and that is said.
 SAME = ("cpu", "cores", "torch", "compiler of the extension")
@@ -63,20 +66,22 @@ def is_checked(row: Row) -> bool:
     return row.against == AGAINST and row.contender in OURS and row.case in CASES
 
 
-def is_worse(now: Spread, then: Spread) -> bool:
-    """Whether a ratio rose by more than both spreads explain."""
-    return now.low > then.high
+def judge(now: Spread, then: Spread, control: Spread) -> str:
+    """Whether a ratio is "ok", or rose by more than both spreads explain: "WORSE", or no more than the control did."""
+    if now.low <= then.high:
+        return OK
+    return WORSE if now.low > then.high * control.high else UNDECIDED
 
 
-def verdicts(results: Sequence[Result], baseline: Baseline) -> list[tuple[bool, str]]:
-    """Whether each row has become worse, and a line that says so."""
+def verdicts(results: Sequence[Result], baseline: Baseline) -> list[tuple[str, str]]:
+    """What `judge` says of each row, and a line that tells it."""
     found = []
     for result in results:
         then = baseline.ratios[result.row, result.threads]
-        worse = is_worse(result.ratio, then)
+        verdict = judge(result.ratio, then, result.control)
         line = (
-            f"{'WORSE' if worse else 'ok':<6}{result.row.contender} on {result.row.case}, threads: {result.threads}: "
+            f"{verdict:<10}{result.row.contender} on {result.row.case}, threads: {result.threads}: "
             f"{format_spread(then)} -> {format_spread(result.ratio)}; control {format_spread(result.control)}"
         )
-        found.append((worse, line))
+        found.append((verdict, line))
     return found

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench.cases import CASES, GRID_CASES
-from bench.check import Baseline, verdicts
+from bench.check import OK, WORSE, Baseline, verdicts
 from bench.contenders import why_unavailable
 from bench.machine import all_cores, machine
 from bench.measure import Effort, Result, measure
@@ -88,7 +88,7 @@ def check(cases: Sequence[str], threads: Sequence[int], effort: Effort, baseline
     """Measure the baseline's rows again and print how they have changed.
 
     Returns:
-        1 if a row has become worse, 2 if one could not be measured or there was none, else 0.
+        1 if a row has become worse, 2 if one could not be measured or judged or there was none, else 0.
     """
     where = machine()
     for difference in baseline.differences(where):
@@ -97,15 +97,17 @@ def check(cases: Sequence[str], threads: Sequence[int], effort: Effort, baseline
     absent = missing([[row] for row, _ in wanted])
     for name, reason in by_name(absent).items():
         print(f"Not measured: {name} ({reason}).")
-    status = 2 if absent or not wanted else 0
+    found = set()
     for row, count in wanted:
         for group in measurable([[row]], absent):
-            for worse, line in verdicts(measure(group, count, effort), baseline):
+            for verdict, line in verdicts(measure(group, count, effort), baseline):
                 print(line, flush=True)
-                status = 1 if worse else status
+                found.add(verdict)
     if not wanted:
         print("The baseline has no such rows.")
-    return status
+    if WORSE in found:
+        return 1
+    return 2 if absent or found != {OK} else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.check import is_worse
+from bench.check import OK, UNDECIDED, WORSE, judge
 from bench.interleave import Spread
 from bench.machine import machine
 from bench.rows import Row
@@ -34,15 +34,20 @@ def store(folder: Path, rows: dict[Row, float], **where: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("now", "then", "worse"),
-    [
-        (Spread(1.2, 1.11, 1.3), Spread(1.0, 0.9, 1.1), True),
-        (Spread(1.2, 1.09, 1.3), Spread(1.0, 0.9, 1.1), False),
-        (Spread(0.5, 0.49, 0.51), Spread(1.0, 0.9, 1.1), False),
-    ],
+    ("low", "control", "verdict"),
+    [(1.11, 1.0, WORSE), (1.09, 1.0, OK), (0.49, 1.0, OK), (1.3, 1.2, UNDECIDED), (1.33, 1.2, WORSE), (1.0, 3.0, OK)],
 )
-def test_worse_is_beyond_both_spreads(now: Spread, then: Spread, worse: bool) -> None:
-    assert is_worse(now, then) is worse
+def test_worse_is_beyond_both_spreads_and_what_the_control_strays(low: float, control: float, verdict: str) -> None:
+    assert judge(Spread(1.2, low, 1.3), Spread(1.0, 0.9, 1.1), Spread(1.0, 0.9, control)) == verdict
+
+
+def test_an_undecided_row_gives_status_2(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store(results, {Row("160x64", "foreach"): 1e4})
+    monkeypatch.setattr("bench.check.judge", lambda now, then, control: UNDECIDED)
+    assert main([*QUICK, "--check"]) == 2
+    assert capsys.readouterr().out.startswith("UNDECIDED foreach on 160x64")
 
 
 def test_a_worse_row_is_named_and_gives_status_1(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
