@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import torch
 from torch import nn
 
 pytest.importorskip("matplotlib")
+pytest.importorskip("optuna")
+pytest.importorskip("pytorch_optimizer")
 pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 
-from sasgd_fused.experiments.checkpoints import replacing
+from sasgd_fused.experiments.checkpoints import replacing, save_checkpoint
 from sasgd_fused.experiments.cli import run
 from sasgd_fused.experiments.dataset import Dataset, Part
 from sasgd_fused.experiments.methods import METHODS
@@ -28,6 +31,7 @@ from tests.helpers import cpu_only
 
 pytestmark = [cpu_only("the experiments run there"), pytest.mark.usefixtures("one_thread")]
 
+MAIN = [name for name in METHODS if "+" not in name]
 METHOD_NAMES = ("sgd", "recommended")
 COMPARE = ["compare", "--dataset", "digits-tuning", "--seeds", "0", "--epochs", "3", "--methods", *METHOD_NAMES]
 
@@ -83,8 +87,8 @@ def test_killed_while_it_writes_a_checkpoint(tmp_path: Path, uninterrupted: Any)
     assert start(tmp_path, KILL_IN_THE_WRITE).wait(timeout=120) == -signal.SIGKILL
     kept = json.loads((tmp_path / "unfinished" / "comparison.json").read_text())
     assert [entry["method"] for entry in kept["results"]] == ["sgd"]
-    assert (tmp_path / "unfinished" / "0-recommended.pt.new").read_bytes() == b"the first bytes"
-    checkpoint = torch.load(tmp_path / "unfinished" / "0-recommended.pt", weights_only=True)
+    assert (tmp_path / "unfinished" / "0-tuned-recommended.pt.new").read_bytes() == b"the first bytes"
+    checkpoint = torch.load(tmp_path / "unfinished" / "0-tuned-recommended.pt", weights_only=True)
     assert len(checkpoint["history"]["train_loss"]) == 1
     compare(tmp_path, "--resume")
     assert figures(tmp_path) == uninterrupted
@@ -115,8 +119,8 @@ def test_the_model_goes_on_to_the_bit_too(tmp_path: Path, monkeypatch: pytest.Mo
         pass
 
     for schedule in ("cosine", "plateau"):
-        for name, method in METHODS.items():
-            models = []
+        for name in MAIN:
+            models, results = [], []
             for stop in (None, 2):
                 torch.manual_seed(0)
                 model = nn.Sequential(
@@ -134,16 +138,44 @@ def test_the_model_goes_on_to_the_bit_too(tmp_path: Path, monkeypatch: pytest.Mo
                 options |= {"schedule": schedule, "checkpoint": path, "on_epoch": on_epoch}
                 if stop:
                     with pytest.raises(Stopped):
-                        train(name, method, model, data, **options)
+                        train(name, METHODS[name].tuned(0.01, 5e-3), model, data, **options)
                     calls.clear()
                     options["on_epoch"] = lambda calls=calls: calls.append(None)
                     for weight in model.state_dict().values():
                         weight.zero_()  # all that matters is in the checkpoint
-                train(name, method, model, data, **options)
+                results.append(train(name, METHODS[name].tuned(0.01, 5e-3), model, data, **options))
                 assert len(calls) == 5
                 models.append(model)
             states = [model.state_dict().values() for model in models]
             assert all(map(torch.equal, *states)), (schedule, name)
+            curves = [(result.train_loss, result.test_error, result.layer_scale) for result in results]
+            assert curves[0] == curves[1], (schedule, name)
+
+
+def test_stopped_in_the_middle_of_a_variation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--preset", "deep-plain", "--dataset", "noisy-digits-tuning", "--epochs", "2", "--vary", "init", "width"]
+    compare(tmp_path / "whole", *options)
+    whole = figures(tmp_path / "whole")
+    runs = [(entry["variation"], entry["method"]) for entry in whole["runs"]]
+    assert runs == list(product(("tuned", "init", "width x 0.5", "width x 2"), METHOD_NAMES))
+    stopped = tmp_path / "stopped"
+    saved = []
+
+    def save_and_stop(*arguments: Any) -> None:
+        save_checkpoint(*arguments)
+        saved.append(arguments)
+        if len(saved) == 11:  # the first of two in the second run of the third variation
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sasgd_fused.experiments.train.save_checkpoint", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            compare(stopped, *options)
+    kept = json.loads((stopped / "unfinished" / "comparison.json").read_text())
+    assert [(entry["variation"], entry["method"]) for entry in kept["results"]] == runs[:5]
+    assert [path.name for path in (stopped / "unfinished").glob("*.pt")] == ["0-width x 0.5-recommended.pt"]
+    compare(stopped, *options, "--resume")
+    assert figures(stopped) == whole
 
 
 def test_an_unfinished_comparison_is_neither_lost_nor_mixed_up(
@@ -160,6 +192,7 @@ def test_an_unfinished_comparison_is_neither_lost_nor_mixed_up(
         ((), "unfinished holds an unfinished comparison: go on with --resume"),
         (("--resume", "--epochs", "4"), "with epochs 3, this one has 4: want the same"),
         (("--resume", "--lr", "sgd=0.5"), "with methods "),
+        (("--resume", "--vary", "init"), 'with variations ["tuned"], this one has ["tuned", "init"]'),
         (("--resume", "--threads", "2"), "with threads 1, this one has 2"),
     ):
         with pytest.raises(SystemExit):
@@ -201,7 +234,7 @@ def test_plateau_halves_after_ten_epochs_without_a_better_validation_error() -> 
 def test_plateau_watches_images_that_are_not_tested_on() -> None:
     images, labels = torch.eye(4), torch.arange(4)
     model = nn.Linear(4, 4, bias=False)
-    method = METHODS["sgd"]
+    method = METHODS["sgd"].tuned(0.3, 5e-3)
     options: dict[str, Any] = {"seed": 0, "batch_size": 4, "backend": None, "on_epoch": lambda: None}
     data = Dataset(images, labels, images, labels, classes=4)
     with pytest.raises(ValueError, match="schedule: got plateau for a data set without validation images"):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import io
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +16,40 @@ import torch
 from torch import Tensor, nn
 
 pytest.importorskip("matplotlib")
+pytest.importorskip("optuna")
+pytest.importorskip("pytorch_optimizer")
 pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 
 from rich.console import Console
 
 from bench.cases import vgg13_cifar
+from sasgd_fused import ScaleAmendedSGD
 from sasgd_fused.experiments.augment import random_crops
 from sasgd_fused.experiments.cli import run
 from sasgd_fused.experiments.compare import Settings, compare
 from sasgd_fused.experiments.data import DATASETS, Dataset, batches
-from sasgd_fused.experiments.methods import METHODS, MOMENTUM, Method
+from sasgd_fused.experiments.methods import METHODS, MOMENTUM, Method, Tuned
 from sasgd_fused.experiments.models import MODELS, PreActivation, initialise
-from sasgd_fused.experiments.plot import draw_curves
 from sasgd_fused.experiments.presets import PRESETS
-from sasgd_fused.experiments.report import make_table, summarise, write_json
 from sasgd_fused.experiments.schedules import FACTOR, PATIENCE
-from sasgd_fused.experiments.train import RunResult, train
+from sasgd_fused.experiments.train import train
 from tests.helpers import cpu_only
 
 pytestmark = [cpu_only("the experiments run there"), pytest.mark.usefixtures("one_thread")]
 
 QUIET = Console(quiet=True)
 TINY = Settings(seeds=(0, 1), epochs=1, backend="foreach")
-
-
-@pytest.fixture(scope="module")
-def results(one_thread: None) -> list[RunResult]:
-    return compare(TINY, METHODS, QUIET)
+RATES = {
+    "sgd": (0.1, 5e-3),
+    "paper": (0.01, 5e-3),
+    "recommended": (0.01, 5e-3),
+    "lars": (0.01, 5e-3),
+    "adamw": (0.01, 5e-3),
+    "muon": (0.01, 5e-3),
+}
+TUNED = {name: METHODS[name].tuned(*rates) for name, rates in RATES.items() if name in METHODS}
+SHOWN = PRESETS["digits"].methods
 
 
 def command(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -177,8 +183,8 @@ class Recorder:
         self.batches: list[list[Tensor]] = []
         self.weights: list[list[Tensor]] = []
 
-    def build(self, channels: int, classes: int) -> nn.Sequential:
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, classes, bias=False))
+    def build(self, channels: int, classes: int, width: float = 1) -> nn.Sequential:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4, bias=False), nn.Linear(4, classes, bias=False))
         model.register_forward_pre_hook(self.record)
         return model
 
@@ -194,13 +200,13 @@ def test_methods_share_initialisation_and_batches(monkeypatch: pytest.MonkeyPatc
     recorder = Recorder()
     monkeypatch.setitem(MODELS, "vgg7", recorder.build)
 
-    def watched(method: Method) -> Method:
+    def watched(method: Method) -> Tuned:
         def build(model: nn.Module, *options: Any) -> torch.optim.Optimizer:
             recorder.weights.append([weight.detach().clone() for weight in model.parameters()])
             recorder.batches.append([])
             return method.build(model, *options)
 
-        return dataclasses.replace(method, build=build)
+        return Method(method.label, build).tuned(0.01, 5e-3)
 
     compare(TINY, {name: watched(method) for name, method in METHODS.items()}, QUIET)
     runs = len(METHODS)
@@ -214,16 +220,14 @@ def test_methods_share_initialisation_and_batches(monkeypatch: pytest.MonkeyPatc
         assert not torch.equal(kept[0][0], kept[runs][0])  # the seeds differ
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TUNED)
 def test_a_run_is_reproducible_to_the_bit(name: str) -> None:
     data = DATASETS["digits"]()
     initial = MODELS["vgg7"](1, data.classes)
     initialise(initial, 0)
     models = [copy.deepcopy(initial) for _ in range(2)]
     first, second = (
-        train(
-            name, METHODS[name], model, data, seed=3, epochs=1, batch_size=64, backend="foreach", on_epoch=lambda: None
-        )
+        train(name, TUNED[name], model, data, seed=3, epochs=1, batch_size=64, backend="foreach", on_epoch=lambda: None)
         for model in models
     )
     assert (first.train_loss, first.test_error) == (second.train_loss, second.test_error)
@@ -234,76 +238,34 @@ def test_a_run_is_reproducible_to_the_bit(name: str) -> None:
 
 def test_methods_learn_the_digits() -> None:
     settings = dataclasses.replace(TINY, seeds=(0,), epochs=3)
-    for result in compare(settings, METHODS, QUIET):
+    for result in compare(settings, TUNED, QUIET):
         assert len(result.train_loss) == len(result.test_error) == 3
         assert result.train_loss[-1] < 0.5 * result.train_loss[0]
         assert result.test_error[-1] < 40  # guessing: 90
         assert 0 < result.step_ms < 1e3 * result.seconds
 
 
-def test_fused_sgd_is_sgd_on_these_networks() -> None:
-    # torch's fused step ignores the strides of gradients: they must be the parameters' here.
-    model = MODELS["vgg7"](1, 10)
-    initialise(model, 0)
-    plain_model = copy.deepcopy(model)
-    fused = METHODS["sgd"].build(model, 0.1, 5e-3, None)
-    plain = torch.optim.SGD(plain_model.parameters(), 0.1, 0.9, weight_decay=5e-3, foreach=False, fused=False)
-    images = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    pairs = list(zip(model.parameters(), plain_model.parameters(), strict=True))
-    for _ in range(2):
-        fused.zero_grad()
-        model(images).square().mean().backward()
-        for ours, theirs in pairs:
-            assert ours.grad is not None
-            theirs.grad = ours.grad.clone()
-        fused.step()
-        plain.step()
-    for ours, theirs in pairs:
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+def test_layer_scales_are_those_of_the_report_after_each_epoch() -> None:
+    data = DATASETS["digits-tuning"]()
+    for name, method in TUNED.items():
+        optimizers: list[torch.optim.Optimizer] = []
+        reports: list[list[float]] = []
 
+        def build(*arguments: Any, method: Tuned = method, kept: list[Any] = optimizers) -> torch.optim.Optimizer:
+            optimizer = method.method.build(*arguments)
+            kept.append(optimizer)
+            return optimizer
 
-# Report
+        def on_epoch(kept: list[Any] = optimizers, reports: list[list[float]] = reports) -> None:
+            if isinstance(kept[0], ScaleAmendedSGD):
+                reports.append([row.layer_scale for row in kept[0].layer_report()])
 
-
-def test_json_holds_what_the_table_shows(results: list[RunResult], tmp_path: Path) -> None:
-    summaries = summarise(results, METHODS)
-    write_json(tmp_path / "results.json", TINY, results, summaries)
-    content = json.loads((tmp_path / "results.json").read_text())
-    cells = [list(column.cells) for column in make_table(summaries).columns]
-    for row, (label, lr, decay, loss, error, step) in zip(content["summary"], zip(*cells, strict=True), strict=True):
-        assert (row["label"], f"{row['lr']:.3g}", f"{row['weight_decay']:.3g}") == (label, lr, decay)
-        for name, digits, cell in (("train_loss", 4, loss), ("test_error", 2, error), ("step_ms", 3, step)):
-            assert f"{row[name]['mean']:.{digits}f} ± {row[name]['std']:.{digits}f}" == cell
-    terminal = io.StringIO()
-    Console(file=terminal, width=80).print(make_table(summaries))
-    assert all(row.label in terminal.getvalue() for row in summaries)  # so nothing is folded
-    assert [RunResult(**entry) for entry in content["runs"]] == results
-    assert content["settings"]["seeds"] == [0, 1]
-    assert content["versions"]["torch"] == torch.__version__
-
-
-def test_summary_is_mean_and_sample_deviation_of_the_last_epoch() -> None:
-    runs = [RunResult("sgd", seed, [9.0, 1.0 + seed], [50.0, 3.0 * seed], 0.5, 1.0) for seed in range(3)]
-    (row,) = summarise(runs, {"sgd": METHODS["sgd"]})
-    assert (row.train_loss.mean, row.train_loss.std) == (2.0, 1.0)
-    assert (row.test_error.mean, row.test_error.std) == (3.0, 3.0)
-    assert (row.step_ms.mean, row.step_ms.std) == (0.5, 0.0)
-
-
-def test_divergence_shows_and_is_null_in_json(tmp_path: Path) -> None:
-    runs = [
-        RunResult("sgd", 0, [1.0, 0.5], [9.0, 8.0], 0.5, 1.0),
-        RunResult("sgd", 1, [1.0, float("nan")], [9.0, 90.0], 0.5, 1.0),
-    ]
-    methods = {"sgd": METHODS["sgd"]}
-    summaries = summarise(runs, methods)
-    assert list(make_table(summaries).columns[3].cells) == ["nan"]
-    write_json(tmp_path / "results.json", TINY, runs, summaries)
-    content = json.loads((tmp_path / "results.json").read_text())
-    assert content["runs"][1]["train_loss"] == [1.0, None]
-    assert content["summary"][0]["train_loss"] == {"mean": None, "std": None}
-    draw_curves(tmp_path / "curves.png", "diverged", runs, methods)
-    assert (tmp_path / "curves.png").stat().st_size > 0
+        model = MODELS["vgg7"](1, data.classes, 0.25)
+        watched = Method("watched", build).tuned(method.lr, method.weight_decay)
+        options: dict[str, Any] = {"batch_size": 64, "backend": "foreach", "on_epoch": on_epoch}
+        result = train(name, watched, model, data, seed=0, epochs=2, **options)
+        assert result.layer_scale == reports
+        assert [len(scales) for scales in reports] == ([7, 7] if name in ("paper", "recommended") else []), name
 
 
 # Command line
@@ -312,7 +274,7 @@ def test_divergence_shows_and_is_null_in_json(tmp_path: Path) -> None:
 def test_compare_ends_well_in_a_process_of_its_own(tmp_path: Path) -> None:
     done = command("compare", "--epochs", "1", "--seeds", "0", "1", "--out", str(tmp_path / "new" / "folder"))
     assert done.returncode == 0, done.stderr
-    for name, method in METHODS.items():
+    for name, method in SHOWN.items():
         assert method.label in done.stdout, name
     picture = (tmp_path / "new" / "folder" / "curves.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
@@ -326,7 +288,7 @@ def test_options_reach_the_runs(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "results.json").read_text())
     paper, sgd = content["summary"]
     assert (paper["method"], paper["lr"], paper["weight_decay"]) == ("paper", 0.5, 0.25)
-    assert (sgd["method"], sgd["lr"], sgd["weight_decay"]) == ("sgd", METHODS["sgd"].lr, METHODS["sgd"].weight_decay)
+    assert (sgd["method"], sgd["lr"], sgd["weight_decay"]) == ("sgd", SHOWN["sgd"].lr, SHOWN["sgd"].weight_decay)
     assert content["settings"] | {"dataset": "digits-tuning", "backend": "reference"} == content["settings"]
     assert (content["settings"]["seeds"], content["settings"]["threads"]) == ([7], 1)
 
@@ -347,11 +309,14 @@ def test_options_reach_the_runs(tmp_path: Path) -> None:
         (["--preset", "mnist"], "argument --preset: invalid choice: 'mnist'"),
         (["--preset", "resnet", "--dataset", "digits"], "argument --dataset: got digits for resnet, want noisy-digits"),
         (["--device", "no"], "argument --device: "),
+        (["--vary", "depth"], "argument --vary: invalid choice: 'depth'"),
+        (["--methods", "paper+product+plain-head"], "argument --methods: invalid choice: 'paper+product+plain-head'"),
         (
             ["--preset", "paper-cifar100", "--root", "nowhere"],
             "argument --root: nowhere/cifar-100-python.tar.gz is missing",
         ),
         (["--epochs", "0"], "argument --epochs: got '0', want an integer from 1 on"),
+        (["--seeds", "0", "1", "0"], "argument --seeds: got 0 twice, want different ones"),
         (["--threads", "two"], "argument --threads: got 'two', want an integer from 1 on"),
     ],
 )
@@ -365,6 +330,88 @@ def test_wrong_arguments_are_named(
     assert not (tmp_path / "out").exists()
 
 
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture
+def chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[Settings, dict[str, Tuned]]]:
+    """What the command line would compare."""
+    taken: list[tuple[Settings, dict[str, Tuned]]] = []
+
+    def take(settings: Settings, methods: dict[str, Tuned], *_: Any, **__: Any) -> None:
+        taken.append((settings, methods))
+        raise Stopped
+
+    def choose(*arguments: str) -> tuple[Settings, dict[str, Tuned]]:
+        with pytest.raises(Stopped):
+            run(["compare", *arguments, "--out", str(tmp_path / "out")])
+        return taken.pop()
+
+    monkeypatch.setattr("sasgd_fused.experiments.cli.compare", take)
+    return choose
+
+
+def test_all_but_the_variations_is_the_presets_unless_it_is_given(chosen: Callable[..., Any]) -> None:
+    for name, preset in PRESETS.items():
+        assert chosen("--preset", name) == (preset.settings, preset.methods)
+    settings, methods = chosen("--preset", "resnet", "--vary", "width", "init", "--epochs", "7", "--methods", "paper")
+    variations = ("tuned", "init", "width x 0.5", "width x 2")
+    assert settings == dataclasses.replace(PRESETS["resnet"].settings, epochs=7, variations=variations)
+    assert methods == {"paper": PRESETS["resnet"].methods["paper"]}
+
+
+@pytest.mark.parametrize(
+    "rates", [[], ["--lr", "lars=0.1"], ["--weight-decay", "lars=0.1"], ["--lr", "sgd=0.1", "--weight-decay", "sgd=0"]]
+)
+def test_a_method_without_rates_is_refused(
+    rates: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        methods = ["--preset", "paper-cifar10", "--methods", "sgd", "lars"]
+        run(["compare", *methods, *rates, "--out", str(tmp_path / "out")])
+    message = (
+        "argument --methods: got lars, for which the preset paper-cifar10 has no tuned values: want --settings of a "
+        "search, or --lr lars=VALUE and --weight-decay lars=VALUE"
+    )
+    assert message in capsys.readouterr().err
+
+
+def test_a_method_without_rates_is_taken_with_those_given(chosen: Callable[..., Any]) -> None:
+    rates = ["--lr", "lars=0", "--weight-decay", "lars=0.25", "--weight-decay", "sgd=0"]
+    _, methods = chosen("--preset", "paper-cifar10", "--methods", "lars", "sgd", *rates)
+    assert methods == {
+        "lars": METHODS["lars"].tuned(0, 0.25, "command line"),
+        "sgd": METHODS["sgd"].tuned(0.1, 0, "command line"),
+    }
+
+
+def test_a_method_that_is_named_twice_is_compared_once(chosen: Callable[..., Any]) -> None:
+    _, methods = chosen("--methods", "sgd", "paper", "sgd")
+    assert list(methods) == ["sgd", "paper"]
+
+
+@pytest.mark.parametrize("command", [["compare"], ["search"], ["report", "results.json"]])
+def test_a_file_in_the_place_of_the_folder_is_named(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(SystemExit):
+            run([*command, "--out", str(out)])
+        assert f"argument --out: got {out}, but {tmp_path / 'file'} is a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["compare", "search"])
+def test_muon_says_which_torch_it_needs(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr("torch.optim.Muon", raising=False)
+    with pytest.raises(SystemExit):
+        run([command, "--methods", "sgd", "muon"])
+    assert "argument --methods: muon needs torch 2.9 or newer, this is " in capsys.readouterr().err
+
+
 def test_a_backend_that_cannot_run_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("backend: no")
@@ -375,7 +422,7 @@ def test_a_backend_that_cannot_run_is_told(monkeypatch: pytest.MonkeyPatch, caps
     assert "argument --backend: backend: no" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("library", ["matplotlib", "optuna", "sklearn"])
+@pytest.mark.parametrize("library", ["matplotlib", "optuna", "pytorch_optimizer", "sklearn"])
 def test_a_missing_extra_is_named_in_one_line(library: str) -> None:
     code = f"""
 import runpy, sys

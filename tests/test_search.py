@@ -17,6 +17,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("optuna")
+pytest.importorskip("pytorch_optimizer")
 pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 
@@ -27,13 +28,15 @@ from rich.console import Console
 
 from sasgd_fused.experiments.cli import run
 from sasgd_fused.experiments.compare import Settings
-from sasgd_fused.experiments.methods import METHODS
+from sasgd_fused.experiments.methods import METHODS, Tuned
+from sasgd_fused.experiments.presets import PRESETS
 from sasgd_fused.experiments.search import (
     DOMAIN,
     SAMPLERS,
     Measurement,
     SearchSettings,
     best,
+    equal_budgets,
     finished,
     measure,
     open_studies,
@@ -44,7 +47,7 @@ from tests.helpers import cpu_only
 from tests.processes import has_ended
 from tests.search_measures import killed_once, slow_valley, valley
 
-pytestmark = cpu_only("the experiments run there")
+pytestmark = [cpu_only("the experiments run there"), pytest.mark.usefixtures("one_thread")]
 
 QUIET = Console(quiet=True)
 
@@ -76,9 +79,13 @@ def spend_in_threads(
 ) -> dict[str, Study]:
     """The same with a thread for a worker, which need not import torch first."""
     with pytest.MonkeyPatch.context() as patch:
-        pool = "sasgd_fused.experiments.search.ProcessPoolExecutor"
-        patch.setattr(pool, lambda count, *_, **__: ThreadPoolExecutor(count))
+        use_threads(patch)
         return spend(path, settings, trials, measure)
+
+
+def use_threads(patch: pytest.MonkeyPatch) -> None:
+    pool = "sasgd_fused.experiments.search.ProcessPoolExecutor"
+    patch.setattr(pool, lambda count, *_, **__: ThreadPoolExecutor(count))
 
 
 def tried(studies: dict[str, Study]) -> dict[str, list[tuple[dict[str, Any], float | None]]]:
@@ -174,6 +181,10 @@ def test_other_settings_are_another_search(settings: SearchSettings, tmp_path: P
             SearchSettings(Settings(settings.runs.dataset, seeds=(100, 102))),
             r"got \[100, 102\] for seeds, but .*\[100, 101\]",
         ),
+        (
+            SearchSettings(dataclasses.replace(settings.runs, model="resnet")),
+            "got resnet for model, but .* ran with vgg7",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             open_studies(tmp_path / "journal", other, ["paper"])
@@ -203,8 +214,34 @@ def study_of(*trials: tuple[float, list[float | None]]) -> Study:
 
 
 def test_the_lowest_error_is_best_and_then_the_lowest_loss() -> None:
-    assert best(study_of((3.0, [0.1]), (2.0, [None]), (2.0, [0.5]), (2.0, [0.4]), (2.5, [0.0]))).number == 3
-    assert best(study_of((3.0, [0.1]), (2.0, [None]))).number == 1
+    trials = study_of((3.0, [0.1]), (2.0, [None]), (2.0, [0.5]), (2.0, [0.4]), (2.5, [0.0])).trials
+    assert best(trials).number == 3
+    assert best(trials[:2]).number == 1
+
+
+def test_budgets_are_made_equal_by_the_first_trials_of_each(settings: SearchSettings, tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    studies = spend_in_threads(path, settings, 3)
+    more = open_studies(path, settings, ["sgd", "adamw"])
+    search({"sgd": more["sgd"]}, settings, trials=5, workers=1, threads=1, console=QUIET, measure=valley)
+    assert len(finished(more["sgd"])) == 5
+    trials = equal_budgets(path)  # adamw has been opened, but not begun
+    assert list(trials) == ["sgd", "paper"]
+    for name, of_method in trials.items():
+        assert [trial.params for trial in of_method] == [trial.params for trial in finished(studies[name])[:3]]
+    assert equal_budgets(tmp_path / "empty") == {}
+
+
+def test_a_search_of_the_version_before_variations_goes_on(settings: SearchSettings, tmp_path: Path) -> None:
+    study = open_studies(tmp_path / "journal", settings, ["sgd"])["sgd"]
+    kept = study.user_attrs["settings"]
+    del kept["runs"]["variations"]
+    study.set_user_attr("settings", kept)
+    assert list(open_studies(tmp_path / "journal", settings, ["sgd"])) == ["sgd"]
+    kept["runs"]["of a later version"] = 1
+    study.set_user_attr("settings", kept)
+    with pytest.raises(ValueError, match=r"got None for of a later version, but the trials in .* ran with 1"):
+        open_studies(tmp_path / "journal", settings, ["sgd"])
 
 
 # The file that it leaves
@@ -212,9 +249,10 @@ def test_the_lowest_error_is_best_and_then_the_lowest_loss() -> None:
 
 @pytest.fixture
 def tuned(tmp_path: Path) -> Path:
-    studies = {"sgd": study_of((3.0, [0.1]), (2.0, [0.2])), "paper": study_of((4.0, [None]))}
+    studies = {"sgd": study_of((3.0, [0.1]), (2.0, [0.2])), "paper": study_of((4.0, [None]), (5.0, [0.5]))}
     path = tmp_path / "search.json"
-    write_search_json(path, SearchSettings(Settings("digits-tuning", seeds=(100, 101))), studies)
+    trials = {name: finished(study) for name, study in studies.items()}
+    write_search_json(path, SearchSettings(Settings("digits-tuning", seeds=(100, 101))), trials)
     return path
 
 
@@ -228,17 +266,23 @@ def test_json_holds_every_trial_and_the_best(tuned: Path) -> None:
 
 
 def test_the_best_settings_are_taken(tuned: Path) -> None:
-    methods = take_best(tuned, {"sgd": METHODS["sgd"]}, (0, 1))
-    assert list(methods) == ["sgd"]
-    assert (methods["sgd"].lr, methods["sgd"].weight_decay) == (1.1, 0.01)
-    assert methods["sgd"].build is METHODS["sgd"].build
+    methods = take_best(tuned, ["paper", "sgd"], Settings("digits", seeds=(0, 1)))
+    assert list(methods) == ["paper", "sgd"]
+    assert methods["sgd"] == Tuned(METHODS["sgd"], 1.1, 0.01, "search, 2 trials")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "with sgd, paper, want one that has recommended too"),
+        (["--methods", "sgd", "recommended"], "with sgd, paper, want one that has recommended too"),
+        (["--methods", "sgd", "--epochs", "7"], "with epochs 30, want 7, as the comparison has"),
+        (["--methods", "sgd", "--dataset", "digits-tuning"], "which was tuned by the error on digits-tuning"),
         (["--methods", "sgd", "--seeds", "3", "101"], "which was tuned on seed 101: want other seeds to compare on"),
+        (["--methods", "sgd", "--preset", "resnet"], "on digits-tuning, want one on noisy-digits-tuning"),
+        (
+            ["--methods", "sgd", "--preset", "noisy-digits"],
+            "on digits-tuning, want one on noisy-digits-tuning, to compare on",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(
@@ -256,7 +300,7 @@ def test_other_files_are_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text(text)
     with pytest.raises(ValueError, match="want a file that `search` has written"):
-        take_best(path, {"sgd": METHODS["sgd"]}, (0,))
+        take_best(path, ["sgd"], Settings(seeds=(0,)))
 
 
 # Command line
@@ -288,6 +332,55 @@ def test_the_command_tunes_goes_on_and_feeds_the_comparison(tmp_path: Path) -> N
     assert (paper["lr"], paper["weight_decay"]) == (0.5, content["best"]["paper"]["weight_decay"])
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_search_has_the_preset_on_images_that_it_does_not_test_on(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[tuple[dict[str, Study], SearchSettings]] = []
+
+    def stop(studies: dict[str, Study], settings: SearchSettings, **_: Any) -> None:
+        searched.append((studies, settings))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sasgd_fused.experiments.search_cli.search", stop)
+    assert run(["search", "--preset", name, "--seeds", "105", "--out", str(tmp_path / "as it is")]) == 130
+    assert (
+        run(["search", "--preset", name, "--epochs", "7", "--methods", "lars", "--out", str(tmp_path / "other")]) == 130
+    )
+    runs = PRESETS[name].settings
+    tuning = dataclasses.replace(runs, dataset=f"{runs.dataset}-tuning", seeds=(105,))
+    assert [settings.runs for _, settings in searched] == [
+        tuning,
+        dataclasses.replace(tuning, seeds=(100, 101, 102), epochs=7),
+    ]
+    assert [list(studies) for studies, _ in searched] == [list(PRESETS[name].methods), ["lars"]]
+
+
+def test_the_comparison_takes_the_search_of_its_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_threads(monkeypatch)
+    options = ["--preset", "deep-plain", "--epochs", "1", "--methods", "sgd", "--out", str(tmp_path)]
+    assert run(["search", *options, "--seeds", "100", "--trials", "1"]) == 0
+    runs = json.loads((tmp_path / "search.json").read_text())["settings"]["runs"]
+    assert (runs["model"], runs["dataset"], runs["epochs"]) == ("deep-plain", "noisy-digits-tuning", 1)
+    with pytest.raises(SystemExit):
+        run(["compare", "--preset", "resnet", "--methods", "sgd", "--settings", str(tmp_path / "search.json")])
+    assert "with model deep-plain, want resnet, as the comparison has" in capsys.readouterr().err
+    assert run(["compare", *options, "--seeds", "0", "--settings", str(tmp_path / "search.json")]) == 0
+
+
+def test_a_missing_archive_is_told_by_the_folder_to_put_it_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_threads(monkeypatch)
+    folder = tmp_path / "archives"
+    with pytest.raises(SystemExit) as stopped:
+        run(["search", "--preset", "paper-cifar100", "--root", str(folder), "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    assert f"argument --root: {folder / 'cifar-100-python.tar.gz'} is missing" in capsys.readouterr().err
+
+
 def test_an_interruption_is_told_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -302,9 +395,13 @@ def test_an_interruption_is_told_in_one_line(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset", "digits"], "argument --dataset: invalid choice: 'digits'"),
+        (["--preset", "mnist"], "argument --preset: invalid choice: 'mnist'"),
+        (["--methods", "adam"], "argument --methods: invalid choice: 'adam'"),
+        (["--device", "no"], "argument --device: "),
+        (["--dataset", "digits"], "unrecognized arguments: --dataset digits"),
         (["--sampler", "grid"], "argument --sampler: invalid choice: 'grid'"),
         (["--trials", "0"], "argument --trials: got '0', want an integer from 1 on"),
+        (["--seeds", "100", "101", "100"], "argument --seeds: got 100 twice, want different ones"),
         (["--workers", "0"], "argument --workers: got '0', want an integer from 1 on"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-EXTRA = ("matplotlib", "numpy", "optuna", "rich", "sklearn")
+EXTRA = ("matplotlib", "numpy", "optuna", "pytorch_optimizer", "rich", "scipy", "sklearn")
 
 
 def main() -> int:

@@ -1,22 +1,25 @@
-"""The comparison: every method from the same initialisation on the same batches, for every seed."""
+"""The comparison: every method from the same initialisation on the same batches, for every seed and variation."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
 
-from sasgd_fused.experiments.data import DATASETS, ROOT
-from sasgd_fused.experiments.methods import Method
-from sasgd_fused.experiments.models import MODELS, initialise
+from sasgd_fused.experiments.data import DATASETS, ROOT, Dataset
+from sasgd_fused.experiments.methods import Tuned
+from sasgd_fused.experiments.models import MODELS, initialise, scale_badly
 from sasgd_fused.experiments.train import RunResult, train
 from sasgd_fused.experiments.unfinished import Unfinished
+from sasgd_fused.experiments.variations import TUNED, VARIATIONS, Variation
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Settings:
         backend: of `ScaleAmendedSGD`, None for the fastest.
         schedule: key in `SCHEDULES`.
         device: where data and networks are, as torch has it.
+        variations: keys in `VARIATIONS`, one run of every method and seed for each.
     """
 
     dataset: str = "digits"
@@ -42,11 +46,12 @@ class Settings:
     backend: str | None = None
     schedule: str = "cosine"
     device: str = "cpu"
+    variations: tuple[str, ...] = (TUNED,)
 
 
 def compare(
     settings: Settings,
-    methods: Mapping[str, Method],
+    methods: Mapping[str, Tuned],
     console: Console,
     *,
     root: Path = ROOT,
@@ -69,22 +74,22 @@ def compare(
     """
     results = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"))
+    count = len(settings.seeds) * len(settings.variations) * len(methods)
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        bar = progress.add_task("", total=len(settings.seeds) * len(methods) * settings.epochs)
+        bar = progress.add_task("", total=count * settings.epochs)
         data = DATASETS[settings.dataset](root).to(torch.device(settings.device))
-        for seed in settings.seeds:
-            initial = MODELS[settings.model](data.test_images.shape[1], data.classes)
-            initialise(initial, seed)
-            initial.to(settings.device)
+        for seed, variation in product(settings.seeds, settings.variations):
+            initial = _make_model(settings, data, seed, VARIATIONS[variation])
             for name, method in methods.items():
-                progress.update(bar, description=f"seed {seed}, {method.label}")
-                result = unfinished.find(name, seed) if unfinished else None
+                where = f"seed {seed}  " + (f"{variation:12}  " if len(settings.variations) > 1 else "")
+                progress.update(bar, description=f"{where}{method.label}")
+                result = unfinished.find(name, seed, variation) if unfinished else None
                 if result:
                     progress.advance(bar, settings.epochs)
                 else:
                     result = train(
                         name,
-                        method,
+                        replace(method, lr=method.lr * VARIATIONS[variation].lr),
                         copy.deepcopy(initial),
                         data,
                         seed=seed,
@@ -93,13 +98,22 @@ def compare(
                         backend=settings.backend,
                         on_epoch=partial(progress.advance, bar),
                         schedule=settings.schedule,
-                        checkpoint=unfinished.checkpoint(name, seed) if unfinished else None,
+                        variation=variation,
+                        checkpoint=unfinished.checkpoint(name, seed, variation) if unfinished else None,
                     )
                     if unfinished:
                         unfinished.add(result)
                 results.append(result)
                 console.print(
-                    f"seed {seed}  {method.label:20}  training loss {result.train_loss[-1]:.4f}  "
+                    f"{where}{method.label:20}  training loss {result.train_loss[-1]:.4f}  "
                     f"test error {result.test_error[-1]:.2f} %"
                 )
     return results
+
+
+def _make_model(settings: Settings, data: Dataset, seed: int, variation: Variation) -> nn.Sequential:
+    model = MODELS[settings.model](data.test_images.shape[1], data.classes, variation.width)
+    initialise(model, seed)
+    if variation.decades:
+        scale_badly(model, seed, variation.decades)
+    return model.to(settings.device)

@@ -1,34 +1,66 @@
-"""The methods that are compared: how each makes its optimizer, and with which learning rate and weight decay."""
+"""The methods that can be compared: how each makes its optimizer from a learning rate and a weight decay."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from typing import Any
 
 import torch
+from pytorch_optimizer import LARS
 from torch import nn
 from torch.optim import Optimizer
 
 from sasgd_fused import ScaleAmendedSGD, parameter_groups
+from sasgd_fused.experiments.muon import make_muon
 
-MOMENTUM = 0.9  # the paper's, for every method
+MOMENTUM = 0.9  # the paper's, for every method that has one
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train.
+    """A way to train, its learning rate and weight decay still open.
 
     Attributes:
-        label: its name in the table and the picture.
-        lr: learning rate at the first step.
-        weight_decay: coefficient of the weight decay.
-        build: makes the optimizer from the network, lr, weight decay and the backend (None for the fastest).
+        label: its name in tables and pictures.
+        build: makes the optimizer from the network, lr, weight decay and the backend of `ScaleAmendedSGD` (None for
+            the fastest).
     """
 
     label: str
+    build: Callable[[nn.Module, float, float, str | None], Optimizer]
+
+    def tuned(self, lr: float, weight_decay: float, source: str = "given") -> Tuned:
+        """The method with a learning rate and a weight decay, and where these come from."""
+        return Tuned(self, lr, weight_decay, source)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A method with its hyperparameters.
+
+    Attributes:
+        method: what makes the optimizer.
+        lr: learning rate at the first step.
+        weight_decay: coefficient of the weight decay.
+        source: where these two come from.
+    """
+
+    method: Method
     lr: float
     weight_decay: float
-    build: Callable[[nn.Module, float, float, str | None], Optimizer]
+    source: str
+
+    @property
+    def label(self) -> str:
+        """The method's name in tables and pictures."""
+        return self.method.label
+
+    def build(self, model: nn.Module, backend: str | None) -> Optimizer:
+        """Makes the optimizer of a network."""
+        return self.method.build(model, self.lr, self.weight_decay, backend)
 
 
 def _sgd(model: nn.Module, lr: float, weight_decay: float, backend: str | None) -> Optimizer:
@@ -36,26 +68,62 @@ def _sgd(model: nn.Module, lr: float, weight_decay: float, backend: str | None) 
     return torch.optim.SGD(model.parameters(), lr, MOMENTUM, weight_decay=weight_decay, fused=True)
 
 
-def _paper(model: nn.Module, lr: float, weight_decay: float, backend: str | None) -> Optimizer:
-    return ScaleAmendedSGD(parameter_groups(model), lr, MOMENTUM, weight_decay=weight_decay, backend=backend)
+def _lars(model: nn.Module, lr: float, weight_decay: float, backend: str | None) -> Optimizer:
+    # Only the product of rate and trust coefficient counts: at 1 the rate is a layer's relative change before momentum.
+    return LARS(model.parameters(), lr, weight_decay, MOMENTUM, trust_coefficient=1.0)
 
 
-def _recommended(model: nn.Module, lr: float, weight_decay: float, backend: str | None) -> Optimizer:
-    return ScaleAmendedSGD(
-        parameter_groups(model),
-        lr,
-        MOMENTUM,
-        weight_decay=weight_decay,
-        norms="freeze",
-        head="plain",
-        decay="shape",
-        backend=backend,
-    )
+def _adamw(model: nn.Module, lr: float, weight_decay: float, backend: str | None) -> Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=True)
 
 
-# lr and weight decay: the best of a grid on seeds that the comparison does not use, see docs/experiments.md.
-METHODS: dict[str, Method] = {
-    "sgd": Method("SGD", lr=0.3, weight_decay=5e-3, build=_sgd),
-    "paper": Method("amended, paper", lr=0.03, weight_decay=5e-2, build=_paper),
-    "recommended": Method("amended, recommended", lr=0.1, weight_decay=5e-4, build=_recommended),
+def _muon(model: nn.Module, lr: float, weight_decay: float, backend: str | None) -> Optimizer:
+    return make_muon(model, lr, weight_decay)
+
+
+def _amended(model: nn.Module, lr: float, weight_decay: float, backend: str | None, **options: Any) -> ScaleAmendedSGD:
+    groups = parameter_groups(model)
+    return ScaleAmendedSGD(groups, lr, MOMENTUM, weight_decay=weight_decay, backend=backend, **options)
+
+
+# What may be otherwise than in the paper, by the name that it has here.
+OPTIONS: dict[str, dict[str, str]] = {
+    "plain-head": {"head": "plain"},
+    "frozen-norms": {"norms": "freeze"},
+    "shape-decay": {"decay": "shape"},
+    "product": {"factors": "product"},
 }
+RECOMMENDED = ("plain-head", "frozen-norms", "shape-decay")
+
+
+def _with_options(label: str, names: tuple[str, ...]) -> Method:
+    options: dict[str, Any] = {key: value for name in names for key, value in OPTIONS[name].items()}
+    return Method(f"amended, {label}", partial(_amended, **options))
+
+
+def _variants() -> dict[str, Method]:
+    """`paper` with any of `OPTIONS`, "paper+plain-head+product" for example; what is recommended has its own name."""
+    choices = [names for count in range(1, len(OPTIONS) + 1) for names in combinations(OPTIONS, count)]
+    return {
+        "+".join(("paper", *names)): _with_options(", ".join(names).replace("-", " "), names)
+        for names in choices
+        if names != RECOMMENDED
+    }
+
+
+METHODS: dict[str, Method] = {
+    "sgd": Method("SGD", _sgd),
+    "paper": _with_options("paper", ()),
+    "recommended": _with_options("recommended", RECOMMENDED),
+    "lars": Method("LARS", _lars),
+    "adamw": Method("AdamW", _adamw),
+    "muon": Method("Muon", _muon),
+    **_variants(),
+}
+
+
+def why_unavailable(name: str) -> str | None:
+    """Why a method cannot be built here, or None if it can."""
+    if name == "muon" and not hasattr(torch.optim, "Muon"):
+        return f"muon needs torch 2.9 or newer, this is {torch.__version__}"
+    return None

@@ -2,51 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
 
-def vgg7(channels: int, classes: int) -> nn.Sequential:
+def vgg7(channels: int, classes: int, width: float = 1) -> nn.Sequential:
     """VGG with three stages of two 3 x 3 convolutions for images of 8 x 8 pixels, 288,000 weights and the head."""
+    first, second, third = (round(width * outputs) for outputs in (32, 64, 128))
     return nn.Sequential(
-        *_convolution(channels, 32),
-        *_convolution(32, 32),
+        *_convolution(channels, first),
+        *_convolution(first, first),
         nn.MaxPool2d(2),
-        *_convolution(32, 64),
-        *_convolution(64, 64),
+        *_convolution(first, second),
+        *_convolution(second, second),
         nn.MaxPool2d(2),
-        *_convolution(64, 128),
-        *_convolution(128, 128),
+        *_convolution(second, third),
+        *_convolution(third, third),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(128, classes, bias=False),
+        nn.Linear(third, classes, bias=False),
     )
 
 
-def vgg13(channels: int, classes: int) -> nn.Sequential:
+def vgg13(channels: int, classes: int, width: float = 1) -> nn.Sequential:
     """The paper's VGG13 for images of 32 x 32 pixels, 9.4 million weights: ten 3 x 3 convolutions and the head."""
     layers: list[nn.Module] = []
-    for width in (64, 128, 256, 512, 512):
-        layers += [*_convolution(channels, width), *_convolution(width, width), nn.MaxPool2d(2)]
-        channels = width
+    for outputs in (round(width * outputs) for outputs in (64, 128, 256, 512, 512)):
+        layers += [*_convolution(channels, outputs), *_convolution(outputs, outputs), nn.MaxPool2d(2)]
+        channels = outputs
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels, classes, bias=False))
 
 
-def deep_plain(channels: int, classes: int) -> nn.Sequential:
+def deep_plain(channels: int, classes: int, width: float = 1) -> nn.Sequential:
     """Seventeen hidden layers of 128 and the head for images of 8 x 8 pixels, 272,000 weights, without skips.
 
     Batch normalization lets such a network learn, but it makes gradients grow from layer to layer on their way back
     (Yang et al. 2019), so that one learning rate is far from right for all of them.
     """
     layers: list[nn.Module] = [nn.Flatten()]
-    inputs, width = 64 * channels, 128
+    inputs, outputs = 64 * channels, round(128 * width)
     for _ in range(17):
-        layers += [nn.Linear(inputs, width, bias=False), nn.BatchNorm1d(width, affine=False), nn.ReLU()]
-        inputs = width
-    return nn.Sequential(*layers, nn.Linear(width, classes, bias=False))
+        layers += [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs, affine=False), nn.ReLU()]
+        inputs = outputs
+    return nn.Sequential(*layers, nn.Linear(outputs, classes, bias=False))
 
 
 class PreActivation(nn.Module):
@@ -76,25 +77,34 @@ class PreActivation(nn.Module):
         return result
 
 
-def resnet(channels: int, classes: int) -> nn.Sequential:
-    """Pre-activation ResNet of six blocks (32, 32, 64, 64, 128, 128), 694,000 weights, for digits and CIFAR."""
+def resnet(channels: int, classes: int, width: float = 1) -> nn.Sequential:
+    """Pre-activation ResNet of six blocks (16, 16, 32, 32, 64, 64), 174,000 weights, for digits and CIFAR."""
+    first, second, third = (round(width * outputs) for outputs in (16, 32, 64))
     return nn.Sequential(
-        nn.Conv2d(channels, 32, kernel_size=3, padding=1, bias=False),
-        PreActivation(32, 32, 1),
-        PreActivation(32, 32, 1),
-        PreActivation(32, 64, 2),
-        PreActivation(64, 64, 1),
-        PreActivation(64, 128, 2),
-        PreActivation(128, 128, 1),
-        nn.BatchNorm2d(128, affine=False),
+        nn.Conv2d(channels, first, kernel_size=3, padding=1, bias=False),
+        PreActivation(first, first, 1),
+        PreActivation(first, first, 1),
+        PreActivation(first, second, 2),
+        PreActivation(second, second, 1),
+        PreActivation(second, third, 2),
+        PreActivation(third, third, 1),
+        nn.BatchNorm2d(third, affine=False),
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(128, classes, bias=False),
+        nn.Linear(third, classes, bias=False),
     )
 
 
-MODELS: dict[str, Callable[[int, int], nn.Sequential]] = {
+class Build(Protocol):
+    """Makes a network from the channels of its images, the number of classes and the factor of its hidden widths."""
+
+    def __call__(self, channels: int, classes: int, width: float = 1) -> nn.Sequential:
+        """Makes it."""
+        ...
+
+
+MODELS: dict[str, Build] = {
     "vgg7": vgg7,
     "vgg13": vgg13,
     "deep-plain": deep_plain,
@@ -110,6 +120,15 @@ def initialise(model: nn.Module, seed: int) -> None:
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
         elif isinstance(module, nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear", generator=generator)
+
+
+def scale_badly(model: nn.Module, seed: int, decades: float) -> None:
+    """Multiplies each hidden layer by a factor of its own, from 10^-decades to 10^decades."""
+    generator = torch.Generator().manual_seed(2**31 + seed)  # not the draws of `initialise`; 32 bits of it count
+    *hidden, _ = list(model.parameters())
+    with torch.no_grad():
+        for weight in hidden:
+            weight.mul_(10 ** (decades * (2 * torch.rand((), generator=generator).item() - 1)))
 
 
 def _convolution(inputs: int, outputs: int) -> list[nn.Module]:

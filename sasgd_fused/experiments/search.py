@@ -28,7 +28,9 @@ from rich.console import Console
 
 from sasgd_fused.experiments.biased_random import BiasedRandomSampler
 from sasgd_fused.experiments.compare import Settings, compare
+from sasgd_fused.experiments.data import ROOT
 from sasgd_fused.experiments.methods import METHODS
+from sasgd_fused.experiments.variations import TUNED
 
 # One domain for all methods, wide enough for the best of each: what a narrow one leaves out, somebody knew before.
 DOMAIN: dict[str, BaseDistribution] = {
@@ -77,10 +79,20 @@ class Measurement:
 Measure = Callable[[Settings, str, Mapping[str, float]], Measurement]
 
 
-def measure(settings: Settings, name: str, params: Mapping[str, float]) -> Measurement:
-    """Trains with one method and the learning rate and weight decay given, once for each seed."""
-    method = dataclasses.replace(METHODS[name], lr=params["lr"], weight_decay=params["weight_decay"])
-    runs = compare(settings, {name: method}, Console(quiet=True))
+def measure(settings: Settings, name: str, params: Mapping[str, float], root: Path = ROOT) -> Measurement:
+    """Trains with one method and the learning rate and weight decay given, once for each seed.
+
+    Args:
+        settings: of the runs.
+        name: of the method, key in `METHODS`.
+        params: learning rate and weight decay.
+        root: the folder of the archives of data.
+
+    Raises:
+        ArchiveError: an archive is missing or damaged.
+    """
+    method = METHODS[name].tuned(params["lr"], params["weight_decay"])
+    runs = compare(settings, {name: method}, Console(quiet=True), root=root)
     losses = [run.train_loss[-1] for run in runs]
     return Measurement(
         test_error=[run.test_error[-1] for run in runs],
@@ -102,14 +114,15 @@ def open_studies(path: Path, settings: SearchSettings, methods: Sequence[str]) -
     Raises:
         ValueError: the journal's trials ran with other settings.
     """
-    # Not the default lock: its symbolic link would be relative to the wrong folder, and then a dead one held for ever.
-    storage = JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
+    storage = _open_storage(path)
     studies = {}
     for name in methods:
         study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
         wanted = {**dataclasses.asdict(settings), "domain": str(DOMAIN)}
-        wanted["runs"]["seeds"] = list(settings.runs.seeds)  # as JSON has no tuples
+        for name_of_tuple in ("seeds", "variations"):  # which JSON does not have
+            wanted["runs"][name_of_tuple] = list(wanted["runs"][name_of_tuple])
         kept = study.user_attrs.get("settings", wanted)
+        kept["runs"].setdefault("variations", [TUNED])  # which an earlier version did not have
         if kept != wanted:
             changed = next(iter(_differences(kept, wanted)))
             raise ValueError(f"got {changed[2]} for {changed[0]}, but the trials in {path} ran with {changed[1]}")
@@ -193,11 +206,25 @@ def finished(study: Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
-def best(study: Study) -> FrozenTrial:
+def equal_budgets(path: Path) -> dict[str, list[FrozenTrial]]:
+    """Returns the trials that count of every study in a journal that has any: of each the same number, the first ones.
+
+    Args:
+        path: the journal.
+    """
+    storage = _open_storage(path)
+    studies = {summary.study_name: summary for summary in optuna.get_all_study_summaries(storage)}
+    trials = {name: finished(optuna.load_study(study_name=name, storage=storage)) for name in studies}
+    trials = {name: of_method for name, of_method in trials.items() if of_method}
+    budget = min(map(len, trials.values()), default=0)
+    return {name: of_method[:budget] for name, of_method in trials.items()}
+
+
+def best(trials: Sequence[FrozenTrial]) -> FrozenTrial:
     """Returns the trial with the lowest mean test error; of several, that with the lowest mean training loss.
 
     Raises:
-        ValueError: the study has no finished trial.
+        ValueError: there are none.
     """
 
     def rank(trial: FrozenTrial) -> tuple[float, float]:
@@ -205,7 +232,12 @@ def best(study: Study) -> FrozenTrial:
         assert trial.value is not None
         return trial.value, math.inf if None in losses else math.fsum(losses)
 
-    return min(finished(study), key=rank)
+    return min(trials, key=rank)
+
+
+def _open_storage(path: Path) -> JournalStorage:
+    # Not the default lock: its symbolic link would be relative to the wrong folder, and then a dead one held for ever.
+    return JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
 
 
 def _next_method(studies: Mapping[str, Study], trials: int) -> str | None:
@@ -238,7 +270,8 @@ def _format(params: Mapping[str, float]) -> str:
 def _differences(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Names and values of what differs, the settings of the runs among the others."""
     kept, wanted = ({**settings, **settings["runs"], "runs": None} for settings in (kept, wanted))
-    return [(name, kept.get(name), value) for name, value in wanted.items() if kept.get(name) != value]
+    names = dict.fromkeys((*wanted, *kept))
+    return [(name, kept.get(name), wanted.get(name)) for name in names if kept.get(name) != wanted.get(name)]
 
 
 def _prepare_worker(threads: int) -> None:

@@ -1,7 +1,7 @@
 """A comparison that is not done yet, on disk, so that it can go on after it was stopped at any moment.
 
-folder/comparison.json    what is compared, and the results of the runs that are done
-folder/SEED-METHOD.pt     the checkpoint of the run that is not
+folder/comparison.json            what is compared, and the results of the runs that are done
+folder/SEED-VARIATION-METHOD.pt   the checkpoint of the run that is not
 """
 
 from __future__ import annotations
@@ -48,28 +48,35 @@ class Unfinished:
         before = content["identity"]
         for key in sorted(before.keys() | self._identity.keys()):
             if before.get(key) != self._identity.get(key):
+                if key not in before or key not in self._identity:
+                    raise UnfinishedError(
+                        f"{folder} holds an unfinished comparison of another version: go on with that one, or remove "
+                        "the folder"
+                    )
                 raise UnfinishedError(
                     f"{folder} holds an unfinished comparison with {key} {json.dumps(before.get(key))}, this one has "
                     f"{json.dumps(self._identity.get(key))}: want the same, or another folder"
                 )
         self.results = [RunResult(**entry) for entry in content["results"]]
 
-    def find(self, name: str, seed: int) -> RunResult | None:
+    def find(self, name: str, seed: int, variation: str) -> RunResult | None:
         """The result of a run if it is done."""
-        return next((result for result in self.results if (result.method, result.seed) == (name, seed)), None)
+        wanted = name, seed, variation
+        found = (result for result in self.results if (result.method, result.seed, result.variation) == wanted)
+        return next(found, None)
 
-    def checkpoint(self, name: str, seed: int) -> Path:
+    def checkpoint(self, name: str, seed: int, variation: str) -> Path:
         """Where a run's checkpoint is or belongs."""
         if not self._file.exists():
             self._folder.mkdir(parents=True, exist_ok=True)
             self._write()
-        return self._folder / f"{seed}-{name}.pt"
+        return self._folder / f"{seed}-{variation}-{name}.pt"
 
     def add(self, result: RunResult) -> None:
         """Keeps a result; the run's checkpoint is not needed any more."""
         self.results.append(result)
         self._write()
-        self.checkpoint(result.method, result.seed).unlink()
+        self.checkpoint(result.method, result.seed, result.variation).unlink()
 
     def remove(self) -> None:
         """Removes the folder, the comparison being finished."""

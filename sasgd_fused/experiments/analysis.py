@@ -1,0 +1,150 @@
+"""What the runs of a comparison say, in numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sasgd_fused.experiments.compare import Settings
+from sasgd_fused.experiments.estimates import Estimate
+from sasgd_fused.experiments.methods import Tuned
+from sasgd_fused.experiments.train import RunResult
+from sasgd_fused.experiments.variations import TUNED, VARIATIONS
+
+NEAR = 1.0  # points of test error within which a learning rate counts as one of the best
+ROUNDING = 1e-9
+MARGINS = (0.0, 1.0, 3.0, 10.0)  # points above the test error of the first method, to which epochs are counted
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison that is done.
+
+    Attributes:
+        settings: what all runs shared.
+        methods: those compared; differences are from the first of them.
+        results: one for each seed, variation and method.
+    """
+
+    settings: Settings
+    methods: Mapping[str, Tuned]
+    results: Sequence[RunResult]
+
+    @property
+    def title(self) -> str:
+        """Network and data set."""
+        return f"{self.settings.model} on {self.settings.dataset}"
+
+    def over_seeds(self, what: str) -> str:
+        """What its figures are: a mean, and `what` its interval shows; or those of one seed."""
+        if len(self.settings.seeds) == 1:
+            return f"seed {self.settings.seeds[0]}."
+        return f"mean over {len(self.settings.seeds)} seeds {what} its 95 % interval."
+
+    @property
+    def first(self) -> str:
+        """The method that the others are held against, key in `METHODS`."""
+        return next(iter(self.methods))
+
+    def runs(self, method: str, variation: str = TUNED) -> list[RunResult]:
+        """The runs of a method at a variation, one for each seed, in the order of the seeds."""
+        found = {run.seed: run for run in self.results if (run.method, run.variation) == (method, variation)}
+        return [found[seed] for seed in self.settings.seeds]
+
+    def errors(self, method: str, variation: str = TUNED) -> list[float]:
+        """Percent of the test images after the last epoch, one for each seed."""
+        return [run.test_error[-1] for run in self.runs(method, variation)]
+
+    def varied(self, kind: str) -> list[str]:
+        """The variations of a kind that were run, keys in `VARIATIONS`."""
+        return [name for name in self.settings.variations if VARIATIONS[name].kind == kind]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a method came to in the unchanged setting.
+
+    Attributes:
+        method: key in `METHODS`.
+        label: its name.
+        lr: learning rate at the first step.
+        weight_decay: coefficient of the weight decay.
+        runs: how many seeds.
+        train_loss: cross-entropy in the last epoch.
+        test_error: percent after the last epoch.
+        difference: of that error from the first method's with the same seed, in points; None for the first method.
+        step_ms: median milliseconds of `optimizer.step()` in each run.
+    """
+
+    method: str
+    label: str
+    lr: float
+    weight_decay: float
+    runs: int
+    train_loss: Estimate
+    test_error: Estimate
+    difference: Estimate | None
+    step_ms: Estimate
+
+
+def thresholds(comparison: Comparison) -> list[float]:
+    """Test errors to count the epochs to: that at which the first method ends in the mean, and `MARGINS` above it."""
+    end = Estimate.of(comparison.errors(comparison.first)).mean
+    return [end + margin for margin in MARGINS]
+
+
+def epochs_to(errors: Sequence[float], threshold: float) -> float:
+    """The first epoch, from 1 on, after which the error is at most the threshold; infinite if there is none."""
+    # A threshold that is a mean of errors can be one of them but for its rounding.
+    return next((epoch for epoch, error in enumerate(errors, 1) if error <= threshold + ROUNDING), math.inf)
+
+
+def count_diverged(runs: Sequence[RunResult]) -> int:
+    """How many runs ended with a training loss that is not finite."""
+    return sum(not math.isfinite(run.train_loss[-1]) for run in runs)
+
+
+def paired(values: Sequence[float], others: Sequence[float]) -> Estimate:
+    """The mean difference of values from others of the same seeds."""
+    return Estimate.of([value - other for value, other in zip(values, others, strict=True)])
+
+
+def summarise(comparison: Comparison) -> list[Summary]:
+    """Summarises the runs of every method in the unchanged setting."""
+    base = comparison.errors(comparison.first)
+    summaries = []
+    for name, method in comparison.methods.items():
+        runs, errors = comparison.runs(name), comparison.errors(name)
+        summaries.append(
+            Summary(
+                name,
+                method.label,
+                method.lr,
+                method.weight_decay,
+                len(runs),
+                train_loss=Estimate.of([run.train_loss[-1] for run in runs]),
+                test_error=Estimate.of(errors),
+                difference=None if name == comparison.first else paired(errors, base),
+                step_ms=Estimate.of([run.step_ms for run in runs]),
+            )
+        )
+    return summaries
+
+
+def learning_rates(comparison: Comparison, method: str) -> dict[float, Estimate]:
+    """The test error at every learning rate that was run, by its factor, in their order."""
+    names = (TUNED, *comparison.varied("lr"))
+    found = {VARIATIONS[name].lr: Estimate.of(comparison.errors(method, name)) for name in names}
+    return dict(sorted(found.items()))
+
+
+def count_near_best(errors: Mapping[float, Estimate]) -> int:
+    """How many learning rates have a mean error within a point of the best one's."""
+    best = min(error.mean for error in errors.values())
+    return sum(error.mean <= best + NEAR for error in errors.values())
+
+
+def change(comparison: Comparison, method: str, variation: str) -> Estimate:
+    """How many points a variation adds to the test error of a method, paired over seeds."""
+    return paired(comparison.errors(method, variation), comparison.errors(method))

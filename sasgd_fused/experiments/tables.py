@@ -1,0 +1,109 @@
+"""The tables of a comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import median
+
+from sasgd_fused.experiments.analysis import (
+    MARGINS,
+    NEAR,
+    Comparison,
+    change,
+    count_diverged,
+    count_near_best,
+    epochs_to,
+    learning_rates,
+    summarise,
+    thresholds,
+)
+from sasgd_fused.experiments.estimates import Estimate
+from sasgd_fused.experiments.tabular import Table
+from sasgd_fused.experiments.variations import TUNED, VARIATIONS
+
+
+def make_summary(comparison: Comparison, *, brief: bool = False) -> Table:
+    """What every method came to in the unchanged setting.
+
+    Args:
+        comparison: of which.
+        brief: without the intervals of loss and time, so that a terminal of 80 columns has room for it.
+    """
+    rows = []
+    for row in summarise(comparison):
+        loss, step = f"{row.train_loss.mean:.4g}", f"{row.step_ms.mean:.3f}"
+        cells = [
+            row.label,
+            f"{row.lr:.3g}",
+            f"{row.weight_decay:.3g}",
+            loss if brief else row.train_loss.format(4),
+            row.test_error.format(2) + _of_which_diverged(comparison, row.method),
+            "" if row.difference is None else row.difference.format(2, "+"),
+            step if brief else row.step_ms.format(3),
+        ]
+        rows.append(cells)
+    first = comparison.methods[comparison.first].label
+    columns = "method", "lr", "weight\ndecay", "train\nloss", "test error,\n%", f"points\nabove {first}", "step,\nms"
+    return Table(columns, rows, f"Last epoch, {comparison.over_seeds('± half of')}")
+
+
+def make_speeds(comparison: Comparison) -> Table:
+    """How many epochs every method needed to test errors that the first method ends near."""
+    rows = []
+    limits = thresholds(comparison)
+    for name, method in comparison.methods.items():
+        cells = [method.label]
+        for limit in limits:
+            epochs = median(epochs_to(run.test_error, limit) for run in comparison.runs(name))
+            cells.append(f"{epochs:g}" if math.isfinite(epochs) else f"over {comparison.settings.epochs}")
+        rows.append(cells)
+    label = comparison.methods[comparison.first].label
+    return Table(
+        ("method", *(f"to {limit:.2f} %" for limit in limits)),
+        rows,
+        f"Epochs until the test error was for the first time at most that at which {label} ends in the mean, and "
+        f"{', '.join(f'{points:g}' for points in MARGINS[1:])} points more; median over the seeds.",
+    )
+
+
+def make_learning_rates(comparison: Comparison) -> Table:
+    """The test error over multiples of the learning rate."""
+    found = {name: learning_rates(comparison, name) for name in comparison.methods}
+    names = {VARIATIONS[name].lr: name for name in (TUNED, *comparison.varied("lr"))}
+    rows = []
+    for method, errors in found.items():
+        cells = [
+            error.format(1) + _of_which_diverged(comparison, method, names[factor]) for factor, error in errors.items()
+        ]
+        rows.append([comparison.methods[method].label, *cells, f"{count_near_best(errors)} of {len(errors)}"])
+    return Table(
+        ("method", *(f"{factor:.2g} lr" for factor in sorted(names)), f"within {NEAR:g} point of its best"),
+        rows,
+        f"Test error in percent at multiples of the learning rate, {comparison.over_seeds('± half of')}",
+    )
+
+
+def make_changes(comparison: Comparison, variations: Sequence[str], headings: Sequence[str]) -> Table:
+    """The test error at variations of the setting, and how much it changes by them."""
+    rows = []
+    for name, method in comparison.methods.items():
+        cells = [method.label, Estimate.of(comparison.errors(name)).format(2)]
+        for variation in variations:
+            error = Estimate.of(comparison.errors(name, variation)).format(2)
+            cells.append(error + _of_which_diverged(comparison, name, variation))
+            cells.append(change(comparison, name, variation).format(2, "+"))
+        rows.append(cells)
+    pairs = [text for heading in headings for text in (heading, "change")]
+    return Table(
+        ("method", "unchanged", *pairs),
+        rows,
+        f"Test error in percent and its change in points, paired by seed, {comparison.over_seeds('± half of')} "
+        "Learning rate and weight decay are those of the unchanged setting.",
+    )
+
+
+def _of_which_diverged(comparison: Comparison, method: str, variation: str = TUNED) -> str:
+    """Says how many runs diverged, if any: what their networks answer has an error too."""
+    count = count_diverged(comparison.runs(method, variation))
+    return f" ({count} of {len(comparison.settings.seeds)} diverged)" if count else ""
