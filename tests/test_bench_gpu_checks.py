@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 from time import monotonic
@@ -32,7 +34,17 @@ def script(path: Path, text: str) -> Path:
     return path
 
 
-def test_a_program_that_takes_too_long_is_interrupted_first() -> None:
+@pytest.fixture(params=["in the foreground", "in the background"])
+def started(request: pytest.FixtureRequest) -> Iterator[None]:
+    """How a shell has started this process: with `&`, it ignores interrupts."""
+    before = signal.getsignal(signal.SIGINT)
+    if request.param == "in the background":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_program_that_takes_too_long_is_interrupted_first(started: None) -> None:
     start = monotonic()
     ended = run(
         ["sh", "-c", "trap 'echo writing it down; exit 3' INT; echo begun; while :; do sleep 0.1; done"], limit=1

@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -40,17 +41,18 @@ def run(command: Sequence[str], limit: float, env: Mapping[str, str] | None = No
     At the limit it is interrupted as by Ctrl-C, so that pytest writes down what it has so far.
     """
     start = monotonic()
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment(env or {}),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    with _heeding_interrupts():
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment(env or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
     in_time = True
     try:
         output, _ = process.communicate(timeout=max(limit, 0))
@@ -65,6 +67,18 @@ def run(command: Sequence[str], limit: float, env: Mapping[str, str] | None = No
     finally:
         kill_group(process)
     return Ended(process.returncode, output, monotonic() - start, in_time)
+
+
+@contextmanager
+def _heeding_interrupts() -> Iterator[None]:
+    """Has a program that is started heed interrupts, though a shell that ran this one with `&` has it ignore them."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def environment(more: Mapping[str, str]) -> dict[str, str]:
