@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,11 @@ from optuna.trial import TrialState, create_trial
 
 from sasgd_fused.experiments.biased_random import BiasedRandomSampler
 
+pytestmark = pytest.mark.usefixtures("quiet_optuna")
+
 UNIT = {"x": FloatDistribution(0, 1)}
 DOMAIN = {"lr": FloatDistribution(1e-4, 10, log=True), "weight_decay": FloatDistribution(1e-5, 1, log=True)}
 COMPLETE = (TrialState.COMPLETE,)
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    yield
-    optuna.logging.set_verbosity(before)
 
 
 def study_with(domain: dict[str, BaseDistribution], *history: tuple[Any, float], direction: str = "minimize") -> Study:

@@ -1,14 +1,9 @@
-"""The experiments: fair comparisons, reproducible runs, and a command line that says what is wrong."""
+"""The experiments: data and networks as they are described, fair comparisons, reproducible runs."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import json
-import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,10 +21,9 @@ from rich.console import Console
 from bench.cases import vgg13_cifar
 from sasgd_fused import ScaleAmendedSGD
 from sasgd_fused.experiments.augment import random_crops
-from sasgd_fused.experiments.cli import run
 from sasgd_fused.experiments.compare import Settings, compare
 from sasgd_fused.experiments.data import DATASETS, Dataset, batches
-from sasgd_fused.experiments.methods import METHODS, MOMENTUM, Method, Tuned
+from sasgd_fused.experiments.methods import METHODS, MOMENTUM, Method, Tuned, why_unavailable
 from sasgd_fused.experiments.models import MODELS, PreActivation, initialise
 from sasgd_fused.experiments.presets import PRESETS
 from sasgd_fused.experiments.schedules import FACTOR, PATIENCE
@@ -48,15 +42,8 @@ RATES = {
     "adamw": (0.01, 5e-3),
     "muon": (0.01, 5e-3),
 }
-TUNED = {name: METHODS[name].tuned(*rates) for name, rates in RATES.items() if name in METHODS}
+TUNED = {name: METHODS[name].tuned(*rates) for name, rates in RATES.items() if why_unavailable(name) is None}
 SHOWN = PRESETS["digits"].methods
-
-
-def command(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
-    start = ["-c", code] if code else ["-m", "sasgd_fused.experiments"]
-    return subprocess.run(
-        [sys.executable, *start, *arguments], capture_output=True, text=True, encoding="utf-8", timeout=60
-    )
 
 
 # Data and models
@@ -266,170 +253,3 @@ def test_layer_scales_are_those_of_the_report_after_each_epoch() -> None:
         result = train(name, watched, model, data, seed=0, epochs=2, **options)
         assert result.layer_scale == reports
         assert [len(scales) for scales in reports] == ([7, 7] if name in ("paper", "recommended") else []), name
-
-
-# Command line
-
-
-def test_compare_ends_well_in_a_process_of_its_own(tmp_path: Path) -> None:
-    done = command("compare", "--epochs", "1", "--seeds", "0", "1", "--out", str(tmp_path / "new" / "folder"))
-    assert done.returncode == 0, done.stderr
-    for name, method in SHOWN.items():
-        assert method.label in done.stdout, name
-    picture = (tmp_path / "new" / "folder" / "curves.png").read_bytes()
-    assert picture.startswith(b"\x89PNG")
-    assert json.loads((tmp_path / "new" / "folder" / "results.json").read_text())["settings"]["epochs"] == 1
-
-
-def test_options_reach_the_runs(tmp_path: Path) -> None:
-    options = ["--methods", "paper", "sgd", "--lr", "paper=0.5", "--weight-decay", "paper=0.25"]
-    rest = ["--dataset", "digits-tuning", "--seeds", "7", "--epochs", "1", "--backend", "reference"]
-    assert run(["compare", *options, *rest, "--threads", "1", "--out", str(tmp_path)]) == 0
-    content = json.loads((tmp_path / "results.json").read_text())
-    paper, sgd = content["summary"]
-    assert (paper["method"], paper["lr"], paper["weight_decay"]) == ("paper", 0.5, 0.25)
-    assert (sgd["method"], sgd["lr"], sgd["weight_decay"]) == ("sgd", SHOWN["sgd"].lr, SHOWN["sgd"].weight_decay)
-    assert content["settings"] | {"dataset": "digits-tuning", "backend": "reference"} == content["settings"]
-    assert (content["settings"]["seeds"], content["settings"]["threads"]) == ([7], 1)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--lr", "adam=0.1"], "argument --lr: got 'adam=0.1', want METHOD=VALUE"),
-        (["--lr", "sgd"], "argument --lr: got 'sgd', want METHOD=VALUE"),
-        (["--lr", "sgd=fast"], "argument --lr: got 'sgd=fast', want METHOD=VALUE"),
-        (["--lr", "sgd=nan"], "argument --lr: got 'sgd=nan', want METHOD=VALUE"),
-        (["--weight-decay", "sgd=-1"], "argument --weight-decay: got 'sgd=-1', want METHOD=VALUE"),
-        (["--methods", "sgd", "--lr", "paper=1"], "argument --lr: got paper, which is not among --methods sgd"),
-        (["--methods", "adam"], "argument --methods: invalid choice: 'adam'"),
-        (["--dataset", "mnist"], "argument --dataset: invalid choice: 'mnist'"),
-        (["--backend", "cuda"], "argument --backend: invalid choice: 'cuda'"),
-        (["--seeds", "-1"], "argument --seeds: "),
-        (["--preset", "mnist"], "argument --preset: invalid choice: 'mnist'"),
-        (["--preset", "resnet", "--dataset", "digits"], "argument --dataset: got digits for resnet, want noisy-digits"),
-        (["--device", "no"], "argument --device: "),
-        (["--vary", "depth"], "argument --vary: invalid choice: 'depth'"),
-        (["--methods", "paper+product+plain-head"], "argument --methods: invalid choice: 'paper+product+plain-head'"),
-        (
-            ["--preset", "paper-cifar100", "--root", "nowhere"],
-            "argument --root: nowhere/cifar-100-python.tar.gz is missing",
-        ),
-        (["--epochs", "0"], "argument --epochs: got '0', want an integer from 1 on"),
-        (["--seeds", "0", "1", "0"], "argument --seeds: got 0 twice, want different ones"),
-        (["--threads", "two"], "argument --threads: got 'two', want an integer from 1 on"),
-    ],
-)
-def test_wrong_arguments_are_named(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        run(["compare", *arguments, "--out", str(tmp_path / "out")])
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-class Stopped(Exception):
-    pass
-
-
-@pytest.fixture
-def chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[Settings, dict[str, Tuned]]]:
-    """What the command line would compare."""
-    taken: list[tuple[Settings, dict[str, Tuned]]] = []
-
-    def take(settings: Settings, methods: dict[str, Tuned], *_: Any, **__: Any) -> None:
-        taken.append((settings, methods))
-        raise Stopped
-
-    def choose(*arguments: str) -> tuple[Settings, dict[str, Tuned]]:
-        with pytest.raises(Stopped):
-            run(["compare", *arguments, "--out", str(tmp_path / "out")])
-        return taken.pop()
-
-    monkeypatch.setattr("sasgd_fused.experiments.cli.compare", take)
-    return choose
-
-
-def test_all_but_the_variations_is_the_presets_unless_it_is_given(chosen: Callable[..., Any]) -> None:
-    for name, preset in PRESETS.items():
-        assert chosen("--preset", name) == (preset.settings, preset.methods)
-    settings, methods = chosen("--preset", "resnet", "--vary", "width", "init", "--epochs", "7", "--methods", "paper")
-    variations = ("tuned", "init", "width x 0.5", "width x 2")
-    assert settings == dataclasses.replace(PRESETS["resnet"].settings, epochs=7, variations=variations)
-    assert methods == {"paper": PRESETS["resnet"].methods["paper"]}
-
-
-@pytest.mark.parametrize(
-    "rates", [[], ["--lr", "lars=0.1"], ["--weight-decay", "lars=0.1"], ["--lr", "sgd=0.1", "--weight-decay", "sgd=0"]]
-)
-def test_a_method_without_rates_is_refused(
-    rates: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        methods = ["--preset", "paper-cifar10", "--methods", "sgd", "lars"]
-        run(["compare", *methods, *rates, "--out", str(tmp_path / "out")])
-    message = (
-        "argument --methods: got lars, for which the preset paper-cifar10 has no tuned values: want --settings of a "
-        "search, or --lr lars=VALUE and --weight-decay lars=VALUE"
-    )
-    assert message in capsys.readouterr().err
-
-
-def test_a_method_without_rates_is_taken_with_those_given(chosen: Callable[..., Any]) -> None:
-    rates = ["--lr", "lars=0", "--weight-decay", "lars=0.25", "--weight-decay", "sgd=0"]
-    _, methods = chosen("--preset", "paper-cifar10", "--methods", "lars", "sgd", *rates)
-    assert methods == {
-        "lars": METHODS["lars"].tuned(0, 0.25, "command line"),
-        "sgd": METHODS["sgd"].tuned(0.1, 0, "command line"),
-    }
-
-
-def test_a_method_that_is_named_twice_is_compared_once(chosen: Callable[..., Any]) -> None:
-    _, methods = chosen("--methods", "sgd", "paper", "sgd")
-    assert list(methods) == ["sgd", "paper"]
-
-
-@pytest.mark.parametrize("command", [["compare"], ["search"], ["report", "results.json"]])
-def test_a_file_in_the_place_of_the_folder_is_named(
-    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(SystemExit):
-            run([*command, "--out", str(out)])
-        assert f"argument --out: got {out}, but {tmp_path / 'file'} is a file" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("command", ["compare", "search"])
-def test_muon_says_which_torch_it_needs(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delattr("torch.optim.Muon", raising=False)
-    with pytest.raises(SystemExit):
-        run([command, "--methods", "sgd", "muon"])
-    assert "argument --methods: muon needs torch 2.9 or newer, this is " in capsys.readouterr().err
-
-
-def test_a_backend_that_cannot_run_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise RuntimeError("backend: no")
-
-    monkeypatch.setattr("sasgd_fused.experiments.cli.ScaleAmendedSGD", refuse)
-    with pytest.raises(SystemExit):
-        run(["compare", "--backend", "native"])
-    assert "argument --backend: backend: no" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("library", ["matplotlib", "optuna", "pytorch_optimizer", "sklearn"])
-def test_a_missing_extra_is_named_in_one_line(library: str) -> None:
-    code = f"""
-import runpy, sys
-sys.modules[{library!r}] = None
-runpy.run_module("sasgd_fused.experiments", run_name="__main__")
-"""
-    done = command("compare", code=code)
-    assert done.returncode == 1
-    assert 'pip install "sasgd_fused[experiments]"' in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr

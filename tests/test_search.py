@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -47,17 +47,9 @@ from tests.helpers import cpu_only
 from tests.processes import has_ended
 from tests.search_measures import killed_once, slow_valley, valley
 
-pytestmark = [cpu_only("the experiments run there"), pytest.mark.usefixtures("one_thread")]
+pytestmark = [cpu_only("the experiments run there"), pytest.mark.usefixtures("one_thread", "quiet_optuna")]
 
 QUIET = Console(quiet=True)
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    yield
-    optuna.logging.set_verbosity(before)
 
 
 @pytest.fixture

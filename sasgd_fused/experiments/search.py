@@ -213,9 +213,8 @@ def equal_budgets(path: Path) -> dict[str, list[FrozenTrial]]:
         path: the journal.
     """
     storage = _open_storage(path)
-    studies = {summary.study_name: summary for summary in optuna.get_all_study_summaries(storage)}
-    trials = {name: finished(optuna.load_study(study_name=name, storage=storage)) for name in studies}
-    trials = {name: of_method for name, of_method in trials.items() if of_method}
+    studies = [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
+    trials = {study.study_name: of_method for study in studies if (of_method := finished(study))}
     budget = min(map(len, trials.values()), default=0)
     return {name: of_method[:budget] for name, of_method in trials.items()}
 
