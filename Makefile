@@ -9,18 +9,24 @@ CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test build nvcc lint format bench gpu-check clean
+.PHONY: help demo test test-kernels test-all build nvcc lint format bench gpu-check clean
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "PYTHON=$(PYTHON) makes the environment in VENV=$(VENV); both can be set."
 
 demo: build ## Train a network with SGD and with scale-amended SGD, show table and picture
 	$(IN_VENV) sasgd_fused.experiments compare --methods sgd paper recommended --resume
 
-test: build ## Run all tests, on all cores
+test: build ## Run the tests of every promise on every backend, in under five minutes
 	$(IN_VENV) pytest --numprocesses=auto
+
+test-kernels: build ## Run what a change of a kernel needs besides: sanitizers, mutants, compiled code, full grids
+	$(IN_VENV) pytest --numprocesses=auto -m kernels
+
+test-all: build ## Run everything, with more examples drawn at random
+	$(IN_VENV) pytest --numprocesses=auto -m "" --hypothesis-profile=all
 
 # Always run: ninja knows better than make what is out of date.
 build: $(INSTALLED) ## Make the environment and the native extension

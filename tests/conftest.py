@@ -13,8 +13,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import torch
 
-from tests.emulated_cuda import EMULATED_CUDA, emulated_module
 from tests.helpers import DEVICE, backends
+from tests.kernels.emulated_cuda import EMULATED_CUDA, emulated_module
+from tests.tiers import assign
 
 if DEVICE.type == "cuda":
     # cuDNN rounds float32 to TF32 and may take another algorithm in the next run. Without it convolutions are as exact
@@ -25,6 +26,12 @@ if DEVICE.type == "cuda":
 def pytest_report_header() -> str:
     """Says in the log what was tested."""
     return f"parameters on: {DEVICE}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Before pytest chooses among them by their marks."""
+    assign(items)
 
 
 @pytest.fixture

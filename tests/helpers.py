@@ -16,14 +16,14 @@ from torch.optim import Optimizer
 
 from sasgd_fused import ScaleAmendedSGD
 from sasgd_fused.backends import BACKENDS
-from tests.emulated_cuda import EMULATED_CUDA
-from tests.native_programs import REQUIRED
+from tests.kernels.emulated_cuda import EMULATED_CUDA
+from tests.kernels.native_programs import REQUIRED
 
 # Where the parameters of the tests lie, with its index, as tensors and messages have it.
 DEVICE = torch.empty(0, device=os.environ.get("SASGD_TEST_DEVICE", "cpu")).device
 
 if DEVICE.type == "cpu" and importlib.util.find_spec("triton"):
-    import tests.interpreter  # noqa: F401
+    import tests.kernels.interpreter  # noqa: F401
 
 # The emulation is of a device on the CPU, and has no part in a run on a real one.
 ALL_BACKENDS = tuple(sorted(name for name in BACKENDS if name != EMULATED_CUDA or DEVICE.type == "cpu"))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sasgd_fused import ScaleAmendedSGD, parameter_groups
+from tests.distributed.sharded_runs import even_network, whole
 from tests.helpers import Case
-from tests.sharded_runs import even_network, whole
 from tests.unchanged import bits
 
 BF16 = torch.bfloat16

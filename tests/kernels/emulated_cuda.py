@@ -1,0 +1,93 @@
+"""The CUDA backend with its kernels on the CPU: the same Python, the same C++, the same kernel source.
+
+Importing this module enters it among the backends, so that the tests that run on all of them run on it too.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import sysconfig
+from collections.abc import Collection
+from functools import cache
+from types import ModuleType
+
+import torch
+
+from sasgd_fused.backends import BACKENDS
+from sasgd_fused.backends.base import Backend
+from sasgd_fused.backends.cuda import CudaBackend
+from sasgd_fused.plan import State, StepPlan
+from tests.kernels.native_programs import (
+    BUILD_DIR,
+    SOURCES,
+    compiler_for,
+    emulated_command,
+    emulated_step,
+    emulation_objects,
+    why_not_emulated,
+)
+from tools.native_core import CSRC
+from tools.ninja_build import Object, build
+
+EMULATED_CUDA = "emulated cuda"
+
+
+@cache
+def emulated_module() -> ModuleType:
+    """Builds and imports the module."""
+    import pybind11  # here, because nothing else in the tests needs it
+
+    command = [*emulated_command(), "-isystem", sysconfig.get_path("include"), "-isystem", pybind11.get_include()]
+    library = build(
+        [
+            emulated_step(),
+            *emulation_objects(),
+            Object(SOURCES / "emulation/module.cpp", "module.o", command),
+            Object(CSRC / "cuda/bindings.cpp", "bindings.o", command),
+        ],
+        output=f"emulated_cuda{sysconfig.get_config_var('EXT_SUFFIX')}",
+        linker=compiler_for("cuda"),
+        link_flags=["-shared"],
+        build_dir=BUILD_DIR / "emulated_cuda",
+    )
+    spec = importlib.util.spec_from_file_location("emulated_cuda", library)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["emulated_cuda"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class EmulatedCudaBackend(CudaBackend):
+    """Takes parameters on the CPU as if they were on the device."""
+
+    name = EMULATED_CUDA
+    # What tests set in the place of torch.cuda's current stream and device.
+    stream = 0
+    index = 0
+
+    @classmethod
+    def create(cls, plan: StepPlan, state: State) -> Backend:
+        cls.core = emulated_module()
+        return super().create(plan, state)
+
+    @classmethod
+    def why_not(cls, device: torch.device, dtypes: Collection[torch.dtype]) -> str | None:
+        """No compiler or headers; other devices or dtypes."""
+        if device.type != "cpu":
+            return f"it emulates a device on the CPU, not on {device.type}"
+        return why_not_emulated() or cls.why_not_these(dtypes)
+
+    def _current_stream(self) -> int:
+        return self.stream
+
+    def _record_stream(self) -> None:
+        pass
+
+    @property
+    def _device_index(self) -> int:
+        return self.index
+
+
+BACKENDS[EMULATED_CUDA] = EmulatedCudaBackend

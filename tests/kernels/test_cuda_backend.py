@@ -1,0 +1,282 @@
+"""What the CUDA backend promises beyond right numbers, under the emulation: launches, streams, graphs, errors."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections import Counter
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from sasgd_fused.backends.cuda import CudaBackend
+from tests.helpers import Case, assert_close, assert_same_run
+from tests.kernels.emulated_cuda import EMULATED_CUDA, EmulatedCudaBackend
+from tests.kernels.emulated_runs import FROZEN, OPTIONS, SHAPES, begun, captured, give_scaler
+
+LAUNCH, COPY = "cudaLaunchKernelEx", "cudaMemcpyAsync"
+LAUNCH_FAILED = 719
+MASTERS = {**OPTIONS, "master_weights": True, "momentum_dtype": torch.bfloat16, "rounding": "stochastic"}
+
+PLAN: dict[str, Any] = {
+    "device": 0,
+    "tensors": [(6, 0, 0)],
+    "blocks": [(0, True, 3.0, 2.0)],
+    "eps": 1e-3,
+    "output_factor": 1.0,
+    "shape_decay": False,
+    "track_norms": True,
+}
+
+
+class Operations:
+    """Counts what was put on streams since it was last asked."""
+
+    def __init__(self, emulation: ModuleType) -> None:
+        self._emulation = emulation
+        self._seen = len(emulation.stream_operations())
+
+    def new(self) -> list[tuple[str, int, int]]:
+        """The function, device and stream of each."""
+        operations = self._emulation.stream_operations()
+        new, self._seen = operations[self._seen :], len(operations)
+        return [operation[:3] for operation in new]
+
+    def count(self) -> Counter[str]:
+        return Counter(function for function, _, _ in self.new())
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+@pytest.mark.parametrize(("multiprocessors", "resident_blocks"), [(1, 0), (4, 0), (4, 1), (3, 2)])
+@pytest.mark.parametrize("options", [OPTIONS, FROZEN], ids=["track", "freeze"])
+def test_schedules_grids_and_residency(
+    emulation: ModuleType, seed: int, multiprocessors: int, resident_blocks: int, options: dict[str, Any]
+) -> None:
+    """Nothing depends on who comes first, on the size of the grid, or on how many blocks run at once."""
+    settings = emulation.settings()
+    settings.seed, settings.multiprocessors, settings.resident_blocks = seed, multiprocessors, resident_blocks
+    case = Case(SHAPES, options=options)
+    assert_same_run(case, EMULATED_CUDA)
+    here, _ = case.run(EMULATED_CUDA)
+    emulation.reset()
+    for ours, plain in zip(here, case.run(EMULATED_CUDA)[0], strict=True):
+        assert torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        pytest.param(torch.float32, OPTIONS, id="track"),
+        pytest.param(torch.float32, FROZEN, id="freeze"),
+        pytest.param(torch.bfloat16, MASTERS, id="masters"),
+        pytest.param(torch.bfloat16, {**OPTIONS, "rounding": "stochastic"}, id="stochastic"),
+    ],
+)
+def test_a_step_is_one_launch_and_nothing_else(
+    emulation: ModuleType, dtype: torch.dtype, options: dict[str, Any]
+) -> None:
+    """With other gradients and another learning rate every time."""
+    case = Case(SHAPES, dtype=dtype, options=options)
+    params, optimizer = begun(case)
+    operations = Operations(emulation)
+    kept = []
+    for step in range(3, 6):
+        optimizer.step()
+        kept += [param.grad for param in params]  # so that the next ones lie elsewhere
+        case.set_grads(params, step)
+        optimizer.param_groups[0]["lr"] *= 0.9
+        assert operations.count() == {LAUNCH: 1}
+
+
+def test_a_norm_pass_is_one_launch_more(emulation: ModuleType) -> None:
+    params, optimizer = begun(Case(SHAPES, options=OPTIONS))
+    operations = Operations(emulation)
+    with torch.no_grad():
+        params[0].mul_(2)
+    optimizer.step()
+    assert operations.count() == {LAUNCH: 2}
+
+
+@pytest.mark.parametrize(("tensors", "groups", "launches"), [(1100, 3, 1), (5000, 1, 2), (700, 700, 2)])
+def test_launches_of_many_tensors_and_groups(emulation: ModuleType, tensors: int, groups: int, launches: int) -> None:
+    """The largest networks of torchvision have about a thousand tensors; more are no error."""
+    case = Case(
+        [(3, 2)] * tensors,
+        options={"lr": 0.01, "momentum": 0.9},
+        groups=[(range(first, tensors, groups), {"lr": 0.01 + 1e-5 * first}) for first in range(groups)],
+    )
+    params, optimizer = begun(case, 1)
+    operations = Operations(emulation)
+    optimizer.step()
+    assert operations.count() == {LAUNCH: launches}
+    for ours, theirs in zip(params, case.run("reference", 2)[0], strict=True):
+        assert_close(ours, theirs, torch.float32)
+
+
+def test_stream_and_device(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All work goes to the current stream, and to the device of the plan; the current device stays."""
+    monkeypatch.setattr(EmulatedCudaBackend, "stream", 7)
+    monkeypatch.setattr(EmulatedCudaBackend, "index", 1)
+    operations = Operations(emulation)
+    assert_same_run(Case(SHAPES, options=OPTIONS), EMULATED_CUDA)
+    assert {(device, stream) for _, device, stream in operations.new()} == {(1, 7)}
+    monkeypatch.setattr(EmulatedCudaBackend, "index", 0)
+    begun(Case(SHAPES))
+    assert {device for _, device, _ in operations.new()} == {0}
+
+
+@pytest.mark.parametrize("options", [OPTIONS, FROZEN], ids=["track", "freeze"])
+def test_a_captured_step(emulation: ModuleType, options: dict[str, Any]) -> None:
+    """Norms are tracked in the graph; an overflow between replays leaves no trace."""
+    case = Case(SHAPES, options=options)
+    params, optimizer = begun(case)
+    found_inf = torch.zeros(())
+    give_scaler(optimizer, found_inf)
+    before = [param.detach().clone() for param in params]
+    with captured(emulation):
+        optimizer.step()
+    assert all(map(torch.equal, params, before)), "a capture runs nothing"
+
+    def replay(step: int, overflow: bool) -> None:
+        values = case.params()
+        case.set_grads(values, step)
+        for param, value in zip(params, values, strict=True):
+            param.grad.copy_(value.grad)
+        found_inf.fill_(float(overflow))
+        emulation.replay(5)
+
+    replay(2, False)
+    with torch.no_grad():
+        weights = [param.clone() for param in params]
+    replay(3, True)
+    assert all(map(torch.equal, params, weights))
+    replay(3, False)
+    for ours, theirs in zip(params, case.run(EMULATED_CUDA, 4)[0], strict=True):
+        assert torch.equal(ours, theirs)
+    assert not any(row.stale_steps for row in optimizer.layer_report())
+
+
+def test_a_capture_without_a_step_before_says_what_to_do(emulation: ModuleType) -> None:
+    case = Case(SHAPES, options=OPTIONS)
+    params = case.params()
+    optimizer = case.optimizer(params, EMULATED_CUDA)
+    case.set_grads(params, 0)
+    with (
+        captured(emulation),
+        pytest.raises(RuntimeError, match=r"CUDA graph: .* take a step before the capture"),
+    ):
+        optimizer.step()
+    optimizer.step()
+    for ours, theirs in zip(params, case.run("reference", 1)[0], strict=True):
+        assert_close(ours, theirs, torch.float32)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (LAUNCH, r"CUDA: launching a (step|norm pass) over 6 tensors on device 0 failed: cudaErrorLaunchFailure, "),
+        (COPY, r"CUDA: sending tables to device 0 failed: "),
+    ],
+)
+def test_a_refusal_of_the_driver(emulation: ModuleType, function: str, message: str, first: bool) -> None:
+    """It says what was attempted, the weights stay, and the next step is right: a first update is still one."""
+    case = Case(SHAPES, options={**OPTIONS, "dampening": 0.5})
+    params, optimizer = begun(case, 0 if first else 2)
+    if function == COPY and not first:
+        for param in params:  # new buffers: their addresses have to be sent
+            optimizer.state[param]["momentum_buffer"] = optimizer.state[param]["momentum_buffer"].clone()
+    emulation.fail_next(function, LAUNCH_FAILED)
+    before = [param.detach().clone() for param in params]
+    with pytest.raises(RuntimeError, match=message):
+        optimizer.step()
+    assert all(map(torch.equal, params, before))
+    optimizer.step()
+    for ours, theirs in zip(params, case.run("reference", 1 if first else 3)[0], strict=True):
+        assert_close(ours, theirs, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"driver": 0}, "no driver is installed"),
+        ({"devices": 0}, "counting the devices .* cudaErrorNoDevice"),
+    ],
+)
+def test_without_a_driver_or_device(emulation: ModuleType, settings: dict[str, int], message: str) -> None:
+    for name, value in settings.items():
+        setattr(emulation.settings(), name, value)
+    with pytest.raises(RuntimeError, match=message):
+        emulation.cuda_devices()
+
+
+def test_a_device_that_cannot_run_the_kernels(emulation: ModuleType) -> None:
+    emulation.fail_next("cudaOccupancyMaxActiveBlocksPerMultiprocessor", 209)
+    with pytest.raises(RuntimeError, match="how many thread blocks device 1 holds failed: cudaErrorNoKernelImage"):
+        emulation.check_cuda_device(1)
+    emulation.check_cuda_device(1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda plan: plan.attach(8, 0, 0, 0, 0, 0), "tables: got an address that is not aligned"),
+        (lambda plan: plan.place(b"", bytes(8), bytes(8), 0), "weights: got 0 bytes"),
+        (lambda plan: plan.place(b"\1" * 8, b"", bytes(8), 0), "momentum_buffers: got 0 bytes"),
+        (lambda plan: plan.place(b"\1" * 8, bytes(8), b"", 0), "copies: got 0 bytes"),
+        (lambda plan: plan.place(bytes(8), bytes(8), bytes(8), 0), "weights: got a null address for tensor 0"),
+        (lambda plan: plan.place(b"\1" * 8, bytes(8), b"\1" * 8, 0), "copies: tensor 0 has an address and no copy"),
+        (lambda plan: plan.measure(b"\1\1", 0), "chosen_blocks: got 2 bytes"),
+        (lambda plan: plan.step(bytes(16), b"\0", bytes(48), bytes(8), 0, 0, 0), "grads: got 16 bytes"),
+        (lambda plan: plan.step(bytes(8), b"\3", bytes(48), bytes(8), 0, 0, 0), "grad_dtypes: got dtype code 3"),
+        (lambda plan: plan.step(bytes(8), b"\1", bytes(48), bytes(8), 0, 0, 0), "grad_dtypes: tensor 0 has a 16-bit"),
+        (lambda plan: plan.step(bytes(8), b"\0", bytes(40), bytes(8), 0, 0, 0), "values: got 40 bytes"),
+        (lambda plan: plan.step(bytes(8), b"\0", bytes(48), b"", 0, 0, 0), "lr_addresses: got 0 bytes"),
+    ],
+)
+def test_wrong_arguments(emulation: ModuleType, call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(emulation.CudaPlan(**PLAN))
+
+
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        ([(0, True, True, 1)] * 2, "storage: got 2 entries, want none or 1"),
+        ([(0, False, True, 1)], "storage: got stochastic rounding of a tensor that has nothing in bfloat16"),
+    ],
+)
+def test_wrong_storage(emulation: ModuleType, storage: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        emulation.CudaPlan(**PLAN, storage=storage)
+
+
+def test_wrong_arguments_for_a_master(emulation: ModuleType) -> None:
+    plan = emulation.CudaPlan(**PLAN, storage=[(1, False, False, 0)])
+    with pytest.raises(ValueError, match=r"copies: tensor 0 has .* a copy and no address"):
+        plan.place(b"\1" * 8, bytes(8), bytes(8), 0)
+    with pytest.raises(ValueError, match="grad_dtypes: tensor 0 has a 16-bit"):
+        plan.step(bytes(8), b"\2", bytes(48), bytes(8), 0, 0, 0)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "every_second"])
+def test_memory_that_a_graph_writes_is_not_freed(emulation: ModuleType, layout: str) -> None:
+    """Nor the dense copies of parameters with gaps."""
+
+    def is_kept(captures: bool) -> bool:
+        _, optimizer = begun(Case(SHAPES, layout=layout))
+        if captures:
+            with captured(emulation):
+                optimizer.step()
+        (backend,) = optimizer._backends or []
+        assert isinstance(backend, CudaBackend)
+        gapped = backend._weights.gapped.values()
+        written = [weakref.ref(tensor) for tensor in (backend._norms, backend._rounding.on_device, *gapped)]
+        del backend, optimizer, gapped
+        gc.collect()
+        return all(reference() is not None for reference in written)
+
+    assert not is_kept(False)
+    assert is_kept(True)

@@ -1,0 +1,264 @@
+"""Masters, small momentum and stochastic rounding in Triton: the reference's numbers, and the other kernels' bits."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from sasgd_fused import ScaleAmendedSGD
+from sasgd_fused.backends.rounding import _bits_of, round_stochastically
+from sasgd_fused.backends.triton.backend import TritonBackend
+from sasgd_fused.options import GroupValues
+from sasgd_fused.storage import mix
+from tests.helpers import LAYOUTS, TOLERANCE, assert_close, backends, cpu_only, states_of
+from tests.kernels.emulated_cuda import EMULATED_CUDA
+from tests.kernels.emulated_runs import give_scaler
+
+pytestmark = [cpu_only("Triton's interpreter runs there"), pytest.mark.parametrize("backend", backends(["triton"]))]
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+SMALL, STOCHASTIC = {"momentum_dtype": BF16}, {"rounding": "stochastic", "rounding_seed": 7}
+MASTERS = {"master_weights": True}
+# Options, and the dtypes of the parameters that they are for: they take turns.
+STORED: dict[str, tuple[dict[str, Any], tuple[torch.dtype, ...]]] = {
+    "masters": (MASTERS, (BF16, F16, F32)),
+    "small momentum": (SMALL, (BF16, F32)),
+    "stochastic": (STOCHASTIC, (BF16, F32)),
+    "small momentum, stochastic": ({**SMALL, **STOCHASTIC}, (F32, BF16)),
+    "masters, small momentum": ({**MASTERS, **SMALL}, (BF16, F16, F32)),
+    "masters, small momentum, stochastic": ({**MASTERS, **SMALL, **STOCHASTIC}, (F16, F32, BF16)),
+    "stochastic, without momentum": ({**STOCHASTIC, "momentum": 0.0, "dampening": 0.0}, (BF16,)),
+}
+RULE = {"lr": 0.01, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.02, "output_width": 10_000}
+# With tails, several chunks, nothing, and one element; blocks, and vectors, whose scale is 1.
+SHAPES = [(6, 3, 3, 3), (7, 2400), (11,), (0, 4), (), (5, 11), (2, 37)]
+VECTORS = [(5,), (2 * 8192 + 3,), (1,), (8192,), (777,)]
+
+
+@dataclass
+class Run:
+    """A model and its optimizer, the same again from the same arguments."""
+
+    stored: str
+    backend: str
+    shapes: list[tuple[int, ...]]
+    layout: str = "contiguous"
+    wide: bool = False  # float32 gradients
+
+    def __post_init__(self) -> None:
+        options, dtypes = STORED[self.stored]
+        generator = torch.Generator().manual_seed(3)
+        self.params: list[Parameter] = []
+        for index, shape in enumerate(self.shapes):
+            place = LAYOUTS[self.layout](shape, dtypes[index % len(dtypes)])
+            self.params.append(Parameter(place.copy_(torch.randn(shape, generator=generator))))
+        self.optimizer = ScaleAmendedSGD(self.params, backend=self.backend, **{**RULE, **options})
+        self.taken = 0
+
+    def step(self, times: int = 1) -> Run:
+        for _ in range(times):
+            self.taken += 1
+            generator = torch.Generator().manual_seed(self.taken)
+            for param in self.params:
+                values = 0.1 * torch.randn(param.shape, generator=generator)
+                if self.wide:
+                    param.grad_dtype = None
+                param.grad = values if self.wide else torch.empty_like(param).copy_(values.to(param.dtype))
+            self.optimizer.step()
+        return self
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and their states, as a checkpoint has them."""
+        found: dict[str, Tensor] = {}
+        for index, (param, state) in enumerate(zip(self.params, states_of(self.optimizer, self.params), strict=True)):
+            named = {"param": param.detach(), **state}
+            found |= {f"{name} {index}": torch.as_tensor(value) for name, value in named.items()}
+        return found
+
+
+def assert_same_bits(ours: Run, theirs: Run) -> None:
+    mine, others = ours.tensors(), theirs.tensors()
+    assert mine.keys() == others.keys()
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    for name, tensor in mine.items():
+        assert tensor.dtype == others[name].dtype, name
+        words, other_words = (t.contiguous().view(integers[t.element_size()]) for t in (tensor, others[name]))
+        assert torch.equal(words, other_words), name
+
+
+@pytest.mark.parametrize("twin", backends([EMULATED_CUDA]))
+@pytest.mark.parametrize("layout", ["contiguous", "misaligned"])
+@pytest.mark.parametrize("stored", STORED)
+def test_it_has_the_bits_of_cuda(stored: str, layout: str, twin: str, backend: str) -> None:
+    ours, theirs = (Run(stored, name, SHAPES, layout, wide=layout == "misaligned").step(2) for name in (backend, twin))
+    assert_same_bits(ours, theirs)
+    assert ours.optimizer.layer_report() == theirs.optimizer.layer_report()
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["", "float32 gradients"])
+@pytest.mark.parametrize("stored", STORED)
+def test_it_has_the_bits_of_the_cpu_where_no_norm_is_taken(stored: str, wide: bool, backend: str) -> None:
+    """Sums of squares are added up in another order there."""
+    assert_same_bits(*(Run(stored, name, VECTORS, wide=wide).step(3) for name in (backend, "native")))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "every_second"])
+@pytest.mark.parametrize("stored", STORED)
+def test_it_does_what_the_reference_does(stored: str, layout: str, backend: str) -> None:
+    """Which computes in float64: so now and then another value of 16 bits is the nearest, or falls to chance."""
+    ours, theirs = (Run(stored, name, SHAPES, layout).step(2).tensors() for name in (backend, "reference"))
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        assert ours[name].dtype == expected.dtype, name
+        if not expected.is_floating_point():
+            assert torch.equal(ours[name], expected), name
+            continue
+        assert_close(ours[name], expected, BF16, name)
+        others = ours[name] != expected
+        if expected.dtype == F32:
+            rms = expected.square().mean().sqrt()
+            others = (ours[name] - expected).abs() > TOLERANCE[F32] * (expected.abs() + rms)
+        assert others.sum() <= 1 + expected.numel() // 200, name
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_a_skipped_step_counts_for_nothing(stored: str, backend: str) -> None:
+    ours, theirs = (Run(stored, backend, SHAPES[2:]) for _ in range(2))
+    ours.step()
+    before = {name: tensor.clone() for name, tensor in ours.tensors().items()}
+    give_scaler(ours.optimizer, torch.ones(()))
+    ours.optimizer.step()
+    for name, tensor in ours.tensors().items():
+        assert torch.equal(tensor, before[name]), name
+    give_scaler(ours.optimizer, torch.zeros(()))
+    assert_same_bits(ours.step(), theirs.step(2))
+
+
+def test_a_captured_step_counts_on_and_sends_no_addresses(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    """The interpreter runs at once what a graph would run when it is replayed."""
+    from sasgd_fused.backends.triton.launch import TritonPlan
+
+    ours, theirs = (Run("masters, small momentum, stochastic", backend, SHAPES[2:]).step() for _ in range(2))
+    (made,) = ours.optimizer._backends or []
+    with monkeypatch.context() as patch:
+        patch.setattr(TritonPlan, "is_capturing", lambda plan: True)
+        patch.setattr(TritonPlan, "place", None)
+        ours.step(2)
+    assert_same_bits(ours, theirs.step(2))
+    assert isinstance(made, TritonBackend)
+    ids = set(map(id, made._memory()))
+    assert {id(made._rounding.on_device), id(made._kernel._copies.on_device)} <= ids  # type: ignore[union-attr]
+
+
+def test_parameters_and_masters_may_move(backend: str) -> None:
+    ours, theirs = (Run("masters", backend, SHAPES[2:]).step() for _ in range(2))
+    for param in ours.params:
+        param.data = param.data.clone()
+    ours.step()
+    for state in ours.optimizer.state.values():
+        if "master_weight" in state:
+            state["master_weight"] = state["master_weight"].clone()
+    assert_same_bits(ours.step(), theirs.step(2))
+
+
+def test_what_the_compiler_takes_for_aligned_is(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    """Masters and momentum always are, parameters perhaps not."""
+    from triton.runtime.interpreter import TensorHandle
+
+    seen, set_attr = [], TensorHandle.set_attr
+
+    def checked_set_attr(handle: Any, name: str, values: Any) -> None:
+        if name == "tt.divisibility":
+            seen.append(int(handle.data[0]) % int(values[0]))
+        set_attr(handle, name, values)
+
+    monkeypatch.setattr(TensorHandle, "set_attr", checked_set_attr)
+    Run("masters", backend, [(2400,)] * 3, "misaligned").step()
+    assert not any(seen)
+    Run("masters", backend, [(2400,)] * 3).step()
+    assert seen
+    assert not any(seen)
+
+
+@pytest.mark.parametrize("stored", ["stochastic", "masters, small momentum, stochastic"])
+def test_what_is_no_number_stays_so(stored: str, backend: str) -> None:
+    """Also where random bits are added to those of a NaN, which may have all of them set."""
+    runs = [Run(stored, name, [(64,), (64,), (64,)]) for name in (backend, "native")]
+    strange = [float("nan"), float("inf"), float("-inf"), 3.38e38, -3.38e38, 0.0, 1e-40]
+    for run in runs:
+        with torch.no_grad():
+            for param in run.params:
+                param[: len(strange)] = torch.tensor(strange)
+                param[8] = torch.tensor(-1, dtype=torch.int32).view(F32)
+        run.step(2)
+    ours, theirs = (run.tensors() for run in runs)
+    for name, tensor in ours.items():
+        assert torch.equal(tensor.isnan(), theirs[name].isnan()), name
+        assert torch.equal(tensor.nan_to_num(), theirs[name].nan_to_num()), name
+    assert all(bool(param[0].isnan() & param[8].isnan() & ~param[5].isnan()) for param in runs[0].params)
+
+
+@pytest.mark.parametrize("has_master", [False, True])
+def test_places_beyond_32_bits(has_master: bool, backend: str) -> None:
+    """Of a tensor of which only the last two chunks are in memory."""
+    from sasgd_fused.backends.triton import tables
+    from sasgd_fused.backends.triton.launch import TritonPlan
+
+    count, absent, stream, rounding_step = 8192 + 5, 3 * 2**32 // 8192 + 2, 2**64 - 12345, 6
+    generator = torch.Generator().manual_seed(1)
+    weight, grad, buffer = (torch.randn(count, generator=generator).to(BF16) for _ in range(3))
+    copy = weight.clone()
+    weight = weight.float() if has_master else weight
+    offset = absent * tables.CHUNK.value
+    key = mix(mix(stream + rounding_step) + (offset >> 32))
+    words = _bits_of(offset + torch.arange(count), key)
+    moved = 0.5 * buffer.float() + grad.float()
+    expected = weight.float() - 0.25 * moved
+
+    steps = torch.tensor([rounding_step])
+    flags = torch.ones(1, dtype=torch.uint8)  # started
+    plan = TritonPlan(
+        torch.device("cpu"),
+        *(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64), flags, steps),
+        tensors=[(count, 0, 0 if has_master else 1)],
+        blocks=[],
+        storage=[(int(has_master), has_master, True, stream)],
+        eps=1.0,
+        output_factor=1.0,
+        shape_decay=False,
+        track_norms=True,
+    )
+    plan._tensors[0, tables.FIRST_CHUNK.value] -= absent
+    plan._tensors[0, tables.NUMEL.value] += offset
+    weights, grads, buffers, copies = (
+        array("Q", [tensor.data_ptr() - offset * tensor.element_size()]) for tensor in (weight, grad, buffer, copy)
+    )
+    plan.place(weights, buffers, copies)
+    plan.step(grads, array("Q", [1]), [GroupValues(0.25, 0.5, 0.0, 0.0, False, False)], {}, None, None)
+
+    assert torch.equal(buffer, round_stochastically(moved, words >> 16))
+    assert torch.equal(weight, expected if has_master else round_stochastically(expected, words & 0xFFFF))
+    assert torch.equal(copy, expected.to(BF16)) is has_master
+    assert steps.tolist() == [rounding_step + 1]
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        [(1, False, False, 0), (0, False, False, 0)],  # a master, and a parameter of 16 bits without one
+        [(0, False, True, 0), (0, False, False, 0)],  # rounded by chance, and to nearest
+        [(0, False, True, 0), (0, True, True, 0)],  # small momentum of 16-bit weights
+    ],
+)
+def test_tensors_of_one_dtype_are_stored_alike(storage: list[tuple[int, bool, bool, int]], backend: str) -> None:
+    from sasgd_fused.backends.triton.formats import formats_of
+
+    tensors = [(1, 0, 0 if copy else 1) for copy, *_ in storage]
+    with pytest.raises(ValueError, match=r"^storage: tensor 1 is stored otherwise"):
+        formats_of(tensors, storage)

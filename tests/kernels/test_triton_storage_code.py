@@ -1,0 +1,133 @@
+"""What Triton makes of its kernels for plans with mixed storage. Needs no GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+
+from tests.kernels.native_programs import give_up
+from tests.kernels.test_triton_code import CHUNK_KERNELS, ELEMENTS, EXCHANGE, KERNELS, ROOT, STEP_SIZES, Code, Compiled
+
+# All of the formats on all of the targets would take minutes. Each of these has most of something: of the registers,
+# of the kinds of accesses, of the accesses of 16 bytes.
+COMPILED = {
+    "sm_80": "stochastic rounding",
+    "sm_90": "masters, small momentum, stochastic rounding",
+    "gfx942": "masters",
+}
+cases = pytest.mark.parametrize(("target", "formats"), COMPILED.items())
+
+MOVES = {
+    "ptx": {
+        16: (r"\bld\.global\S*\.v4\.[bfu]32\b", r"\bst\.global\S*\.v4\.[bfu]32\b"),
+        8: (r"\bld\.global\S*\.v2\.[bfu]32\b", r"\bst\.global\S*\.v2\.[bfu]32\b"),
+    },
+    "amdgcn": {
+        16: (r"\bglobal_load_dwordx4\b", r"\bglobal_store_dwordx4\b"),
+        8: (r"\bglobal_load_dwordx2\b", r"\bglobal_store_dwordx2\b"),
+    },
+}
+
+Compiler = Callable[[str, str], Compiled]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiler:
+    """Compiles the kernels for a target and formats."""
+    if importlib.util.find_spec("triton") is None:
+        give_up("Triton is not installed", "triton")
+
+    @cache
+    def compile_for(target: str, formats: str) -> Compiled:
+        # In an empty folder, so that nothing is found that was compiled before.
+        env = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+        env.pop("TRITON_INTERPRET", None)
+        command = [sys.executable, "-m", "tests.kernels.triton_storage_code", target, formats]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        told = json.loads(done.stdout)
+        return Compiled(told["launches"], {name: Code(target, **facts) for name, facts in told["kernels"].items()})
+
+    return compile_for
+
+
+def vectors(formats: str, size: int) -> tuple[int, int]:
+    """How often a thread loads and stores so many bytes in both of the loops that take vectors."""
+    loads = stores = 0
+    for param, grad in STEP_SIZES:
+        weight = 4 if "masters" in formats else param
+        momentum = 2 if "small momentum" in formats and weight == 4 else weight
+        copies = [param] if param != weight else []
+
+        def moves(element: int, weight: int = weight) -> int:
+            vector = min(16, 16 // weight * element)
+            return ELEMENTS * element // vector if vector == size else 0
+
+        states = moves(weight) + moves(momentum)
+        loads += 2 * states + moves(grad)
+        stores += 2 * (states + sum(map(moves, copies)))
+    return loads, stores
+
+
+@cases
+def test_vectors_are_of_as_many_elements_as_16_bytes_of_weights(target: str, formats: str, compiled: Compiler) -> None:
+    code = compiled(target, formats).kernels["step_kernel"]
+    for size, patterns in MOVES[code.kind].items():
+        assert tuple(len(re.findall(p, code.text)) for p in patterns) == vectors(formats, size), size
+        if code.kind == "ptx":  # the assembler may have unrolled loops
+            kernel, bits, expected = code.on_nvidia(), 8 * size, vectors(formats, size)
+            assert kernel.count(f"LDG.E.{bits}") >= expected[0]
+            assert kernel.count(f"STG.E.{bits}") >= expected[1]
+
+
+@cases
+def test_kernels_spill_and_contract_nothing(target: str, formats: str, compiled: Compiler) -> None:
+    kernels = compiled(target, formats).kernels
+    assert kernels.keys() == set(KERNELS)
+    assert not {name: complaints for name, code in kernels.items() if (complaints := code.complaints())}
+    for name in CHUNK_KERNELS if target != "gfx942" else ():
+        assert kernels[name].on_nvidia().resident_blocks(kernels[name].threads) >= 4, name
+
+
+@cases
+def test_loops_over_vectors_exchange_nothing(target: str, formats: str, compiled: Compiler) -> None:
+    text = compiled(target, formats).kernels["step_kernel"].read("ttgir")
+    loops = re.findall(r"^( *)(?:%\S+ = )?scf\.for %\w+ = %c0_i32 to (.*?)^\1}", text, re.DOTALL | re.MULTILINE)
+    assert len(loops) == 2 * len(STEP_SIZES)
+    for _, loop in loops:
+        assert "tt.load" in loop
+        assert not [found[0] for found in EXCHANGE.finditer(loop)]
+
+
+@cases
+def test_integers_are_unsigned_and_offsets_have_64_bits(target: str, formats: str, compiled: Compiler) -> None:
+    text = compiled(target, formats).kernels["step_kernel"].read("ttir")
+    is_stochastic = "stochastic" in formats
+    # Keys are made of 64 bits: the shifts by 30 and 27 are those of `mix`.
+    assert [len(re.findall(rf"arith\.shrui %\w+, %c{n}_i64\b", text)) for n in (30, 27)] == [2 * is_stochastic] * 2
+    assert ("arith.shrui" in text) is is_stochastic
+    assert "arith.shrsi" not in text
+    (offset,) = set(re.findall(r"(%\w+) = arith\.muli %\w+, %c8192_i64\b", text))
+    assert re.search(rf"arith\.muli {offset}, %\w+ : i64", text)
+    # Random bits are made of the low half of a place, with a key of the high half.
+    assert len(re.findall(rf"arith\.trunci {offset} :", text)) == is_stochastic
+    assert set(re.findall(r"tt\.int_to_ptr %\w+ : (\w+)", text)) == {"i64"}
+
+
+@cases
+def test_one_variant_serves_all_gradients(target: str, formats: str, compiled: Compiler) -> None:
+    told = compiled(target, formats)
+    assert len(told.launches) == 2
+    for case, wanted in told.launches.items():
+        assert wanted.keys() == set(KERNELS), case
+        for name, types_and_alignments in wanted.items():
+            (variant,) = told.kernels[name].variants
+            assert variant.startswith(types_and_alignments), f"{case}: {name}"

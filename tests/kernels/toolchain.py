@@ -1,0 +1,33 @@
+"""The CUDA compiler for the tests that need it, and scripts that stand in for a compiler."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from tests.kernels.native_programs import compiler_for, give_up
+from tools.cuda import NO_NVCC, Toolkit, UnusableToolkit, find_toolkit
+
+
+def cuda_toolkit() -> Toolkit:
+    """The CUDA compiler, or the end of a test that needs it."""
+    found = _toolkit_or_reason(tuple(compiler_for("cuda")))
+    if isinstance(found, str):
+        give_up(found, "cuda")
+    return found
+
+
+@cache
+def _toolkit_or_reason(compiler: tuple[str, ...]) -> Toolkit | str:
+    try:
+        return find_toolkit(compiler) or NO_NVCC
+    except UnusableToolkit as error:
+        return str(error)
+
+
+def write_script(path: Path, *lines: str) -> Path:
+    """Writes a shell script that can be run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(["#!/bin/sh", *lines]) + "\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
