@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
@@ -15,12 +16,19 @@ with warnings.catch_warnings():
 
 from tests.helpers import DEVICE, backends
 from tests.kernels.emulated_cuda import EMULATED_CUDA, emulated_module
-from tests.tiers import assign
+from tests.tiers import COLLECTED, assign
 
 if DEVICE.type == "cuda":
     # cuDNN rounds float32 to TF32 and may take another algorithm in the next run. Without it convolutions are as exact
     # as on the CPU, and a model gives the same gradients every time.
     torch.backends.cudnn.enabled = False
+
+if importlib.util.find_spec("hypothesis"):
+    from hypothesis import settings
+
+    for profile, examples in {"quick": 100, "all": 3000}.items():
+        settings.register_profile(profile, max_examples=examples, deadline=None, derandomize=True)
+    settings.load_profile("quick")
 
 
 def pytest_report_header() -> str:
@@ -29,9 +37,10 @@ def pytest_report_header() -> str:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
     """Before pytest chooses among them by their marks."""
     assign(items)
+    config.stash[COLLECTED] = [item for item in items if isinstance(item, pytest.Function)]
 
 
 @pytest.fixture

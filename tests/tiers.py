@@ -1,58 +1,72 @@
-"""Which cases of a test `make test` runs, which `make test-kernels`, and which only `make test-all`.
+"""Which cases of a test `make test` runs, and which `make test-kernels` and `make test-all` run besides.
 
-Every case is collected always, under the same name. `@pytest.mark.kernels` and `@pytest.mark.nightly` put a test, or a
-case of it, into a later tier. `@thin` leaves in the first tier a cover of its cases: enough of them that every two
-values of different parameters meet in one. The others go to a later tier, those on slow backends to `kernels`.
+Every case is collected always. `@pytest.mark.kernels` and `@pytest.mark.nightly` put a test, or a case of it, into a
+later tier. `@thin` leaves in the first tier, for each backend that a test names, so many of its cases that every two
+values of different parameters meet in one; with `strength=1`, that every value is in one; with 0, one case. `slow` is
+the strength on backends that take a hundred times as long. What is left out is run by `make test-kernels`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
 
 import pytest
 
-# A case takes some hundred times as long on these as on others.
-SLOW_BACKENDS = ("emulated cuda", "triton")
-
 thin = pytest.mark.thin
+LATER = ("kernels", "nightly")
+SLOW_BACKENDS = ("emulated cuda", "triton")
+BACKENDS = ("foreach", "native", "reference", *SLOW_BACKENDS)
+COLLECTED = pytest.StashKey[list[pytest.Function]]()
+
+Values = tuple[tuple[str, object], ...]
 
 
 def assign(items: Sequence[pytest.Item]) -> None:
-    """Marks the cases that the first tier leaves out."""
-    functions: dict[str, list[pytest.Function]] = {}
-    for item in items:
-        if isinstance(item, pytest.Function) and item.get_closest_marker("thin"):
-            functions.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    for cases in functions.values():
-        quick = _cover([_values(case) for case in cases])
+    """Marks the cases that `@thin` leaves out of the first tier."""
+    for (_, backend), cases in by_function_and_backend(items).items():
+        mark = cases[0].get_closest_marker("thin")
+        if mark is None:
+            continue
+        strength = mark.kwargs.get("strength", 2)
+        if backend in SLOW_BACKENDS:
+            strength = mark.kwargs.get("slow", strength)
+        quick = cover([values_of(case) for case in cases], strength)
         for index, case in enumerate(cases):
             if index not in quick:
-                slow = any(value in SLOW_BACKENDS for _, value in _values(case))
-                case.add_marker("kernels" if slow else "nightly")
+                case.add_marker("kernels")
 
 
-def _values(case: pytest.Function) -> list[tuple[str, Any]]:
-    """The parameters of a case: name and value, or the value's place among the others where it has no hash."""
-    places = case.callspec.indices
-    return [
-        (name, value if isinstance(value, str) else places[name])
-        for name, value in sorted(case.callspec.params.items())
-    ]
+def by_function_and_backend(items: Sequence[pytest.Item]) -> dict[tuple[str, str | None], list[pytest.Function]]:
+    """Returns the cases of each test on each backend that it names, or on None where it names none."""
+    found: dict[tuple[str, str | None], list[pytest.Function]] = {}
+    for item in items:
+        if isinstance(item, pytest.Function):
+            values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+            backend = next((str(value) for value in values if isinstance(value, str) and value in BACKENDS), None)
+            found.setdefault((item.nodeid.partition("[")[0], backend), []).append(item)
+    return found
 
 
-def _pairs(values: Sequence[tuple[str, Any]]) -> Iterator[tuple[Any, ...]]:
-    return combinations(values, 2) if len(values) > 1 else iter([tuple(values)])
+def values_of(case: pytest.Function) -> Values:
+    """Returns which values of its parameters a case has: names and places."""
+    indices = case.callspec.indices if hasattr(case, "callspec") else {}
+    return tuple((name, place) for name, place in indices.items() if str(case.callspec.params[name]) not in BACKENDS)
 
 
-def _cover(cases: Sequence[Sequence[tuple[str, Any]]]) -> set[int]:
-    """Numbers of cases that have among them every pair of values that any has."""
-    pairs = [frozenset(_pairs(case)) for case in cases]
-    missing = frozenset().union(*pairs)
+def cover(cases: Sequence[Values], strength: int) -> set[int]:
+    """Chooses cases such that any `strength` values that meet in a case meet in a chosen one.
+
+    The next chosen is always one in which most of them meet that have not yet.
+
+    Returns:
+        The places of the chosen ones.
+    """
+    meetings = [frozenset(combinations(values, min(strength, len(values)))) for values in cases]
+    missing = frozenset().union(*meetings)
     chosen: set[int] = set()
     while missing:
-        best = max(range(len(cases)), key=lambda index: len(pairs[index] & missing))
+        best = max(range(len(cases)), key=lambda index: len(meetings[index] & missing))
         chosen.add(best)
-        missing -= pairs[best]
+        missing -= meetings[best]
     return chosen

@@ -15,6 +15,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from sasgd_fused import ScaleAmendedSGD, parameter_groups
 from tests.helpers import Case, assert_close, backends, randn, states_of
+from tests.tiers import thin
 from tests.unchanged import bits, nothing_changes
 
 pytestmark = pytest.mark.usefixtures("default_device")
@@ -174,6 +175,7 @@ def test_what_does_not_fit_is_refused(foreign: bool, backend: str) -> None:
             optimizer.load_state_dict(bad)
 
 
+@thin(slow=1)
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])

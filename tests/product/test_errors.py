@@ -14,6 +14,7 @@ from torch.nn import Parameter
 
 from sasgd_fused import ScaleAmendedSGD
 from tests.helpers import DEVICE, Case, backends
+from tests.tiers import thin
 from tests.unchanged import nothing_changes
 
 pytestmark = pytest.mark.usefixtures("default_device")
@@ -133,6 +134,7 @@ def fresh(group: Any) -> Any:
     return dict(group) if isinstance(group, dict) else group
 
 
+@thin(slow=0)  # refused in front of every backend
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize(("bad", "error", "parts"), BAD_GROUPS)
 def test_bad_groups_are_not_added(bad: Any, error: type[Exception], parts: tuple[str, ...], backend: str) -> None:
@@ -214,6 +216,7 @@ def set_in_group(**values: object) -> Callable[[ScaleAmendedSGD, Parameter], Non
 GRADIENT = "gradient of parameter 2 of group 0"
 
 
+@thin(slow=0)
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize(
     ("spoil", "error", "parts"),

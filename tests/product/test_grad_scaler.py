@@ -12,6 +12,7 @@ from torch.nn import Parameter
 
 from sasgd_fused import ScaleAmendedSGD
 from tests.helpers import DEVICE, LOW_PRECISION, Case, assert_close, backends, skips_on_device, states_of
+from tests.tiers import thin
 from tests.unchanged import bits, nothing_changes
 
 SHAPES = [(6, 3, 3, 3), (6,), (0, 4), (), (5, 6)]
@@ -63,6 +64,7 @@ def results(optimizer: ScaleAmendedSGD, params: list[Parameter]) -> list[Any]:
     ]
 
 
+@thin(slow=1)
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize("dtype", LOW_PRECISION)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 
 from sasgd_fused import ScaleAmendedSGD, parameter_groups
 from tests.helpers import DEVICE, FAST_BACKENDS, LOW_PRECISION, Case, assert_close, backends, cpu_only, randn, states_of
+from tests.tiers import thin
 
 Write = Callable[[nn.Module], object]
 
@@ -197,6 +198,7 @@ def test_a_step_with_lr_0_freezes_nothing(backend: str) -> None:
     assert [state["row_norm_sq"] for state in (first, second)] == [row.row_norm_sq for row in expected]
 
 
+@thin(slow=1)
 @pytest.mark.parametrize("backend", backends(FAST_BACKENDS))
 @pytest.mark.parametrize("dtype", LOW_PRECISION, ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "every_second", "misaligned"])

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 
 from sasgd_fused import ScaleAmendedSGD
 from tests.helpers import ALL_BACKENDS, FAST_BACKENDS, LOW_PRECISION, Case, backends, states_of
+from tests.tiers import thin
 from tests.unchanged import bits
 
 pytestmark = pytest.mark.usefixtures("default_device")
@@ -54,6 +55,7 @@ def params_of(optimizer: ScaleAmendedSGD) -> list[Parameter]:
     return [param for group in optimizer.param_groups for param in group["params"]]
 
 
+@thin(slow=1)
 @pytest.mark.parametrize(("backend", "dtype"), DTYPES)
 @pytest.mark.parametrize("momentum", MOMENTA, ids=str)
 @pytest.mark.parametrize("rule", RULES, ids=str)
@@ -102,6 +104,7 @@ def through_pickle(optimizer: ScaleAmendedSGD) -> ScaleAmendedSGD:
     return copied
 
 
+@thin(slow=1)
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle])
 @pytest.mark.parametrize("begun", [True, False])

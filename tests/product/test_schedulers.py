@@ -12,6 +12,7 @@ from torch.optim import Optimizer, lr_scheduler
 
 from tests.helpers import backends
 from tests.product.beside_sgd import both, step
+from tests.tiers import thin
 
 pytestmark = pytest.mark.usefixtures("default_device")
 
@@ -39,6 +40,7 @@ def test_every_scheduler_of_torch_is_here() -> None:
     assert set(lr_scheduler.__all__) - {"LRScheduler"} <= SCHEDULERS.keys()
 
 
+@thin(slow=0)  # a scheduler writes into the groups, which all backends read in one place
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize("tensor_lr", [False, True], ids=["float", "tensor"])
 @pytest.mark.parametrize("name", SCHEDULERS)

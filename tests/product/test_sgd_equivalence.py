@@ -13,6 +13,7 @@ from torch.nn import Parameter
 
 from sasgd_fused import ScaleAmendedSGD
 from tests.helpers import Case, assert_close, backends
+from tests.tiers import thin
 
 STEPS = 6
 LR = 0.1
@@ -89,6 +90,7 @@ def test_reference_in_float64(way: str, options: dict[str, Any]) -> None:
         torch.testing.assert_close(actual, expected, rtol=2e-15, atol=2e-15 * rms)
 
 
+@thin(slow=1)
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize("options", HYPERPARAMETERS, ids=name_of)
 @pytest.mark.parametrize("way", WAYS)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers import ALL_BACKENDS, LAYOUTS, Case, assert_same_run, backends, states_of
+from tests.tiers import thin
 
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
 SMALL = {"momentum_dtype": BFLOAT16}
@@ -38,6 +39,7 @@ NETWORK = [(6, 3, 3, 3), (6,), (1, 9), (11, 6), (0, 4), (11,), (), (5, 11)]
 SHAPES = [(3, 2), (7,), (3, 3), (15,), (17,), (31, 33), (5, 205), (8191,), (8193,), (3, 5463), (2, 3), (0, 3)]
 
 
+@thin(slow=1)
 @pytest.mark.parametrize("backend", OTHERS)
 @every_storage
 @pytest.mark.parametrize("options", RULES, ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items()))
@@ -52,6 +54,7 @@ def test_sizes(backend: str, dtype: torch.dtype, storage: dict[str, Any]) -> Non
     assert_same_run(Case(SHAPES, dtype, options={"momentum": 0.9, **storage}, groups=groups), backend)
 
 
+@thin(slow=1)
 @pytest.mark.parametrize("backend", OTHERS)
 @every_storage
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -12,11 +12,13 @@ from sasgd_fused import ScaleAmendedSGD
 from sasgd_fused.layout import has_layout_of
 from tests.helpers import LAYOUTS, assert_close, backends, states_of
 from tests.storage_cases import NEAREST, STOCHASTIC, STORAGE, case_of, momentum_dtype, to_the_bit
+from tests.tiers import thin
 
 SHAPE = (6, 5, 4, 3)
 on_all = pytest.mark.parametrize("backend", backends())
 
 
+@thin(slow=1)
 @on_all
 @pytest.mark.parametrize("storage", NEAREST)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -52,6 +54,7 @@ def assert_same_state(
             assert torch.equal(ours["master_weight"].to(a.dtype), a)
 
 
+@thin(slow=1)
 @on_all
 @pytest.mark.parametrize("storage", NEAREST)
 @pytest.mark.parametrize("in_place", [False, True])
@@ -73,6 +76,7 @@ def test_another_layout_between_steps(in_place: bool, storage: str, backend: str
     assert_same_state(params, optimizer, *case.run("reference"), storage)
 
 
+@thin(slow=1)
 @on_all
 @pytest.mark.parametrize("storage", ["masters", "masters, float16"])
 @pytest.mark.parametrize("norms", ["track", "freeze"])

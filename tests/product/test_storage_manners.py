@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sasgd_fused import ScaleAmendedSGD
 from tests.helpers import DEVICE, backends, randn, states_of
 from tests.storage_cases import STORAGE, case_of, kept_keys, momentum_dtype, optimizer_for, to_the_bit
+from tests.tiers import thin
 
 on_all = pytest.mark.parametrize("backend", backends())
 over_storage = pytest.mark.parametrize("storage", STORAGE)
@@ -86,6 +87,7 @@ def through_pickle(optimizer: ScaleAmendedSGD) -> ScaleAmendedSGD:
     return copied
 
 
+@thin(slow=1)
 @on_all
 @over_storage
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle])
@@ -107,6 +109,7 @@ def test_from_a_copy(begun: int, duplicate: Any, storage: str, backend: str) -> 
     assert outcome(twin) == outcome(optimizer)
 
 
+@thin(slow=1)
 @on_all
 @over_storage
 @pytest.mark.parametrize("norms", ["track", "freeze"])

@@ -13,6 +13,7 @@ from sasgd_fused import ScaleAmendedSGD
 from tests.helpers import DEVICE, backends, skips_on_device, states_of
 from tests.kernels.emulated_runs import give_scaler
 from tests.storage_cases import STORAGE, case_of, to_the_bit
+from tests.tiers import thin
 from tests.unchanged import bits, nothing_changes
 
 
@@ -27,6 +28,7 @@ def step(optimizer: ScaleAmendedSGD, overflow: bool) -> None:
     del vars(optimizer)["grad_scale"], vars(optimizer)["found_inf"]
 
 
+@thin(slow=1)
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize("storage", STORAGE)
 @pytest.mark.parametrize("overflows", [(0,), (0, 1, 3), (4, 5)], ids=str)
