@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.kernels.native_programs import BUILD_DIR, SANITIZERS, SOURCES, compiler_for, prefix_for, run
-from tools.native_core import OPENMP, core_objects
+from tools.native_core import CSRC, OPENMP, core_objects
 from tools.ninja_build import Object, build
 
 NATIVE = SOURCES / "native"
@@ -19,11 +18,15 @@ def build_program(compiler: list[str], variant: str) -> Path:
     core = core_objects(compiler, SANITIZERS[variant])
     step, kernels = core[0], core[1:]
     conversions = [
-        replace(kernel, source=NATIVE / "conversions.cpp", output=kernel.output.replace("step_kernel", "conversions"))
+        Object(
+            NATIVE / "conversions.cpp",
+            kernel.output.replace("step_kernel", "conversions"),
+            [*kernel.command, f"-I{CSRC}"],
+        )
         for kernel in kernels
     ]
     others = [
-        Object(source, f"{source.stem}.o", step.command)
+        Object(source, f"{source.stem}.o", [*step.command, f"-I{CSRC}"])
         for source in sorted(NATIVE.glob("*.cpp"))
         if source.name != "conversions.cpp"
     ]

@@ -2,7 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "../../csrc/cuda/bindings.h"
+#include "cuda/bindings.h"
 #include "control.h"
 
 namespace py = pybind11;

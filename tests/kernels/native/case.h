@@ -6,7 +6,7 @@
 #include <cstring>
 #include <vector>
 
-#include "../../csrc/cpu/step.h"
+#include "cpu/step.h"
 #include "sixteen_bits.h"
 
 namespace sasgd_test {

@@ -1,7 +1,7 @@
 // Every instruction set rounds to 16 bits, and back, as plain integer arithmetic does, and has the same random bits.
 #include <string>
 
-#include "../../csrc/cpu/step.h"
+#include "cpu/step.h"
 #include "check.h"
 #include "conversions.h"
 #include "sixteen_bits.h"

@@ -1,7 +1,7 @@
 // Compiled once for each instruction set, with the flags of csrc/cpu/step_kernel.cpp.
 #include "conversions.h"
 
-#include "../../csrc/cpu/lanes.h"
+#include "cpu/lanes.h"
 
 namespace sasgd {
 namespace SASGD_ISA {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../../csrc/update_rule.h"
+#include "update_rule.h"
 
 namespace sasgd {
 

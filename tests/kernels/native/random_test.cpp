@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../../csrc/update_rule.h"
+#include "update_rule.h"
 #include "check.h"
 #include "tests.h"
 

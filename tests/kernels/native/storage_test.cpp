@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/cpu/kernels.h"
+#include "cpu/kernels.h"
 #include "check.h"
 #include "double_loop.h"
 #include "stored.h"

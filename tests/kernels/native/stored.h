@@ -3,7 +3,7 @@
 
 #include <limits>
 
-#include "../../csrc/update_rule.h"
+#include "update_rule.h"
 #include "case.h"
 #include "check.h"
 
