@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,6 +66,11 @@ cuda_only = pytest.mark.skipif(DEVICE.type != "cuda", reason=f"no CUDA device: t
 def skips_on_device(backend: str) -> bool:
     """Whether the kernel alone sees an overflow, so that a skipped step looks like any other to the host."""
     return backend in (EMULATED_CUDA, "triton") or (backend == "native" and DEVICE.type == "cuda")
+
+
+def message(*parts: str) -> str:
+    """A pattern for the parts in this order."""
+    return ".*".join(map(re.escape, parts))
 
 
 def randn(shape: Sequence[int], generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:

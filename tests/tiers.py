@@ -19,7 +19,7 @@ SLOW_BACKENDS = ("emulated cuda", "triton")
 BACKENDS = ("foreach", "native", "reference", *SLOW_BACKENDS)
 COLLECTED = pytest.StashKey[list[pytest.Function]]()
 
-Values = tuple[tuple[str, object], ...]
+Values = tuple[tuple[str, int], ...]
 
 
 def assign(items: Sequence[pytest.Item]) -> None:
@@ -49,9 +49,9 @@ def by_function_and_backend(items: Sequence[pytest.Item]) -> dict[tuple[str, str
 
 
 def values_of(case: pytest.Function) -> Values:
-    """Returns which values of its parameters a case has: names and places."""
-    indices = case.callspec.indices if hasattr(case, "callspec") else {}
-    return tuple((name, place) for name, place in indices.items() if str(case.callspec.params[name]) not in BACKENDS)
+    """Returns which values of its parameters a case has: names and objects, which all cases of a test share."""
+    params = case.callspec.params if hasattr(case, "callspec") else {}
+    return tuple((name, id(value)) for name, value in params.items() if str(value) not in BACKENDS)
 
 
 def cover(cases: Sequence[Values], strength: int) -> set[int]:

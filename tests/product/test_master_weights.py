@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import Any
 
 import pytest
 import torch
@@ -180,28 +179,6 @@ def test_a_parameter_that_changes_its_dtype(backend: str) -> None:
     step(optimizer, params, 3, case)
     assert not params[0].equal(before)
     assert all(state.keys() == {"momentum_buffer"} for state in states_of(optimizer, params))
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"master_weights": 1}, TypeError, "^master_weights: got 1, want True or False"),
-        (
-            {"momentum_dtype": torch.float16},
-            ValueError,
-            "^momentum_dtype: got torch.float16, want torch.bfloat16 or None",
-        ),
-        ({"rounding": "up"}, ValueError, "^rounding: got 'up', want one of 'nearest', 'stochastic'"),
-        ({"rounding_seed": 1.5}, TypeError, "^rounding_seed: got 1.5, want an integer"),
-        ({"rounding_seed": True}, TypeError, "^rounding_seed: got True, want an integer"),
-        ({"rounding": "stochastic"}, ValueError, "^rounding: got 'stochastic' for parameter 0 of group 0, .*float16"),
-        ({"momentum_dtype": BFLOAT16}, ValueError, "^momentum_dtype: got torch.bfloat16 for parameter 0 of group 0"),
-    ],
-)
-def test_wrong_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
-    params = [Parameter(torch.zeros(2, 2, dtype=torch.float16, device=DEVICE))]
-    with pytest.raises(error, match=message):
-        ScaleAmendedSGD(params, lr=0.1, **options)
 
 
 def test_a_group_that_cannot_be_stored_is_not_added() -> None:

@@ -1,0 +1,169 @@
+"""Mistakes in the Python sources, and the tests that notice them.
+
+As a plugin (`pytest -p tests.product.mistakes`) it puts a module with a mistake in it in the place of one of the
+package's: SASGD_MISTAKE names the module and the file, separated by "=".
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import NamedTuple
+
+VARIABLE = "SASGD_MISTAKE"
+
+
+class Mistake(NamedTuple):
+    """A mistake, and who notices.
+
+    Attributes:
+        module: below sasgd_fused.
+        right: what stands there, once.
+        wrong: what takes its place.
+        test: the file in tests/product that notices, and if need be an expression for `pytest -k`.
+    """
+
+    module: str
+    right: str
+    wrong: str
+    test: str
+
+
+MISTAKES = {
+    "multiplies by the backward factor": Mistake(
+        "factors", "max(row_norm_sq, eps) / backward_factor", "max(row_norm_sq, eps) * backward_factor",
+        "test_algorithm.py foreach",
+    ),
+    "has no floor under the norm": Mistake(
+        "factors", "return max(row_norm_sq, eps) /", "return row_norm_sq /", "test_algorithm.py foreach"
+    ),
+    "scales the decay by the shape alone": Mistake(
+        "factors", 'if decay == "amended" else', 'if decay != "amended" else', "test_algorithm.py foreach"
+    ),
+    "multiplies factors in the order of the layers": Mistake(
+        "factors", "for block in reversed(blocks):", "for block in blocks:", "test_algorithm.py"
+    ),
+    "forgets the output width": Mistake(
+        "factors", "m = options.output_width / blocks[-1].rows", "m = 1.0", "test_algorithm.py foreach"
+    ),
+    "gives the kernel columns of the wrong block": Mistake(
+        "factors", "columns[b] = blocks[b].rows * factors[b]", "columns[b] = blocks[b - 1].rows * factors[b]",
+        "test_algorithm.py native",
+    ),
+    "takes rows for columns": Mistake(
+        "blocks", '_entry(group["columns"], position)', '_entry(group["rows"], position)', "test_blocks.py"
+    ),
+    "puts later groups behind": Mistake(
+        "blocks",
+        "[*reversed(range(initial_groups, len(groups))), *range(initial_groups)]",
+        "[*range(len(groups))]",
+        "test_algorithm.py foreach",
+    ),
+    "scales a plain head": Mistake(
+        "plan", 'and not (params[k] is head and options.head == "plain")', "", "test_algorithm.py foreach"
+    ),
+    "takes a gradient of any shape": Mistake(
+        "plan", "if grad.shape != param.shape:", "if grad.numel() != param.numel():", "test_errors.py foreach"
+    ),
+    "does not see that a group has changed": Mistake(
+        "plan", "and options == _block_options(group)", "", "test_blocks.py"
+    ),
+    "reads one group's momentum for all": Mistake(
+        "options", 'float(group["momentum"]),', "0.9,", "test_sgd_equivalence.py foreach"
+    ),
+    "steps in spite of an overflow": Mistake(
+        "options", "self.found_inf is not None and bool", "self.found_inf is None and bool",
+        "test_grad_scaler.py foreach",
+    ),
+    "unscales twice": Mistake(
+        "options", "else float(self.grad_scale)", "else float(self.grad_scale) ** 2", "test_grad_scaler.py foreach"
+    ),
+    "dampens the first gradient": Mistake(
+        "backends.foreach", "dampening if has else 1.0 for", "dampening for", "test_sgd_equivalence.py foreach"
+    ),
+    "looks ahead without nesterov": Mistake(
+        "backends.foreach", "if groups[k].nesterov else buffer", "", "test_sgd_equivalence.py foreach"
+    ),
+    "draws the same for weights and momentum": Mistake(
+        "backends.rounding", "rounding_step) >> 16 if", "rounding_step) & _HALF if", "test_storage.py native"
+    ),
+    "never rounds up": Mistake(
+        "backends.rounding", "upper = (bits + random) >> 16", "upper = bits >> 16", "test_rounding.py foreach"
+    ),
+    "keeps a norm of a step without learning rate": Mistake(
+        "backends.base", "row_norm_sq if lr != 0 else math.nan", "row_norm_sq", "test_norms.py foreach"
+    ),
+    "overlooks what others wrote": Mistake(
+        "backends.kernel", "if version_sum != self._version_sum:", "if False:", "test_norms.py native"
+    ),
+    "counts a step of its own as somebody's": Mistake(
+        "backends.kernel", "self._version_sum += len(self._block_params)", "pass", "test_surprises.py native"
+    ),
+    "lets go of no gradient": Mistake(
+        "backends.tables", "    def release(self) -> None:", "    def release(self) -> None:\n        return\n",
+        "test_memory.py native",
+    ),
+    "takes gaps for memory of its own": Mistake(
+        "backends.tables", "if not is_dense(p)}", "if False}", "test_parity.py native"
+    ),
+    "reads every layout as if it were the weights'": Mistake(
+        "backends.tables", "or not has_layout_of(grad, param)", "", "test_parity.py native"
+    ),
+    "takes a buffer of any layout": Mistake(
+        "backends.momentum", "elif not has_layout_of(buffer, param):", "elif False:", "test_storage_layouts.py native"
+    ),
+    "lets the master win over what others wrote": Mistake(
+        "backends.masters", "torch.where(param == master.to(param.dtype), master, param)", "master",
+        "test_master_weights.py native",
+    ),
+    "sends a device flag that nobody set": Mistake(
+        "backends.device_flags", "added[index] = bit", "added[index] = 0", "test_resume.py triton"
+    ),
+    "has a device forget a skipped first step": Mistake(
+        "backends.device", "if not self._flags.known[index] & STARTED and", "if False and",
+        "test_grad_scaler.py triton",
+    ),
+    "drops a loaded buffer's precision": Mistake(
+        "checkpoint", "if kept.dtype != dtypes[key]:", "if False:", "test_storage.py native"
+    ),
+    "deals a checkpoint out in the groups' order": Mistake(
+        "checkpoint", '[keys[place] for place in group["model_order"]]', "[keys.pop(0) for _ in group['model_order']]",
+        "test_checkpoints.py",
+    ),
+    "keeps a released gradient": Mistake("release", "            param.grad = None", "", "test_release.py native"),
+    "reports the decay of the group alone": Mistake(
+        "report", "decay_per_step=group.lr * decay", "decay_per_step=group.lr * group.weight_decay",
+        "test_report.py foreach",
+    ),
+    "rounds to nearest in Triton": Mistake(
+        "backends.triton.update_rule", "(bits + (random & 0xFFFF)) >> 16", "(bits + 0x8000) >> 16",
+        "test_storage.py triton",
+    ),
+    "moves along the momentum alone in Triton": Mistake(
+        "backends.triton.update_rule", "tl.where(nesterov, g + momentum * momentum_buffer, momentum_buffer)",
+        "momentum_buffer", "test_parity.py triton",
+    ),
+    "loses the tail of a chunk in Triton": Mistake(
+        "backends.triton.tiles", "& (places < count)", "& (places < count - 1)", "test_parity.py triton"
+    ),
+    "adds up one lane twice in Triton": Mistake(
+        "backends.triton.sums", "+ s6 + s7", "+ s6 + s6", "test_norms.py triton"
+    ),
+}  # fmt: skip
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def __init__(self, module: str, file: str) -> None:
+        self._module, self._file = module, file
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        return importlib.util.spec_from_file_location(name, self._file) if name == self._module else None
+
+
+if VARIABLE in os.environ:
+    sys.meta_path.insert(0, _Finder(*os.environ[VARIABLE].split("=", 1)))
