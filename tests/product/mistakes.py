@@ -25,7 +25,7 @@ class Mistake(NamedTuple):
         module: below sasgd_fused.
         right: what stands there, once.
         wrong: what takes its place.
-        test: the file in tests/product that notices, and if need be an expression for `pytest -k`.
+        test: the file that notices, from this folder, and if need be an expression for `pytest -k`.
     """
 
     module: str
@@ -102,7 +102,7 @@ MISTAKES = {
         "backends.kernel", "if version_sum != self._version_sum:", "if False:", "test_norms.py native"
     ),
     "counts a step of its own as somebody's": Mistake(
-        "backends.kernel", "self._version_sum += len(self._block_params)", "pass", "test_surprises.py native"
+        "backends.kernel", "self._version_sum += len(self._block_params)", "pass", "../kernels/test_cuda_backend.py one_launch_and"
     ),
     "lets go of no gradient": Mistake(
         "backends.tables", "    def release(self) -> None:", "    def release(self) -> None:\n        return\n",
