@@ -34,17 +34,15 @@ class Mistake:
     variant: str = "plain"
 
 
-def with_mistakes(
-    objects: Iterable[Object], name: str, mistakes: Mapping[str, Mistake], flags: Sequence[str]
-) -> list[Object]:
+def with_mistakes(objects: Iterable[Object], name: str, mistakes: Mapping[str, Mistake]) -> list[Object]:
     """Returns the objects as compiled from a copy of csrc, of that name, in which every mistake can be made."""
     csrc = _copy_of_csrc(BUILD_DIR / name, list(mistakes.values()))
-    of_tests = ["-include", str(SOURCES / "native/mistakes.h"), *flags]
+    choice = ["-include", str(SOURCES / "native/mistakes.h")]
     made = []
     for item in objects:
         source = csrc / item.source.relative_to(CSRC) if item.source.is_relative_to(CSRC) else item.source
         command = [f"-I{csrc}" if word == f"-I{CSRC}" else word for word in item.command]
-        made.append(Object(source, f"mistaken_{item.output}", [*command, *of_tests]))
+        made.append(Object(source, f"mistaken_{item.output}", [*command, *choice]))
     return made
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.kernels
 def mistaken_core() -> list[str]:
     """Builds the program that tests the CPU core; returns the command that runs it."""
     # The tests themselves see the sources as they are.
-    wrong = with_mistakes([*core("plain"), *conversions("plain")], "core_mistakes", CORE_MISTAKES, ["-O1"])
+    wrong = with_mistakes([*core("plain"), *conversions("plain")], "core_mistakes", CORE_MISTAKES)
     return build_program("mistaken_core", [*wrong, *core_tests("plain")], "plain", "native")
 
 
@@ -31,9 +31,7 @@ def mistaken_kernels(variant: str) -> list[str]:
         give_up(reason, "cuda")
     tests = emulated_tests(variant)
     launching = [item for item in tests if item.output == "cuda_huge_test.o"]  # it has the kernels in itself
-    # Compiles in half the time; but then GCC does not watch the copying of structs for races.
-    flags = [] if variant == "thread" else ["-O0"]
-    wrong = with_mistakes([emulated_kernels(variant), *launching], "cuda_mistakes", CUDA_MISTAKES, flags)
+    wrong = with_mistakes([emulated_kernels(variant), *launching], "cuda_mistakes", CUDA_MISTAKES)
     right = [item for item in tests if item not in launching]
     return build_program("mistaken_kernels", [*wrong, *right, *emulation(variant)], variant, "cuda")
 
