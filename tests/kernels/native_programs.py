@@ -29,7 +29,7 @@ SANITIZERS = {
     "address": ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "thread": ["-O1", "-g1", "-fsanitize=thread"],
 }
-# Seconds until what a test has started counts as hung: ten times what the slowest, a compiler, takes alone.
+# Seconds until what a test has started counts as hung: over ten times what the slowest, a compiler, takes alone.
 HUNG = 1200
 
 
