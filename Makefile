@@ -23,7 +23,7 @@ test: build ## Run the tests of every promise on every backend, in under five mi
 	$(IN_VENV) pytest --numprocesses=auto
 
 # Where every backend was there, it is noted that these sources have passed: `.ci/run` does not test them again.
-test-kernels: build ## Run what a change of a kernel needs besides: sanitizers, mutants, compiled code, full grids
+test-kernels: build ## Run what a change of a kernel needs besides: sanitizers, mistakes, compiled code, full grids
 	$(IN_VENV) pytest --numprocesses=auto --dist=loadgroup -m kernels
 	@if [ -n "$(SASGD_REQUIRE_BACKENDS)" ]; then $(MAKE) --silent kernel-digest > tests/kernels/tested; fi
 

@@ -18,7 +18,6 @@ from sasgd_fused.options import StepNumbers
 from tests.helpers import Case, assert_close, cpu_only
 from tests.kernels.emulated_cuda import EMULATED_CUDA
 from tests.kernels.emulated_runs import FROZEN, OPTIONS, SHAPES, begun, captured, give_scaler, refuse
-from tests.tiers import thin
 
 pytestmark = cpu_only("what a device does is emulated")
 
@@ -30,7 +29,6 @@ def assert_same(ours: tuple[list[Parameter], list[float]], theirs: tuple[list[Pa
     assert ours[1] == pytest.approx(theirs[1], rel=1e-6)
 
 
-@thin
 @pytest.mark.parametrize("options", [OPTIONS, FROZEN, {**FROZEN, "dampening": 0.5}], ids=["track", "freeze", "damped"])
 @pytest.mark.parametrize("late", [1, 4, 100])
 def test_the_host_may_learn_late(
