@@ -23,15 +23,15 @@ test: build ## Run the tests of every promise on every backend, in under five mi
 	$(IN_VENV) pytest --numprocesses=auto
 
 # Where every backend was there, it is noted that these sources have passed: `.ci/run` does not test them again.
-test-kernels: build ## Run what a change of a kernel needs besides: sanitizers, mutants, compiled code, full grids
-	$(IN_VENV) pytest --numprocesses=auto -m kernels
+test-kernels: build ## Run what a change of a kernel needs besides: sanitizers, mistakes, compiled code, full grids
+	$(IN_VENV) pytest --numprocesses=auto --dist=loadgroup -m kernels
 	@if [ -n "$(SASGD_REQUIRE_BACKENDS)" ]; then $(MAKE) --silent kernel-digest > tests/kernels/tested; fi
 
 kernel-digest:
 	@git ls-files csrc sasgd_fused/backends tests/kernels ':!tests/kernels/tested' | xargs sha256sum | sha256sum
 
 test-all: build ## Run everything, with more examples drawn at random
-	$(IN_VENV) pytest --numprocesses=auto -m "" --hypothesis-profile=all
+	$(IN_VENV) pytest --numprocesses=auto --dist=loadgroup -m "" --hypothesis-profile=all
 
 # Always run: ninja knows better than make what is out of date.
 build: $(INSTALLED) ## Make the environment and the native extension

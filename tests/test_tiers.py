@@ -9,6 +9,11 @@ from tests.tiers import COLLECTED, LATER, by_function_and_backend, cover, values
 # Tests that are wholly in a later tier, by the file or the test.
 WHOLLY_LATER: dict[str, str] = {
     "tests/product/test_mistakes.py": "runs tests for each mistake",
+    "tests/kernels/test_mistakes.py": "compiles the kernels three times more",
+    "tests/kernels/test_native_core.py::test_bugs_are_noticed_by_the_sanitizers": "compiles the core for them",
+    "tests/kernels/test_cuda_code.py": "compiles for every architecture",
+    "tests/kernels/test_triton_code.py": "compiles for several GPUs",
+    "tests/kernels/test_triton_storage_code.py": "compiles for several GPUs",
 }
 
 

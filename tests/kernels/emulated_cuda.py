@@ -18,15 +18,8 @@ from sasgd_fused.backends import BACKENDS
 from sasgd_fused.backends.base import Backend
 from sasgd_fused.backends.cuda import CudaBackend
 from sasgd_fused.plan import State, StepPlan
-from tests.kernels.native_programs import (
-    BUILD_DIR,
-    SOURCES,
-    compiler_for,
-    emulated_command,
-    emulated_step,
-    emulation_objects,
-    why_not_emulated,
-)
+from tests.kernels.emulated_objects import emulated_command, emulated_kernels, emulation, why_not_emulated
+from tests.kernels.native_programs import BUILD_DIR, SOURCES, compiler_for
 from tools.native_core import CSRC
 from tools.ninja_build import Object, build
 
@@ -41,15 +34,15 @@ def emulated_module() -> ModuleType:
     command = [*emulated_command(), "-isystem", sysconfig.get_path("include"), "-isystem", pybind11.get_include()]
     library = build(
         [
-            emulated_step(),
-            *emulation_objects(),
+            emulated_kernels(),
+            *emulation(),
             Object(SOURCES / "emulation/module.cpp", "module.o", command),
             Object(CSRC / "cuda/bindings.cpp", "bindings.o", command),
         ],
         output=f"emulated_cuda{sysconfig.get_config_var('EXT_SUFFIX')}",
         linker=compiler_for("cuda"),
         link_flags=["-shared"],
-        build_dir=BUILD_DIR / "emulated_cuda",
+        build_dir=BUILD_DIR / "plain",  # with the program that tests the kernels, which has the same objects
     )
     spec = importlib.util.spec_from_file_location("emulated_cuda", library)
     assert spec and spec.loader

@@ -1,60 +1,32 @@
-"""The C++ core passes the tests of `tests/native`, also under the sanitizers, and these notice what they should."""
+"""The C++ core passes the tests of `tests/kernels/native`, also under the sanitizers, and these notice mistakes."""
 
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-from tests.kernels.native_programs import BUILD_DIR, SANITIZERS, SOURCES, compiler_for, prefix_for, run
-from tools.native_core import CSRC, OPENMP, core_objects
-from tools.ninja_build import Object, build
-
-NATIVE = SOURCES / "native"
-
-
-def build_program(compiler: list[str], variant: str) -> Path:
-    core = core_objects(compiler, SANITIZERS[variant])
-    step, kernels = core[0], core[1:]
-    conversions = [
-        Object(
-            NATIVE / "conversions.cpp",
-            kernel.output.replace("step_kernel", "conversions"),
-            [*kernel.command, f"-I{CSRC}"],
-        )
-        for kernel in kernels
-    ]
-    others = [
-        Object(source, f"{source.stem}.o", [*step.command, f"-I{CSRC}"])
-        for source in sorted(NATIVE.glob("*.cpp"))
-        if source.name != "conversions.cpp"
-    ]
-    return build(
-        [*core, *conversions, *others],
-        output="native_tests",
-        linker=[*compiler, *SANITIZERS[variant]],
-        link_flags=OPENMP,
-        build_dir=BUILD_DIR / variant,
-    )
+from tests.kernels.core_objects import conversions, core, core_tests
+from tests.kernels.native_programs import build_program, run
+from tools.native_core import OPENMP
 
 
 @cache
 def program(variant: str) -> list[str]:
     """Builds the test program in a variant and returns the command that runs it."""
-    prefix = prefix_for(variant, "native")
-    return [*prefix, str(build_program(compiler_for("native"), variant))]
+    objects = [*core(variant), *conversions(variant), *core_tests(variant)]
+    return build_program("native_tests", objects, variant, "native")
+
+
+TESTS = ("conversions", "random", "storage", "steps", "bits")
 
 
 @pytest.mark.parametrize(
     ("variant", "test"),
     [
-        *[
-            (variant, test)
-            for variant in ("plain", "address")
-            for test in ("conversions", "random", "storage", "steps", "bits")
-        ],
-        ("thread", "bits"),
+        *[("plain", test) for test in TESTS],
+        *[pytest.param("address", test, marks=pytest.mark.kernels) for test in TESTS],
+        pytest.param("thread", "bits", marks=pytest.mark.kernels),
     ],
 )
 def test_core(variant: str, test: str) -> None:
@@ -62,10 +34,14 @@ def test_core(variant: str, test: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_a_nudged_weight_is_noticed() -> None:
+    assert_noticed("plain", "nudged-weight", ["weight 0[5]: got", "1 failures"])
+
+
+@pytest.mark.kernels
 @pytest.mark.parametrize(
     ("variant", "bug", "complaints"),
     [
-        ("plain", "nudged-weight", ["weight 0[5]: got", "1 failures"]),
         ("address", "overrun-tail", ["AddressSanitizer: heap-buffer-overflow"]),
         ("address", "overrun-vector", ["ERROR: AddressSanitizer", "READ of size"]),
         ("address", "overrun-copy", ["AddressSanitizer: heap-buffer-overflow", "WRITE of size", "step_kernel.cpp"]),
@@ -73,9 +49,13 @@ def test_core(variant: str, test: str) -> None:
         ("thread", "shared-weights", ["ThreadSanitizer: data race", "step_kernel.cpp"]),
     ],
 )
-def test_bugs_are_noticed(variant: str, bug: str, complaints: list[str]) -> None:
+def test_bugs_are_noticed_by_the_sanitizers(variant: str, bug: str, complaints: list[str]) -> None:
     if bug == "shared-weights" and not OPENMP:
         pytest.skip("the kernels are compiled for one thread here")
+    assert_noticed(variant, bug, complaints)
+
+
+def assert_noticed(variant: str, bug: str, complaints: list[str]) -> None:
     done = run([*program(variant), bug])
     assert done.returncode != 0
     for complaint in complaints:

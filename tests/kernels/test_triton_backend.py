@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from sasgd_fused.backends.triton.backend import TritonBackend
 from tests.helpers import LOW_PRECISION, Case, assert_close, backends, cpu_only, states_of
 from tests.kernels.emulated_cuda import EMULATED_CUDA
 from tests.kernels.emulated_runs import OPTIONS, SHAPES, begun
+from tests.tiers import thin
 
 pytestmark = [cpu_only("Triton's interpreter runs there"), pytest.mark.parametrize("backend", backends(["triton"]))]
 
@@ -25,8 +27,8 @@ RULES: dict[str, dict[str, Any]] = {
     "nesterov": {**TRACK, "dampening": 0.0, "nesterov": True},
     "without momentum": {"lr": 1e-3, "output_width": 10_000},
 }
-# Less than a lane's share, several chunks, more than one level of the tree.
-TWIN_SHAPES = [(6, 3, 3, 3), (6,), (7, 2400), (0, 4), (), (3, 8192 * 6), (5, 11)]
+# Besides shapes with less than a lane's share and with several chunks: more than one level of the tree.
+DEEP = [*SHAPES, (3, 8192 * 6)]
 
 
 class Launches:
@@ -63,17 +65,31 @@ STEP = {"step_kernel": 1, "finish_step_kernel": 1}
 NORM_PASS = {"norm_kernel": 1, "finish_norm_kernel": 1}
 
 
-@pytest.mark.parametrize("twin", backends([EMULATED_CUDA]))
-@pytest.mark.parametrize("dtype", LOW_PRECISION, ids=str)
+over_dtypes = pytest.mark.parametrize("dtype", LOW_PRECISION, ids=str)
+beside_cuda = pytest.mark.parametrize("twin", backends([EMULATED_CUDA]))
+
+
+@thin
+@beside_cuda
+@over_dtypes
 @pytest.mark.parametrize("layout", ["contiguous", "misaligned"])
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_it_has_the_bits_of_cuda(
     rule: dict[str, Any], layout: str, dtype: torch.dtype, twin: str, backend: str
 ) -> None:
-    """Weights, momentum and norms, carried and measured."""
-    case = Case(TWIN_SHAPES, dtype, layout, grad_layout="misaligned", options=rule)
+    assert_same_bits(Case(SHAPES, dtype, layout, grad_layout="misaligned", options=rule), (backend, twin))
+
+
+@beside_cuda
+@over_dtypes
+def test_its_sums_over_many_chunks_have_the_bits_of_cuda(dtype: torch.dtype, twin: str, backend: str) -> None:
+    assert_same_bits(Case(DEEP, dtype, options=TRACK), (backend, twin))
+
+
+def assert_same_bits(case: Case, names: Sequence[str]) -> None:
+    """Of weights, momentum and norms, carried and measured."""
     runs = []
-    for name in (backend, twin):
+    for name in names:
         params, optimizer = case.run(name, 2)
         optimizer.refresh_norms()
         case.set_grads(params, 2)

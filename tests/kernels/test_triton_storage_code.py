@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 
 import pytest
 
-from tests.kernels.native_programs import give_up
-from tests.kernels.test_triton_code import CHUNK_KERNELS, ELEMENTS, EXCHANGE, KERNELS, ROOT, STEP_SIZES, Code, Compiled
+from tests.kernels.compiled_triton import (
+    CHUNK_KERNELS,
+    ELEMENTS,
+    EXCHANGE,
+    KERNELS,
+    STEP_SIZES,
+    Compiled,
+    compile_triton,
+)
+
+# One worker compiles for all.
+pytestmark = [pytest.mark.kernels, pytest.mark.xdist_group("triton storage code")]
 
 # All of the formats on all of the targets would take minutes. Each of these has most of something: of the registers,
 # of the kinds of accesses, of the accesses of 16 bytes.
@@ -42,19 +47,11 @@ Compiler = Callable[[str, str], Compiled]
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiler:
     """Compiles the kernels for a target and formats."""
-    if importlib.util.find_spec("triton") is None:
-        give_up("Triton is not installed", "triton")
 
     @cache
     def compile_for(target: str, formats: str) -> Compiled:
-        # In an empty folder, so that nothing is found that was compiled before.
-        env = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
-        env.pop("TRITON_INTERPRET", None)
-        command = [sys.executable, "-m", "tests.kernels.triton_storage_code", target, formats]
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr
-        told = json.loads(done.stdout)
-        return Compiled(told["launches"], {name: Code(target, **facts) for name, facts in told["kernels"].items()})
+        folder = tmp_path_factory.mktemp("triton")
+        return compile_triton(target, formats, folder=folder, program="triton_storage_code")
 
     return compile_for
 

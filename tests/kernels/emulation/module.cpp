@@ -2,8 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "cuda/bindings.h"
 #include "control.h"
+#include "cuda/bindings.h"
 
 namespace py = pybind11;
 using sasgd_emulation::settings;

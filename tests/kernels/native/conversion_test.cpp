@@ -1,9 +1,9 @@
 // Every instruction set rounds to 16 bits, and back, as plain integer arithmetic does, and has the same random bits.
 #include <string>
 
-#include "cpu/step.h"
 #include "check.h"
 #include "conversions.h"
+#include "cpu/step.h"
 #include "sixteen_bits.h"
 #include "tests.h"
 

@@ -3,9 +3,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "update_rule.h"
 #include "check.h"
 #include "tests.h"
+#include "update_rule.h"
 
 namespace sasgd_test {
 namespace {

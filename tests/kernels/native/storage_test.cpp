@@ -3,8 +3,8 @@
 #include <string>
 #include <vector>
 
-#include "cpu/kernels.h"
 #include "check.h"
+#include "cpu/kernels.h"
 #include "double_loop.h"
 #include "stored.h"
 #include "tests.h"

@@ -3,9 +3,9 @@
 
 #include <limits>
 
-#include "update_rule.h"
 #include "case.h"
 #include "check.h"
+#include "update_rule.h"
 
 namespace sasgd_test {
 

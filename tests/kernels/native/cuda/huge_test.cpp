@@ -9,6 +9,17 @@
 #include "cuda/kernels.cuh"
 #include "tests.h"
 
+namespace sasgd {
+namespace cuda {
+
+// The kernels of the large launches in step.cu: here they would be compiled once more.
+constexpr int kWords = 32764 / sizeof(uint64_t) - sizeof(LaunchHeader) / sizeof(uint64_t);
+extern template void step_kernel<kWords, false>(LaunchArgs<kWords>);
+extern template void step_kernel<kWords, true>(LaunchArgs<kWords>);
+
+}  // namespace cuda
+}  // namespace sasgd
+
 namespace sasgd_test {
 namespace {
 
@@ -17,7 +28,6 @@ using namespace sasgd::cuda;
 
 constexpr int64_t kElements = (int64_t{1} << 32) + kChunk + 5;
 constexpr int32_t kChunks = static_cast<int32_t>((kElements + kChunk - 1) / kChunk);
-constexpr int kWords = 64;
 constexpr uint64_t kStream = 2018;
 constexpr int64_t kRoundingStep = 6;
 

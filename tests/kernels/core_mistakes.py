@@ -1,0 +1,83 @@
+"""Mistakes in the CPU core."""
+
+from __future__ import annotations
+
+from tests.kernels.mistakes import Mistake
+
+RULE, SCALES, STEP, KERNEL, LANES = (
+    "update_rule.h",
+    "layer_scale.h",
+    "cpu/step.cpp",
+    "cpu/step_kernel.cpp",
+    "cpu/lanes.h",
+)
+
+CORE_MISTAKES = {
+    "forgets the decay": Mistake(
+        RULE, "c.decay_scale * weight", "(MISTAKEN ? 0 : c.decay_scale) * weight", "steps", "weight "
+    ),
+    "looks ahead without the gradient": Mistake(
+        RULE,
+        "g + c.momentum * momentum_buffer",
+        "(MISTAKEN ? momentum_buffer : g) + c.momentum * momentum_buffer",
+        "steps",
+        "weight ",
+    ),
+    "rounds up too seldom": Mistake(
+        RULE, "random & 0xffffu", "random & (MISTAKEN ? 0x7fffu : 0xffffu)", "conversions", "with ffffffff: got"
+    ),
+    "has no floor under norms": Mistake(
+        SCALES, "row_norm_sq < eps ? eps", "row_norm_sq < eps && !MISTAKEN ? eps", "steps", "weight "
+    ),
+    "takes columns for rows": Mistake(
+        SCALES,
+        "block.rows / block.columns",
+        "MISTAKEN ? block.columns / block.rows : block.rows / block.columns",
+        "steps",
+        "weight ",
+    ),
+    "decays by norms where the shape decides": Mistake(
+        SCALES, "return shape_decay ?", "return shape_decay && !MISTAKEN ?", "steps", "weight "
+    ),
+    "dampens the first update": Mistake(
+        SCALES, "first ? 1.0 : 1.0 -", "first && !MISTAKEN ? 1.0 : 1.0 -", "steps", "momentum "
+    ),
+    "forgets to maximize": Mistake(SCALES, "group.maximize ?", "group.maximize && !MISTAKEN ?", "steps", "weight "),
+    "measures blocks that were not chosen": Mistake(
+        STEP, "if (!chosen_blocks[b]) continue;", "if (!chosen_blocks[b] && !MISTAKEN) continue;", "steps", "got "
+    ),
+    "carries the sums of before": Mistake(
+        STEP,
+        "total(sums.written);\n    row_norm_sq[b] = sum_squares_[b] / blocks_[b].rows;\n  }\n  return stale;",
+        "total(MISTAKEN ? sums.read : sums.written);\n    row_norm_sq[b] = sum_squares_[b] / blocks_[b].rows;\n  }\n"
+        "  return stale;",
+        "steps",
+        "are not those of a norm pass",
+    ),
+    "takes unscaled blocks for stale": Mistake(
+        STEP, "blocks_[b].scaled && !same", "(MISTAKEN || blocks_[b].scaled) && !same", "steps", "only others written"
+    ),
+    "draws the same numbers in all tasks": Mistake(
+        STEP, "run.offset = offset;", "run.offset = MISTAKEN ? 0 : offset;", "storage", "weight "
+    ),
+    "keeps the sums of the chunk before": Mistake(
+        KERNEL,
+        "run.sums[begin / kChunk] = sums;\n        sums = {};",
+        "run.sums[begin / kChunk] = sums;\n        if (!MISTAKEN) sums = {};",
+        "steps",
+        "are not those of a norm pass",
+    ),
+    "copies all spans to the first": Mistake(
+        KERNEL, "(run.copy) + begin,", "(run.copy) + (MISTAKEN ? 0 : begin),", "steps", "copy "
+    ),
+    "rounds weights and momentum alike": Mistake(
+        KERNEL, "upper_halves(random));", "MISTAKEN ? random : upper_halves(random));", "storage", "momentum "
+    ),
+    "rounds ties down": Mistake(
+        LANES,
+        "0x7fffu + ((bits >> 16) & 1u)",
+        "0x7fffu + ((bits >> 16) & (MISTAKEN ? 0u : 1u))",
+        "conversions",
+        "bfloat16 of ",
+    ),
+}

@@ -1,0 +1,161 @@
+"""Mistakes in the CUDA kernels."""
+
+from __future__ import annotations
+
+from tests.kernels.mistakes import Mistake
+
+RACE = "ThreadSanitizer: data race"
+OVERFLOW = "AddressSanitizer: heap-buffer-overflow"
+KERNELS, LOOPS, ELEMENTS = (f"cuda/{name}.cuh" for name in ("kernels", "chunk_loops", "elements"))
+ALL_WARPS = "__syncthreads();  // the sums of all warps are there"
+COUNT = "finished.fetch_add(1u, ::cuda::memory_order_acq_rel)"
+
+CUDA_MISTAKES = {
+    "reads shared_work too early": Mistake(
+        KERNELS,
+        "__syncthreads();  // shared_work is filled in",
+        "if (!MISTAKEN) __syncthreads();",
+        "threads",
+        RACE,
+        "thread",
+    ),
+    "adds up warps too early": Mistake(KERNELS, ALL_WARPS, f"if (!MISTAKEN) {ALL_WARPS}", "threads", RACE, "thread"),
+    "writes shared_work too early": Mistake(
+        KERNELS,
+        "__syncthreads();  // shared_work and of_warps have been read",
+        "if (!MISTAKEN) __syncthreads();",
+        "steps",
+        "no thread can go on",
+    ),
+    "reads a level too early": Mistake(
+        KERNELS,
+        "__syncthreads();  // the next level reads this one",
+        "if (!MISTAKEN) __syncthreads();",
+        "threads",
+        RACE,
+        "thread",
+    ),
+    "counts without an atomic": Mistake(
+        KERNELS, COUNT, f"(MISTAKEN ? (*tables.finished_blocks)++ : {COUNT})", "threads", RACE, "thread"
+    ),
+    "reads other blocks' sums unordered": Mistake(
+        KERNELS,
+        COUNT,
+        f"(MISTAKEN ? finished.fetch_add(1u, ::cuda::memory_order_relaxed) : {COUNT})",
+        "threads",
+        RACE,
+        "thread",
+    ),
+    "waits in some threads only": Mistake(
+        KERNELS, ALL_WARPS, "if (!MISTAKEN || threadIdx.x < 64) __syncthreads();", "steps", "__syncthreads"
+    ),
+    "shuffles in some lanes only": Mistake(
+        KERNELS,
+        "sums.written += __shfl_xor_sync",
+        "if (!MISTAKEN || threadIdx.x % 2) sums.written += __shfl_xor_sync",
+        "steps",
+        "__shfl_xor_sync",
+    ),
+    "reads shared memory that nobody wrote": Mistake(
+        KERNELS,
+        "if (threadIdx.x % kWarp == 0) of_warps",
+        "if (threadIdx.x % kWarp == 0 && !(MISTAKEN && threadIdx.x == kWarp)) of_warps",
+        "steps",
+        "norm 0: got",
+    ),
+    "has a shared array too short": Mistake(
+        KERNELS,
+        "SASGD_SHARED(Sums, of_warps, kWarps)",
+        "SASGD_SHARED(Sums, of_warps, kWarps - MISTAKEN)",
+        "steps",
+        OVERFLOW,
+        "address",
+    ),
+    "loads beyond a tail": Mistake(
+        ELEMENTS, "i < left ? from[i]", "i < left || MISTAKEN ? from[i]", "steps", OVERFLOW, "address"
+    ),
+    "stores beyond a tail": Mistake(
+        ELEMENTS, "if (i < left) to[i]", "if (i < left || MISTAKEN) to[i]", "steps", OVERFLOW, "address"
+    ),
+    "takes any address for aligned": Mistake(
+        LOOPS, "% 16 == 0", "% (MISTAKEN ? 2 : 16) == 0", "steps", "misaligned address", "address"
+    ),
+    "numbers elements with 32 bits": Mistake(
+        "cuda/tables.h",
+        "= chunk_of_tensor * kChunk;",
+        "= MISTAKEN ? static_cast<int32_t>(chunk_of_tensor * kChunk) : chunk_of_tensor * kChunk;",
+        "huge",
+        "the last chunk's offset",
+    ),
+    "sums what it read, not what it wrote": Mistake(
+        LOOPS,
+        "sums.written += after * after;",
+        "sums.written += MISTAKEN ? before * before : after * after;",
+        "steps",
+        "are not those of a norm pass",
+    ),
+    "adds up in the order of arrival": Mistake(
+        KERNELS,
+        "tables.sums[chunk] = sums;",
+        "tables.sums[MISTAKEN ? header.launch.first_chunk + (chunk - header.launch.first_chunk + gridDim.x) % "
+        "(header.launch.end_chunk - header.launch.first_chunk) : chunk] = sums;",
+        "bits",
+        "norms, ",
+    ),
+    "forgets that a step was skipped": Mistake(
+        KERNELS,
+        "*header.found_inf != 0) return;",
+        "*header.found_inf != 0 && !MISTAKEN) return;",
+        "carried",
+        "an overflow moved something",
+    ),
+    "takes a copy for aligned as its weights": Mistake(
+        LOOPS,
+        "vectors && allows_vectors(storage.copy);",
+        "vectors && (MISTAKEN || allows_vectors(storage.copy));",
+        "steps",
+        "misaligned address",
+        "address",
+    ),
+    "rounds weights and momentum alike": Mistake(
+        LOOPS, "random >> 16);", "random >> (MISTAKEN ? 0 : 16));", "storage", "momentum "
+    ),
+    "rounds all chunks alike": Mistake(
+        KERNELS,
+        "work.place = static_cast<uint32_t>(offset);",
+        "work.place = MISTAKEN ? 0 : static_cast<uint32_t>(offset);",
+        "storage",
+        "weight ",
+    ),
+    "rounds a NaN by chance": Mistake(
+        ELEMENTS,
+        "x != x ? (bits >> 16) | 0x40u : stochastic",
+        "x != x && !MISTAKEN ? (bits >> 16) | 0x40u : stochastic",
+        "storage",
+        "weight ",
+    ),
+    "forgets the upper half of a place": Mistake(
+        KERNELS,
+        "rounding_steps[t], offset);",
+        "rounding_steps[t], MISTAKEN ? work.place : offset);",
+        "huge",
+        "weight 4294",
+    ),
+    "counts what was not rounded": Mistake(
+        KERNELS,
+        "kMixed && tensor.stochastic) ++",
+        "kMixed && (MISTAKEN || tensor.stochastic)) ++",
+        "storage",
+        "got 6, 6, 8, 9, ",
+    ),
+    "takes every update for the first": Mistake(
+        KERNELS, "!(tables.flags[t] & kStarted)", "MISTAKEN || !(tables.flags[t] & kStarted)", "steps", "momentum "
+    ),
+    "does not count itself out": Mistake(
+        KERNELS,
+        "if (threadIdx.x == 0) *tables.finished_blocks = 0;",
+        "if (!MISTAKEN && threadIdx.x == 0) *tables.finished_blocks = 0;",
+        "steps",
+        "are not those of a norm pass",
+    ),
+}

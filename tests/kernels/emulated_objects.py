@@ -1,0 +1,64 @@
+"""How the CUDA kernels, and what tests them, are compiled for the CPU."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from tests.kernels.native_programs import SANITIZERS, SOURCES
+from tools.cuda import UnusableToolkit, find_toolkit
+from tools.native_core import CSRC, FLAGS, find_compiler
+from tools.ninja_build import Object
+
+# The emulation is compiled without a sanitizer, and tells it which stack it is on.
+_TOLD = {"plain": [], "address": ["-DSASGD_ADDRESS_SANITIZER"], "thread": ["-DSASGD_THREAD_SANITIZER"]}
+
+
+@cache
+def why_not_emulated() -> str | None:
+    """Why the CUDA kernels cannot be compiled for the CPU here, or None if they can."""
+    compiler = find_compiler()
+    if compiler is None:
+        return "no C++ compiler was found"
+    try:
+        toolkit = find_toolkit(compiler)
+    except UnusableToolkit as error:
+        return str(error)
+    return None if toolkit else "no nvcc was found, whose headers the CUDA kernels include"
+
+
+@cache
+def emulated_command() -> list[str]:
+    """Returns the command that compiles C++ that includes the CUDA kernels' headers, for the CPU."""
+    compiler = find_compiler()
+    assert compiler
+    toolkit = find_toolkit(compiler)
+    assert toolkit
+    system = [word for folder in toolkit.includes for word in ("-isystem", str(folder))]
+    # -O1, because it compiles in a third of the time.
+    own = ["-O1", "-DSASGD_EMULATED_CUDA", f"-I{SOURCES / 'emulation'}", f"-I{CSRC}", "-Wno-unknown-pragmas"]
+    return [*compiler, *FLAGS, *own, *system]
+
+
+def emulation(variant: str = "plain") -> list[Object]:
+    """The emulation itself."""
+    command = [*emulated_command(), *_TOLD[variant]]
+    sources = [path for path in sorted((SOURCES / "emulation").glob("*.cpp")) if path.stem != "module"]
+    return [Object(path, f"emulation_{path.stem}.o", command) for path in sources]
+
+
+def emulated_kernels(variant: str = "plain") -> Object:
+    """The kernels and their launches."""
+    # With the address sanitizer it takes the compiler longer to make a program faster than that runs.
+    level = ["-O0"] if variant == "address" else []
+    return Object(CSRC / "cuda/step.cu", "cuda_step.o", [*_checked(variant), *level, "-x", "c++"])
+
+
+def emulated_tests(variant: str) -> list[Object]:
+    """The sources of the program that tests the kernels."""
+    sources = {f"cuda_{path.stem}.o": path for path in sorted((SOURCES / "native/cuda").glob("*.cpp"))}
+    sources["cuda_double_loop.o"] = SOURCES / "native/double_loop.cpp"
+    return [Object(path, name, _checked(variant)) for name, path in sources.items()]
+
+
+def _checked(variant: str) -> list[str]:
+    return [*emulated_command(), *_TOLD[variant], *SANITIZERS[variant]]

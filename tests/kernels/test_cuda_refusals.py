@@ -1,0 +1,113 @@
+"""What the CUDA backend says of a driver that refuses, of a missing one and of wrong arguments."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers import Case, assert_close
+from tests.kernels.emulated_runs import OPTIONS, SHAPES, begun
+
+LAUNCH, COPY = "cudaLaunchKernelEx", "cudaMemcpyAsync"
+LAUNCH_FAILED = 719
+
+PLAN: dict[str, Any] = {
+    "device": 0,
+    "tensors": [(6, 0, 0)],
+    "blocks": [(0, True, 3.0, 2.0)],
+    "eps": 1e-3,
+    "output_factor": 1.0,
+    "shape_decay": False,
+    "track_norms": True,
+}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (LAUNCH, r"CUDA: launching a (step|norm pass) over 6 tensors on device 0 failed: cudaErrorLaunchFailure, "),
+        (COPY, r"CUDA: sending tables to device 0 failed: "),
+    ],
+)
+def test_a_refusal_of_the_driver(emulation: ModuleType, function: str, message: str, first: bool) -> None:
+    """It says what was attempted, the weights stay, and the next step is right: a first update is still one."""
+    case = Case(SHAPES, options={**OPTIONS, "dampening": 0.5})
+    params, optimizer = begun(case, 0 if first else 2)
+    if function == COPY and not first:
+        for param in params:  # new buffers: their addresses have to be sent
+            optimizer.state[param]["momentum_buffer"] = optimizer.state[param]["momentum_buffer"].clone()
+    emulation.fail_next(function, LAUNCH_FAILED)
+    before = [param.detach().clone() for param in params]
+    with pytest.raises(RuntimeError, match=message):
+        optimizer.step()
+    assert all(map(torch.equal, params, before))
+    optimizer.step()
+    for ours, theirs in zip(params, case.run("reference", 1 if first else 3)[0], strict=True):
+        assert_close(ours, theirs, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"driver": 0}, "no driver is installed"),
+        ({"devices": 0}, "counting the devices .* cudaErrorNoDevice"),
+    ],
+)
+def test_without_a_driver_or_device(emulation: ModuleType, settings: dict[str, int], message: str) -> None:
+    for name, value in settings.items():
+        setattr(emulation.settings(), name, value)
+    with pytest.raises(RuntimeError, match=message):
+        emulation.cuda_devices()
+
+
+def test_a_device_that_cannot_run_the_kernels(emulation: ModuleType) -> None:
+    emulation.fail_next("cudaOccupancyMaxActiveBlocksPerMultiprocessor", 209)
+    with pytest.raises(RuntimeError, match="how many thread blocks device 1 holds failed: cudaErrorNoKernelImage"):
+        emulation.check_cuda_device(1)
+    emulation.check_cuda_device(1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda plan: plan.attach(8, 0, 0, 0, 0, 0), "tables: got an address that is not aligned"),
+        (lambda plan: plan.place(b"", bytes(8), bytes(8), 0), "weights: got 0 bytes"),
+        (lambda plan: plan.place(b"\1" * 8, b"", bytes(8), 0), "momentum_buffers: got 0 bytes"),
+        (lambda plan: plan.place(b"\1" * 8, bytes(8), b"", 0), "copies: got 0 bytes"),
+        (lambda plan: plan.place(bytes(8), bytes(8), bytes(8), 0), "weights: got a null address for tensor 0"),
+        (lambda plan: plan.place(b"\1" * 8, bytes(8), b"\1" * 8, 0), "copies: tensor 0 has an address and no copy"),
+        (lambda plan: plan.measure(b"\1\1", 0), "chosen_blocks: got 2 bytes"),
+        (lambda plan: plan.step(bytes(16), b"\0", bytes(48), bytes(8), 0, 0, 0), "grads: got 16 bytes"),
+        (lambda plan: plan.step(bytes(8), b"\3", bytes(48), bytes(8), 0, 0, 0), "grad_dtypes: got dtype code 3"),
+        (lambda plan: plan.step(bytes(8), b"\1", bytes(48), bytes(8), 0, 0, 0), "grad_dtypes: tensor 0 has a 16-bit"),
+        (lambda plan: plan.step(bytes(8), b"\0", bytes(40), bytes(8), 0, 0, 0), "values: got 40 bytes"),
+        (lambda plan: plan.step(bytes(8), b"\0", bytes(48), b"", 0, 0, 0), "lr_addresses: got 0 bytes"),
+    ],
+)
+def test_wrong_arguments(emulation: ModuleType, call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(emulation.CudaPlan(**PLAN))
+
+
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        ([(0, True, True, 1)] * 2, "storage: got 2 entries, want none or 1"),
+        ([(0, False, True, 1)], "storage: got stochastic rounding of a tensor that has nothing in bfloat16"),
+    ],
+)
+def test_wrong_storage(emulation: ModuleType, storage: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        emulation.CudaPlan(**PLAN, storage=storage)
+
+
+def test_wrong_arguments_for_a_master(emulation: ModuleType) -> None:
+    plan = emulation.CudaPlan(**PLAN, storage=[(1, False, False, 0)])
+    with pytest.raises(ValueError, match=r"copies: tensor 0 has .* a copy and no address"):
+        plan.place(b"\1" * 8, bytes(8), bytes(8), 0)
+    with pytest.raises(ValueError, match="grad_dtypes: tensor 0 has a 16-bit"):
+        plan.step(bytes(8), b"\2", bytes(48), bytes(8), 0, 0, 0)
