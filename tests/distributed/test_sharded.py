@@ -17,9 +17,15 @@ from tests.distributed.sharded_runs import RULES, backward, even_network, networ
 from tests.helpers import assert_close, backends, cpu_only
 from tests.kernels.emulated_cuda import EMULATED_CUDA
 
-pytestmark = cpu_only("processes that talk through gloo")
+pytestmark = [cpu_only("processes that talk through gloo"), pytest.mark.usefixtures("one_thread")]
 STEPS = 4
-LAYOUTS = [("fully sharded", 2), ("fully sharded", 4), ("hybrid", 4), ("tensor parallel", 2), ("both", 4)]
+LAYOUTS: list[Any] = [
+    ("fully sharded", 2),
+    ("fully sharded", 4, pytest.mark.nightly),
+    ("hybrid", 4),
+    ("tensor parallel", 2),
+    ("both", 4),
+]
 
 
 def network_for(layout: str) -> nn.Sequential:
@@ -54,8 +60,8 @@ def train_sharded(rank: int, layout: str, backend: str) -> list[dict[str, Any]]:
 
 # What is sharded is the same for all backends; the slow ones run the layout that has everything.
 CASES = [
-    pytest.param(layout, ranks, *backend.values, marks=backend.marks)
-    for layout, ranks in LAYOUTS
+    pytest.param(layout, ranks, *backend.values, marks=[*backend.marks, *marks])
+    for layout, ranks, *marks in LAYOUTS
     for backend in backends()
     if layout == "both" or backend.values[0] in ("native", "foreach")
 ]
