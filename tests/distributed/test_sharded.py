@@ -16,16 +16,11 @@ from tests.distributed.ranks import run_ranks
 from tests.distributed.sharded_runs import RULES, backward, even_network, network, optimizer_for, outcome, shard, train
 from tests.helpers import assert_close, backends, cpu_only
 from tests.kernels.emulated_cuda import EMULATED_CUDA
+from tests.tiers import thin
 
 pytestmark = [cpu_only("processes that talk through gloo"), pytest.mark.usefixtures("one_thread")]
 STEPS = 4
-LAYOUTS: list[Any] = [
-    ("fully sharded", 2),
-    ("fully sharded", 4, pytest.mark.nightly),
-    ("hybrid", 4),
-    ("tensor parallel", 2),
-    ("both", 4),
-]
+LAYOUTS = [("fully sharded", 2), ("fully sharded", 4), ("hybrid", 4), ("tensor parallel", 2), ("both", 4)]
 
 
 def network_for(layout: str) -> nn.Sequential:
@@ -60,13 +55,14 @@ def train_sharded(rank: int, layout: str, backend: str) -> list[dict[str, Any]]:
 
 # What is sharded is the same for all backends; the slow ones run the layout that has everything.
 CASES = [
-    pytest.param(layout, ranks, *backend.values, marks=[*backend.marks, *marks])
-    for layout, ranks, *marks in LAYOUTS
+    pytest.param(layout, ranks, *backend.values, marks=backend.marks)
+    for layout, ranks in LAYOUTS
     for backend in backends()
     if layout == "both" or backend.values[0] in ("native", "foreach")
 ]
 
 
+@thin(strength=1)
 @pytest.mark.parametrize(("layout", "ranks", "backend"), CASES)
 def test_ranks_do_what_one_process_does(layout: str, ranks: int, backend: str) -> None:
     first, *others = run_ranks(ranks, train_sharded, layout, backend)
