@@ -10,7 +10,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -21,8 +20,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# A rank is forked from a process that has these loaded and does nothing else: starting Python anew takes seconds each.
-_PRELOADED = ["torch.distributed.optim", "torch._dynamo"]
+# A rank is forked from a process that has these loaded and does nothing else: to load them takes seconds, and so does
+# what the tests' own conftest looks for, compilers.
+_PRELOADED = ["tests.conftest", "torch.distributed.optim", "torch._dynamo.backends.common"]
 # How long the others go on after a failure: what waits for the failed rank fails in this time too, and says where.
 _GRACE_S = 2.0
 
@@ -31,14 +31,14 @@ class RankError(Exception):
     """Not every rank returned; the message tells what became of each that did not."""
 
 
-def run_ranks(count: int, function: Callable[..., Any], *args: Any, seconds: float = 120) -> list[Any]:
+def run_ranks(count: int, function: Callable[..., Any], *args: Any, seconds: float = 600) -> list[Any]:
     """Calls ``function(rank, *args)`` in `count` processes; returns what each returned, in the order of the ranks.
 
     Args:
         count: how many processes.
         function: a top-level function of a module.
         args: what it gets besides the rank; they are pickled, as is what it returns.
-        seconds: the time for all of it.
+        seconds: the time for all of it, against hanging; the build of a backend is in it.
 
     Raises:
         RankError: a rank raised, died, or took too long.
@@ -52,8 +52,8 @@ def run_ranks(count: int, function: Callable[..., Any], *args: Any, seconds: flo
         try:
             for rank in range(count):
                 ours, theirs = context.Pipe(duplex=False)
-                place = (rank, count, f"file://{folder}/store", timedelta(seconds=seconds))
-                processes.append(context.Process(target=_be_rank, args=(*place, work, theirs), daemon=True))
+                arguments = (rank, count, f"file://{folder}/store", seconds, work, theirs)
+                processes.append(context.Process(target=_be_rank, args=arguments, daemon=True))
                 processes[-1].start()
                 theirs.close()  # the rank's end alone keeps the pipe open
                 pipes.append(ours)
@@ -88,19 +88,19 @@ def _collect(processes: Sequence[BaseProcess], pipes: Sequence[Connection], end:
 
 
 def _death_of(process: BaseProcess) -> str:
-    process.join(5)
+    process.join(60)
     code = process.exitcode
     if code is not None and code < 0:
         return f"was killed by {signal.Signals(-code).name}"
     return f"ended with exit status {code} before it returned"
 
 
-def _be_rank(rank: int, count: int, store: str, timeout: timedelta, work: bytes, pipe: Connection) -> None:
+def _be_rank(rank: int, count: int, store: str, seconds: float, work: bytes, pipe: Connection) -> None:
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(0.9 * timeout.total_seconds())  # tells on stderr where it hangs
+    faulthandler.dump_traceback_later(0.9 * seconds)  # tells on stderr where it hangs
     try:
         function, args = pickle.loads(work)
-        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=count, timeout=timeout)
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=count)
         report = pickle.dumps((True, function(rank, *args)))
     except BaseException:
         pipe.send_bytes(pickle.dumps((False, f"raised\n{traceback.format_exc()}")))

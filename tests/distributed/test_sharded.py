@@ -16,8 +16,9 @@ from tests.distributed.ranks import run_ranks
 from tests.distributed.sharded_runs import RULES, backward, even_network, network, optimizer_for, outcome, shard, train
 from tests.helpers import assert_close, backends, cpu_only
 from tests.kernels.emulated_cuda import EMULATED_CUDA
+from tests.tiers import thin
 
-pytestmark = cpu_only("processes that talk through gloo")
+pytestmark = [cpu_only("processes that talk through gloo"), pytest.mark.usefixtures("one_thread")]
 STEPS = 4
 LAYOUTS = [("fully sharded", 2), ("fully sharded", 4), ("hybrid", 4), ("tensor parallel", 2), ("both", 4)]
 
@@ -61,6 +62,7 @@ CASES = [
 ]
 
 
+@thin(strength=1)
 @pytest.mark.parametrize(("layout", "ranks", "backend"), CASES)
 def test_ranks_do_what_one_process_does(layout: str, ranks: int, backend: str) -> None:
     first, *others = run_ranks(ranks, train_sharded, layout, backend)

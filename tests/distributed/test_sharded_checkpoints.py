@@ -15,8 +15,9 @@ from tests.distributed.ranks import run_ranks
 from tests.distributed.sharded_runs import HYPERPARAMETERS, RULES, network, optimizer_for, outcome, shard, train
 from tests.helpers import assert_close, cpu_only
 
-pytestmark = cpu_only("processes that talk through gloo")
+pytestmark = [cpu_only("processes that talk through gloo"), pytest.mark.usefixtures("one_thread")]
 WHOLE = 0  # ranks of a run whose parameters are not sharded
+OTHERS = [pytest.param(*ranks, marks=pytest.mark.nightly) for ranks in ((4, 2), (WHOLE, WHOLE))]
 
 
 def begun(rule: str, sharded: bool, seed: float) -> tuple[nn.Module, Any, tuple[int, int]]:
@@ -65,7 +66,7 @@ def load_runs(rank: int, folder: Path, sharded: bool) -> list[dict[str, Any]]:
     return outcomes
 
 
-@pytest.mark.parametrize(("saved_on", "loaded_on"), [(2, 2), (2, 4), (4, 2), (2, WHOLE), (WHOLE, 2), (WHOLE, WHOLE)])
+@pytest.mark.parametrize(("saved_on", "loaded_on"), [(2, 2), (2, 4), (2, WHOLE), (WHOLE, 2), *OTHERS])
 def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path, saved_on: int, loaded_on: int) -> None:
     """To the bit on as many ranks; to rounding on others."""
     expected = run_ranks(saved_on or 1, save_runs, tmp_path, saved_on != WHOLE)[0]

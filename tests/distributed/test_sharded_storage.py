@@ -30,7 +30,7 @@ from tests.storage_cases import (
     train,
 )
 
-pytestmark = cpu_only("processes that talk through gloo")
+pytestmark = [cpu_only("processes that talk through gloo"), pytest.mark.usefixtures("one_thread")]
 STEPS = 3
 LAYOUTS = [("fully sharded", 2), ("hybrid", 4), ("tensor parallel", 2), ("both", 4)]
 CASES = [
@@ -219,7 +219,7 @@ def train_in_manners(rank: int, storage: str) -> list[Any]:
 
 
 @pytest.mark.filterwarnings("ignore")  # of dynamo's
-@pytest.mark.parametrize("storage", ["stochastic weights", "all"])
+@pytest.mark.parametrize("storage", [pytest.param("stochastic weights", marks=pytest.mark.nightly), "all"])
 def test_manners_of_stepping(storage: str) -> None:
     """To the bit: released in backward, and compiled."""
     for plain, *others in run_ranks(2, train_in_manners, storage):

@@ -15,9 +15,11 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 from sasgd_fused import ScaleAmendedSGD, parameter_groups
 from tests.helpers import DEVICE, backends
+from tests.tiers import thin
 
 # Of torch's own, about the profiler and about dynamo itself.
 pytestmark = pytest.mark.filterwarnings("ignore")
+INDUCTOR = pytest.param("inductor", marks=pytest.mark.nightly)
 
 
 class Training:
@@ -74,6 +76,7 @@ def compiled(function: Callable[[], Any], compiler: str) -> tuple[Callable[[], A
     return torch.compile(function, backend=counter, fullgraph=True), counter
 
 
+@thin(slow=1)
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize("options", [{}, {"norms": "freeze"}], ids=["track", "freeze"])
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
@@ -92,7 +95,7 @@ def test_the_optimizer_breaks_no_graph(compiler: str, options: dict[str, Any], b
 
 
 @pytest.mark.skipif(not hasattr(torch._dynamo.config, "trace_autograd_ops"), reason="this torch cannot trace backward")
-@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("compiler", ["aot_eager", INDUCTOR])
 def test_a_whole_training_step_in_one_graph(compiler: str) -> None:
     """Backward too, where torch is told to trace it: then the gradients are not in the parameters when it steps."""
     ours, theirs = Training("foreach"), Training("foreach")
@@ -174,7 +177,7 @@ def step_twice(training: Training) -> None:
 
 
 @pytest.mark.parametrize("body", [write_and_step, step_twice])
-@pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager", INDUCTOR])
 def test_what_the_graph_has_written_before_a_step_is_stepped_from(
     compiler: str, body: Callable[[Training], None]
 ) -> None:

@@ -1,17 +1,19 @@
-"""The ImageNet example: two processes train, one dies, the run goes on to the bit; errors say what is wanted."""
+"""The ImageNet example: two processes train, one dies, the run goes on to the bit."""
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
-import random
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import mean
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,50 +22,22 @@ from torch import Tensor
 from torch.optim import SGD
 
 from sasgd_fused import ScaleAmendedSGD
+from tests.distributed.ranks import RankError, run_ranks
 from tests.helpers import cpu_only
 
 pytest.importorskip("PIL")
 
-from PIL import Image
-
-sys.path.append(str(Path(__file__).parents[2] / "examples"))
-
 import imagenet
-import imagenet_data
 import resnet
+
+from tests.product import imagenet_that_dies
+from tests.product.image_folder import write_images
 
 pytestmark = cpu_only("the example is tested there")
 
 SCRIPT = imagenet.__file__
 SMALL = ("--arch", "resnet18", "--image-size", "32", "--batch-size", "2")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-
-# Each process writes its network. If it is to die, the second is killed in the second epoch, as for too much memory.
-TELLS_OR_DIES = """
-import os, signal
-import torch
-import torch.distributed as dist
-import imagenet
-
-class Trainer(imagenet.Trainer):
-    def train(self, loader, epoch):
-        if epoch == 1 and "DIES" in os.environ:
-            dist.barrier()  # the first process has written its checkpoint
-            if dist.get_rank() == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-        loss = super().train(loader, epoch)
-        assert loader.sampler.epoch == epoch
-        return loss
-
-    def validate(self, loader):
-        accuracy = super().validate(loader)
-        torch.save(self.network.state_dict(), f"network{dist.get_rank()}.pt")
-        return accuracy
-
-imagenet.Trainer = Trainer
-imagenet.main()
-"""
-
 
 # Runs a script as it is, and looks at what its convolutions do.
 WATCHES_CONVOLUTIONS = """
@@ -85,16 +59,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """Two classes of images in several sizes, modes and formats."""
-    draw = random.Random(0)
-    for part, names in (("train", ("0.png", "1.jpg", "2.JPEG", "3.png")), ("val", ("0.png", "1.jpg", "2.png"))):
-        for label, mode in (("cat", "RGB"), ("dog", "L")):
-            (tmp_path / part / label).mkdir(parents=True)
-            for name in names:
-                width, height = draw.randint(20, 50), draw.randint(20, 50)
-                pixels = draw.randbytes(width * height * len(mode))
-                Image.frombytes(mode, (width, height), pixels).save(tmp_path / part / label / name)
-    (tmp_path / "train" / "cat" / "notes.txt").write_text("not an image")
+    write_images(tmp_path)
     yield tmp_path
     shutil.rmtree(tmp_path)  # with its checkpoints, which are large
 
@@ -106,7 +71,7 @@ def run(folder: Path, *command: str, **variables: str) -> subprocess.CompletedPr
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
     with subprocess.Popen([sys.executable, *command], cwd=folder, env=environment, **pipes) as process:
         try:
-            output, errors = process.communicate(timeout=120)
+            output, errors = process.communicate(timeout=600)
         except subprocess.TimeoutExpired:
             process.terminate()  # not killed: torchrun is to take its processes with it
             raise
@@ -133,28 +98,58 @@ def losses(output: str) -> list[float]:
     return [float(loss) for loss in re.findall(r"^epoch \d+: loss (\S+), top-1 \S+%, \d+ images/s$", output, re.M)]
 
 
-def test_two_processes_train_and_a_run_that_died_goes_on_to_the_bit(folder: Path) -> None:
+def by_torchrun(module: ModuleType, folder: Path, *options: str, **variables: str) -> tuple[str, str]:
+    """Runs a module as a script in two processes; returns what it printed, and the errors if it failed."""
+    done = run(folder, *TORCHRUN, str(module.__file__), *options, **variables)
+    return done.stdout, done.stderr if done.returncode else ""
+
+
+def in_ranks(module: ModuleType, folder: Path, *options: str, **variables: str) -> tuple[str, str]:
+    """The same in processes that need not import torch first."""
+    errors = ""
+    try:
+        run_ranks(2, be_rank, module.__name__, folder, options, variables)
+    except RankError as error:
+        errors = str(error)
+    return (folder / "output0").read_text(), errors
+
+
+def be_rank(rank: int, module: str, folder: Path, options: tuple[str, ...], variables: dict[str, str]) -> None:
+    os.chdir(folder)
+    os.environ.update(variables)
+    sys.argv = [module, *options]
+    imagenet.join_processes = lambda: torch.device("cpu")  # they have joined already
+    with open(f"output{rank}", "w", encoding="utf-8") as file, redirect_stdout(file):
+        importlib.import_module(module).main()
+
+
+# Processes of tests may have none of their own to read the images.
+@pytest.mark.parametrize(
+    ("launch", "workers"), [(in_ranks, "0"), pytest.param(by_torchrun, "1", marks=pytest.mark.nightly)]
+)
+def test_two_processes_train_and_a_run_that_died_goes_on_to_the_bit(
+    launch: Callable[..., tuple[str, str]], workers: str, folder: Path
+) -> None:
     """Whatever reads the images: this process in the whole run, another one in that which goes on."""
     options = (".", *SMALL, "--epochs", "2", "--warm-up", "0.5")
-    whole = run(folder, *TORCHRUN, SCRIPT, *options, "--workers", "0")
-    assert whole.returncode == 0, whole.stderr
-    assert len(losses(whole.stdout)) == 2
-    assert all(map(math.isfinite, losses(whole.stdout)))
+    whole, errors = launch(imagenet, folder, *options, "--workers", "0")
+    assert not errors, errors
+    assert len(losses(whole)) == 2
+    assert all(map(math.isfinite, losses(whole)))
     expected = load(folder / "checkpoint.pt")
     assert expected["epochs"] == 2
 
-    (folder / "script.py").write_text(TELLS_OR_DIES)
-    dead = run(folder, *TORCHRUN, "script.py", *options, "--workers", "0", "--checkpoint", "dead.pt", DIES="1")
-    assert dead.returncode != 0
-    assert "Signal 9 (SIGKILL)" in dead.stderr
-    assert losses(dead.stdout) == losses(whole.stdout)[:1]
+    dying = (*options, "--workers", "0", "--checkpoint", "dead.pt")
+    printed, errors = launch(imagenet_that_dies, folder, *dying, DIES="1")
+    assert "SIGKILL" in errors
+    assert losses(printed) == losses(whole)[:1]
     half = load(folder / "dead.pt")
     assert half["epochs"] == 1
     assert not torch.equal(half["network"]["conv1.weight"], expected["network"]["conv1.weight"])
 
-    resumed = run(folder, *TORCHRUN, "script.py", *options, "--workers", "1", "--resume", "dead.pt")
-    assert resumed.returncode == 0, resumed.stderr
-    assert losses(resumed.stdout) == losses(whole.stdout)[1:]
+    printed, errors = launch(imagenet_that_dies, folder, *options, "--workers", workers, "--resume", "dead.pt")
+    assert not errors, errors
+    assert losses(printed) == losses(whole)[1:]
     assert same(load(folder / "checkpoint.pt"), expected)
     for rank in (0, 1):
         assert same(load(folder / f"network{rank}.pt"), expected["network"])
@@ -167,75 +162,6 @@ def test_one_process_without_torchrun_in_bfloat16(folder: Path) -> None:
     assert len(losses(done.stdout)) == 1
     assert "\nlayer4.1.conv2.weight " in done.stdout
     assert load(folder / "checkpoint.pt")["settings"]["processes"] == 1
-
-
-def remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def keep_no_image(path: Path) -> None:
-    for image in path.iterdir():
-        image.unlink()
-
-
-@pytest.mark.parametrize(
-    ("place", "change", "message"),
-    [
-        ("train", remove, "train: no classes found, want train/ and val/ there, with a folder for each class"),
-        ("val", remove, "val: no classes found, want train/ and val/ there, with a folder for each class"),
-        ("val/dog", remove, "val/dog: no images found, want at least one file in it with .*jpg"),
-        ("train/cat", keep_no_image, "train/cat: no images found, want at least one file in it with .*jpg"),
-        ("val/cow", Path.mkdir, "val/cow: a class that is not in train/, want the same classes in both"),
-        ("train/dog/0.png", remove, r"train: got 7 images, want at least one batch: 4 x 2"),
-    ],
-)
-def test_a_folder_that_is_not_as_wanted(place: str, change: Callable[[Path], None], message: str, folder: Path) -> None:
-    change(folder / place)
-    with pytest.raises(ValueError, match=message):
-        make_loaders(folder)
-
-
-@pytest.mark.parametrize("end", [0, -200], ids=["empty", "cut off"])
-def test_a_damaged_image_is_named(end: int, folder: Path) -> None:
-    path = folder / "train" / "dog" / "1.jpg"
-    path.write_bytes(path.read_bytes()[:end])
-    training, _ = make_loaders(folder)
-    with pytest.raises(ValueError, match=r"dog/1\.jpg: cannot be read as an image: "):
-        training.dataset[0, 0, 5]
-
-
-def make_loaders(folder: Path, rank: int = 0) -> tuple[imagenet.Loader, imagenet.Loader]:
-    return imagenet_data.make_loaders(folder, image_size=16, batch_size=4, workers=0, seed=0, rank=rank, processes=2)
-
-
-def test_each_image_is_read_once_an_epoch(folder: Path) -> None:
-    """By one of the processes, in another order and with other cutouts in the next epoch."""
-    read: dict[str, list[Any]] = {"train": [], "next": [], "val": []}
-    for rank in (0, 1):
-        training, validation = make_loaders(folder, rank)
-        read["train"] += list(training.sampler)
-        training.sampler.set_epoch(1)  # type: ignore[attr-defined]
-        read["next"] += list(training.sampler)
-        read["val"] += list(validation.sampler)
-    assert sorted(read["val"]) == list(range(6))
-    assert sorted(read["train"]) == [(0, 0, index) for index in range(8)]
-    assert sorted(read["next"]) == [(0, 1, index) for index in range(8)]
-    assert [place[2] for place in read["next"]] != [place[2] for place in read["train"]]
-    images = training.dataset
-    (first, label), (again, _), (later, _) = images[0, 0, 0], images[0, 0, 0], images[0, 1, 0]
-    assert (first.shape, first.dtype, label) == ((16, 16, 3), torch.uint8, 0)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, later)
-
-
-def test_boxes_lie_within_the_image() -> None:
-    draw = random.Random(0)
-    for width, height in [(500, 375), (20, 60), (3000, 10)]:
-        for _ in range(100):
-            left, top, right, bottom = imagenet_data.random_box(width, height, draw)
-            assert 0 <= left < right <= width
-            assert 0 <= top < bottom <= height
-    assert imagenet_data.central_box(512, 256) == (144, 16, 368, 240)
 
 
 def test_networks_have_as_many_parameters_as_torchvisions() -> None:
