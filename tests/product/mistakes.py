@@ -102,7 +102,8 @@ MISTAKES = {
         "backends.kernel", "if version_sum != self._version_sum:", "if False:", "test_norms.py native"
     ),
     "counts a step of its own as somebody's": Mistake(
-        "backends.kernel", "self._version_sum += len(self._block_params)", "pass", "../kernels/test_cuda_backend.py one_launch_and"
+        "backends.kernel", "self._version_sum += len(self._block_params)", "pass",
+        "../kernels/test_cuda_backend.py one_launch_and",
     ),
     "lets go of no gradient": Mistake(
         "backends.tables", "    def release(self) -> None:", "    def release(self) -> None:\n        return\n",
