@@ -1,7 +1,7 @@
 """Mistakes in the Python sources, and the tests that notice them.
 
 As a plugin (`pytest -p tests.product.mistakes`) it puts a module with a mistake in it in the place of one of the
-package's: SASGD_MISTAKE names the module and the file, separated by "=".
+package's: SASGD_MISTAKEN_MODULE names the module and the file, separated by "=".
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import NamedTuple
 
-VARIABLE = "SASGD_MISTAKE"
+VARIABLE = "SASGD_MISTAKEN_MODULE"
 
 
 class Mistake(NamedTuple):
