@@ -11,6 +11,7 @@ from torch import nn
 
 from sasgd_fused import ScaleAmendedSGD, parameter_groups
 from tests.helpers import DEVICE, backends, randn
+from tests.tiers import thin
 
 STEPS = 200
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -50,6 +51,7 @@ def train_in_float64(options: str) -> tuple[float, float]:
     return train("reference", options, torch.float64)
 
 
+@thin(slow=0)
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize("options", OPTIONS)
 def test_every_backend_ends_at_the_same_loss(options: str, backend: str) -> None:
