@@ -18,9 +18,10 @@ from torch.optim import Optimizer
 
 from sasgd_fused import ScaleAmendedSGD
 from tests.helpers import DEVICE, backends, randn
+from tests.tiers import thin
 from tests.unchanged import bits
 
-pytestmark = pytest.mark.usefixtures("default_device")
+pytestmark = [pytest.mark.usefixtures("default_device"), thin(strength=1, slow=0)]
 
 # Theirs have a learning rate for each optimizer, with which the loss falls by a third in a few steps.
 RECIPES: list[dict[str, Any]] = [

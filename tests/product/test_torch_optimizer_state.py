@@ -18,8 +18,9 @@ pytest.importorskip("expecttest", reason="torch.testing._internal needs expectte
 from sasgd_fused import ScaleAmendedSGD
 from tests.helpers import DEVICE, assert_close, backends
 from tests.product.torch_problem import INFO, Problem, assert_equal, begun, configurations
+from tests.tiers import thin
 
-pytestmark = pytest.mark.usefixtures("default_device")
+pytestmark = [pytest.mark.usefixtures("default_device"), thin(strength=1, slow=0)]
 with_and_without_names = pytest.mark.parametrize("named", list(itertools.product([False, True], repeat=2)), ids=str)
 
 

@@ -19,9 +19,10 @@ from sasgd_fused import ScaleAmendedSGD
 from sasgd_fused.backends import BACKENDS
 from tests.helpers import DEVICE, FAST_BACKENDS, Case, assert_close, backends, skips_on_device
 from tests.product.torch_problem import INFO, Problem, assert_equal, begun, configurations, tamed
+from tests.tiers import thin
 from tests.unchanged import nothing_changes
 
-pytestmark = pytest.mark.usefixtures("default_device")
+pytestmark = [pytest.mark.usefixtures("default_device"), thin(strength=1, slow=0)]
 
 # Where torch has other words, or only a warning: the description of torch's entry → the error and words of ours.
 OUR_ERRORS: dict[str, tuple[type[Exception], str]] = {
