@@ -1,4 +1,4 @@
-"""Mistakes in csrc are noticed by the programs that test it, and by these alone: the program is right without them."""
+"""Mistakes in csrc are noticed by the programs that test it, which have nothing to say where none is made."""
 
 from __future__ import annotations
 
