@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from tests.kernels.native_programs import SANITIZERS, SOURCES
-from tools.cuda import UnusableToolkit, find_toolkit
+from tests.kernels.toolchain import toolkit_or_reason
 from tools.native_core import CSRC, FLAGS, find_compiler
 from tools.ninja_build import Object
 
@@ -13,17 +13,13 @@ from tools.ninja_build import Object
 _TOLD = {"plain": [], "address": ["-DSASGD_ADDRESS_SANITIZER"], "thread": ["-DSASGD_THREAD_SANITIZER"]}
 
 
-@cache
 def why_not_emulated() -> str | None:
-    """Why the CUDA kernels cannot be compiled for the CPU here, or None if they can."""
+    """Returns why the CUDA kernels cannot be compiled for the CPU here, or None if they can."""
     compiler = find_compiler()
     if compiler is None:
         return "no C++ compiler was found"
-    try:
-        toolkit = find_toolkit(compiler)
-    except UnusableToolkit as error:
-        return str(error)
-    return None if toolkit else "no nvcc was found, whose headers the CUDA kernels include"
+    found = toolkit_or_reason(tuple(compiler))
+    return found if isinstance(found, str) else None
 
 
 @cache
@@ -31,8 +27,8 @@ def emulated_command() -> list[str]:
     """Returns the command that compiles C++ that includes the CUDA kernels' headers, for the CPU."""
     compiler = find_compiler()
     assert compiler
-    toolkit = find_toolkit(compiler)
-    assert toolkit
+    toolkit = toolkit_or_reason(tuple(compiler))
+    assert not isinstance(toolkit, str)
     system = [word for folder in toolkit.includes for word in ("-isystem", str(folder))]
     # -O1, because it compiles in a third of the time.
     own = ["-O1", "-DSASGD_EMULATED_CUDA", f"-I{SOURCES / 'emulation'}", f"-I{CSRC}", "-Wno-unknown-pragmas"]

@@ -10,15 +10,16 @@ from tools.cuda import NO_NVCC, Toolkit, UnusableToolkit, find_toolkit
 
 
 def cuda_toolkit() -> Toolkit:
-    """The CUDA compiler, or the end of a test that needs it."""
-    found = _toolkit_or_reason(tuple(compiler_for("cuda")))
+    """Returns the CUDA compiler, or ends a test that needs it."""
+    found = toolkit_or_reason(tuple(compiler_for("cuda")))
     if isinstance(found, str):
         give_up(found, "cuda")
     return found
 
 
 @cache
-def _toolkit_or_reason(compiler: tuple[str, ...]) -> Toolkit | str:
+def toolkit_or_reason(compiler: tuple[str, ...]) -> Toolkit | str:
+    """Returns what CUDA is compiled with, or why nothing is; a trial takes most of a second."""
     try:
         return find_toolkit(compiler) or NO_NVCC
     except UnusableToolkit as error:

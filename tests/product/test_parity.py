@@ -32,7 +32,7 @@ RULES: tuple[dict[str, Any], ...] = (
 NETWORK = [(6, 3, 3, 3), (6,), (1, 9), (11, 6), (0, 4), (11,), (), (5, 11)]
 
 
-DECAYS = ({}, {"weight_decay": 0.05})
+DECAYS: tuple[dict[str, Any], ...] = ({}, {"weight_decay": 0.05})
 
 
 @thin  # the coefficients are made in float64, before anything depends on the dtype
