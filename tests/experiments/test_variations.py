@@ -9,48 +9,27 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-pytest.importorskip("pytorch_optimizer")
-pytest.importorskip("rich")
-pytest.importorskip("sklearn")
+from experiments.compare import KINDS, TUNED, VARIATIONS, RunResult, Settings, choose, compare
+from experiments.data import DATASETS, Dataset
+from experiments.methods import METHODS, Method, Tuned
+from experiments.models import MODELS, initialise, scale_badly
 
-from rich.console import Console
-
-from sasgd_fused.experiments.compare import Settings, compare
-from sasgd_fused.experiments.data import DATASETS, Dataset
-from sasgd_fused.experiments.methods import METHODS, Method, Tuned
-from sasgd_fused.experiments.models import MODELS, initialise, scale_badly
-from sasgd_fused.experiments.train import RunResult
-from sasgd_fused.experiments.variations import KINDS, TUNED, VARIATIONS, choose
-from tests.helpers import cpu_only
-
-pytestmark = [cpu_only("the experiments run there"), pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.usefixtures("small_networks", "few_images")
 
 QUIET = Console(quiet=True)
 WIDTHS = {"width x 0.5": 0.5, "width x 2": 2.0}
-SETTINGS = Settings("few", "small", seeds=(0, 1), epochs=2, batch_size=8, backend="foreach")
+SETTINGS = Settings("few", seeds=(0, 1), epochs=2, batch_size=8, backend="foreach")
 
 
-@pytest.fixture(autouse=True)
-def few_images_and_a_small_network(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(32, 3, 2, 2, generator=generator), torch.arange(32) % 4
-    data = Dataset(images, labels, images, labels, classes=4)
-
-    def small(channels: int, classes: int, width: float = 1) -> nn.Sequential:
-        hidden = round(8 * width)
-        return nn.Sequential(
-            nn.Conv2d(channels, hidden, 2, bias=False),
-            nn.BatchNorm2d(hidden, affine=False),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(hidden, classes, bias=False),
-        )
-
-    monkeypatch.setitem(DATASETS, "few", lambda root: data)
-    monkeypatch.setitem(MODELS, "small", small)
+    monkeypatch.setitem(DATASETS, "few", lambda root: Dataset((images, labels), (images, labels), classes=4))
 
 
 @dataclass
@@ -129,7 +108,7 @@ def test_another_initialisation_scales_the_weights_of_the_tuned_one() -> None:
     runs, _ = watched_runs(replace(SETTINGS, variations=choose(("init",))))
     for seed in SETTINGS.seeds:
         hidden, head = runs[seed, TUNED].weights
-        expected = network("small")
+        expected = MODELS["vgg7"](3, 4)
         initialise(expected, seed)
         scale_badly(expected, seed, 1)
         assert same(runs[seed, "init"].weights, [weight.detach() for weight in expected.parameters()])
@@ -162,70 +141,3 @@ def test_the_kinds_that_are_chosen_come_after_the_tuned_setting() -> None:
     assert choose(("init", "lr")) == choose(("lr", "init"))
     assert choose(KINDS) == tuple(VARIATIONS)
     assert next(iter(VARIATIONS)) == TUNED
-
-
-# Networks of other widths
-
-
-def network(name: str, width: float = 1, channels: int = 3, classes: int = 4) -> nn.Sequential:
-    return MODELS[name](channels, classes, width)
-
-
-@pytest.mark.parametrize("width", WIDTHS.values())
-@pytest.mark.parametrize("name", ["vgg7", "vgg13", "deep-plain", "resnet"])
-def test_width_scales_hidden_layers_alone(name: str, width: float) -> None:
-    with torch.device("meta"):
-        plain, other = network(name), network(name, width)
-        side = 32 if name == "vgg13" else 8
-        assert other(torch.empty(2, 3, side, side)).shape == (2, 4)
-    before = [tuple(weight.shape) for weight in plain.parameters()]
-    after = [tuple(weight.shape) for weight in other.parameters()]
-    # Inputs of the first layer are channels or pixels of the images, rows of the last one are classes.
-    inputs = [1, *(width for _ in before[1:])]
-    rows = [*(width for _ in before[1:]), 1]
-    assert after == [
-        (shape[0] * row_factor, shape[1] * input_factor, *shape[2:])
-        for shape, row_factor, input_factor in zip(before, rows, inputs, strict=True)
-    ]
-    assert after[0][1] == (192 if name == "deep-plain" else 3)
-    assert after[-1][0] == 4
-
-
-# Badly scaled networks
-
-
-def factors(seed: int, decades: float = 1.0) -> list[float]:
-    """What each layer of a network was multiplied by."""
-    plain, scaled = network("deep-plain", width=0.25), network("deep-plain", width=0.25)
-    for model in (plain, scaled):
-        initialise(model, 0)
-    scale_badly(scaled, seed, decades)
-    found = []
-    for before, after in zip(plain.parameters(), scaled.parameters(), strict=True):
-        ratios = after / before
-        assert ratios.min().item() == pytest.approx(ratios.max().item(), rel=1e-6)
-        found.append(ratios.mean().item())
-    return found
-
-
-def test_each_hidden_layer_has_a_factor_of_its_own_and_the_head_has_none() -> None:
-    *hidden, head = factors(0)
-    assert head == 1
-    assert len({round(math.log(factor), 3) for factor in hidden}) == len(hidden) == 17
-    assert factors(0) == [*hidden, head]
-    assert not set(factors(1)) & set(hidden)
-
-
-def test_factors_are_spread_evenly_over_two_decades() -> None:
-    exponents = sorted(math.log10(factor) for seed in range(20) for factor in factors(seed)[:-1])
-    uniform = torch.linspace(-1, 1, len(exponents))
-    assert max(map(abs, exponents)) <= 1
-    assert (torch.tensor(exponents) - uniform).abs().max() < 2 * 1.63 / math.sqrt(len(exponents))  # Kolmogorov's 1 %
-    wider = [math.log10(factor) for factor in factors(0, decades=2)[:-1]]
-    assert wider == pytest.approx([2 * math.log10(factor) for factor in factors(0)[:-1]], abs=1e-5)
-
-
-@pytest.mark.parametrize("seed", [0, 1, 7])
-def test_factors_are_not_made_of_the_draws_of_the_initialisation(seed: int) -> None:
-    draws = torch.rand(17, generator=torch.Generator().manual_seed(seed))
-    assert factors(seed)[:-1] != pytest.approx([10 ** (2 * draw - 1) for draw in draws.tolist()], rel=1e-3)

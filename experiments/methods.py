@@ -13,8 +13,8 @@ from pytorch_optimizer import LARS
 from torch import nn
 from torch.optim import Optimizer
 
+from experiments.muon import make_muon
 from sasgd_fused import ScaleAmendedSGD, parameter_groups
-from sasgd_fused.experiments.muon import make_muon
 
 MOMENTUM = 0.9  # the paper's, for every method that has one
 
@@ -33,20 +33,12 @@ class Method:
     build: Callable[[nn.Module, float, float, str | None], Optimizer]
 
     def tuned(self, lr: float, weight_decay: float, source: str = "given") -> Tuned:
-        """The method with a learning rate and a weight decay, and where these come from."""
         return Tuned(self, lr, weight_decay, source)
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """A method with its hyperparameters.
-
-    Attributes:
-        method: what makes the optimizer.
-        lr: learning rate at the first step.
-        weight_decay: coefficient of the weight decay.
-        source: where these two come from.
-    """
+    """A method with its learning rate at the first step, its weight decay, and where these two come from."""
 
     method: Method
     lr: float
@@ -55,11 +47,9 @@ class Tuned:
 
     @property
     def label(self) -> str:
-        """The method's name in tables and pictures."""
         return self.method.label
 
     def build(self, model: nn.Module, backend: str | None) -> Optimizer:
-        """Makes the optimizer of a network."""
         return self.method.build(model, self.lr, self.weight_decay, backend)
 
 
@@ -75,10 +65,6 @@ def _lars(model: nn.Module, lr: float, weight_decay: float, backend: str | None)
 
 def _adamw(model: nn.Module, lr: float, weight_decay: float, backend: str | None) -> Optimizer:
     return torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=True)
-
-
-def _muon(model: nn.Module, lr: float, weight_decay: float, backend: str | None) -> Optimizer:
-    return make_muon(model, lr, weight_decay)
 
 
 def _amended(model: nn.Module, lr: float, weight_decay: float, backend: str | None, **options: Any) -> ScaleAmendedSGD:
@@ -102,7 +88,7 @@ def _with_options(label: str, names: tuple[str, ...]) -> Method:
 
 
 def _variants() -> dict[str, Method]:
-    """`paper` with any of `OPTIONS`, "paper+plain-head+product" for example; what is recommended has its own name."""
+    """Returns `paper` with any of `OPTIONS`, as "paper+plain-head+product"; what is recommended has its own name."""
     choices = [names for count in range(1, len(OPTIONS) + 1) for names in combinations(OPTIONS, count)]
     return {
         "+".join(("paper", *names)): _with_options(", ".join(names).replace("-", " "), names)
@@ -117,13 +103,13 @@ METHODS: dict[str, Method] = {
     "recommended": _with_options("recommended", RECOMMENDED),
     "lars": Method("LARS", _lars),
     "adamw": Method("AdamW", _adamw),
-    "muon": Method("Muon", _muon),
+    "muon": Method("Muon", make_muon),
     **_variants(),
 }
 
 
 def why_unavailable(name: str) -> str | None:
-    """Why a method cannot be built here, or None if it can."""
+    """Returns why a method cannot be built here, or None if it can."""
     if name == "muon" and not hasattr(torch.optim, "Muon"):
         return f"muon needs torch 2.9 or newer, this is {torch.__version__}"
     return None

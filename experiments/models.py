@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,29 +11,27 @@ from torch.nn.functional import relu
 
 def vgg7(channels: int, classes: int, width: float = 1) -> nn.Sequential:
     """VGG with three stages of two 3 x 3 convolutions for images of 8 x 8 pixels, 288,000 weights and the head."""
-    first, second, third = (round(width * outputs) for outputs in (32, 64, 128))
-    return nn.Sequential(
-        *_convolution(channels, first),
-        *_convolution(first, first),
-        nn.MaxPool2d(2),
-        *_convolution(first, second),
-        *_convolution(second, second),
-        nn.MaxPool2d(2),
-        *_convolution(second, third),
-        *_convolution(third, third),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(third, classes, bias=False),
-    )
+    outputs = [round(width * outputs) for outputs in (32, 64, 128)]
+    *layers, _ = _stages(channels, outputs)
+    head = nn.Linear(outputs[-1], classes, bias=False)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
 
 
 def vgg13(channels: int, classes: int, width: float = 1) -> nn.Sequential:
     """The paper's VGG13 for images of 32 x 32 pixels, 9.4 million weights: ten 3 x 3 convolutions and the head."""
+    outputs = [round(width * outputs) for outputs in (64, 128, 256, 512, 512)]
+    return nn.Sequential(*_stages(channels, outputs), nn.Flatten(), nn.Linear(outputs[-1], classes, bias=False))
+
+
+def _stages(channels: int, outputs: Sequence[int]) -> list[nn.Module]:
+    """Makes stages of two convolutions, each followed by pooling."""
     layers: list[nn.Module] = []
-    for outputs in (round(width * outputs) for outputs in (64, 128, 256, 512, 512)):
-        layers += [*_convolution(channels, outputs), *_convolution(outputs, outputs), nn.MaxPool2d(2)]
-        channels = outputs
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels, classes, bias=False))
+    for before, after in zip((channels, *outputs), outputs, strict=False):
+        for inputs in (before, after):
+            convolution = nn.Conv2d(inputs, after, kernel_size=3, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(after, affine=False), nn.ReLU()]
+        layers.append(nn.MaxPool2d(2))
+    return layers
 
 
 def deep_plain(channels: int, classes: int, width: float = 1) -> nn.Sequential:
@@ -70,7 +68,6 @@ class PreActivation(nn.Module):
         self.second = nn.Conv2d(outputs, outputs, kernel_size=3, padding=1, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps (images, inputs, height, width) to (images, outputs, height / stride, width / stride)."""
         active = relu(self.first_norm(images))
         skipped = images if self.skip is None else self.skip(active)
         result: Tensor = skipped + self.second(relu(self.second_norm(self.first(active))))
@@ -96,15 +93,8 @@ def resnet(channels: int, classes: int, width: float = 1) -> nn.Sequential:
     )
 
 
-class Build(Protocol):
-    """Makes a network from the channels of its images, the number of classes and the factor of its hidden widths."""
-
-    def __call__(self, channels: int, classes: int, width: float = 1) -> nn.Sequential:
-        """Makes it."""
-        ...
-
-
-MODELS: dict[str, Build] = {
+# Each makes a network from the channels of its images, the number of classes and the factor of its hidden widths.
+MODELS: dict[str, Callable[..., nn.Sequential]] = {
     "vgg7": vgg7,
     "vgg13": vgg13,
     "deep-plain": deep_plain,
@@ -129,11 +119,3 @@ def scale_badly(model: nn.Module, seed: int, decades: float) -> None:
     with torch.no_grad():
         for weight in hidden:
             weight.mul_(10 ** (decades * (2 * torch.rand((), generator=generator).item() - 1)))
-
-
-def _convolution(inputs: int, outputs: int) -> list[nn.Module]:
-    return [
-        nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False),
-        nn.BatchNorm2d(outputs, affine=False),
-        nn.ReLU(),
-    ]

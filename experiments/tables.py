@@ -1,15 +1,20 @@
-"""The tables of a comparison."""
+"""The tables of a comparison, for the terminal and for Markdown."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
 
-from sasgd_fused.experiments.analysis import (
+from rich.box import SIMPLE_HEAD
+from rich.table import Table as Terminal
+
+from experiments.analysis import (
     MARGINS,
     NEAR,
     Comparison,
+    Estimate,
     change,
     count_diverged,
     count_near_best,
@@ -18,9 +23,40 @@ from sasgd_fused.experiments.analysis import (
     summarise,
     thresholds,
 )
-from sasgd_fused.experiments.estimates import Estimate
-from sasgd_fused.experiments.tabular import Table
-from sasgd_fused.experiments.variations import TUNED, VARIATIONS
+from experiments.compare import TUNED, VARIATIONS
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column has names and whose others have numbers.
+
+    Attributes:
+        heading: one for each column; the terminal breaks its lines.
+        rows: texts, as many in each.
+        caption: what the numbers are.
+    """
+
+    heading: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str
+
+    def to_markdown(self) -> str:
+        """The table in Markdown, its caption below it."""
+        heading = [text.replace("\n", " ") for text in self.heading]
+        rule = ["---", *["---:"] * (len(self.heading) - 1)]
+        lines = ["| " + " | ".join(cells) + " |" for cells in (heading, rule, *self.rows)]
+        return "\n".join(lines) + f"\n\n{self.caption}\n"
+
+    def to_terminal(self) -> Terminal:
+        """The table for a terminal of 80 columns."""
+        table = Terminal(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
+        table.caption, table.caption_justify = self.caption, "left"
+        for index, heading in enumerate(self.heading):
+            # A long name is folded, a number never.
+            table.add_column(heading, justify="right" if index else "left", no_wrap=index > 0)
+        for row in self.rows:
+            table.add_row(*row)
+        return table
 
 
 def make_summary(comparison: Comparison, *, brief: bool = False) -> Table:
@@ -32,17 +68,11 @@ def make_summary(comparison: Comparison, *, brief: bool = False) -> Table:
     """
     rows = []
     for row in summarise(comparison):
-        loss, step = f"{row.train_loss.mean:.4g}", f"{row.step_ms.mean:.3f}"
-        cells = [
-            row.label,
-            f"{row.lr:.3g}",
-            f"{row.weight_decay:.3g}",
-            loss if brief else row.train_loss.format(4),
-            row.test_error.format(2) + _of_which_diverged(comparison, row.method),
-            "" if row.difference is None else row.difference.format(2, "+"),
-            step if brief else row.step_ms.format(3),
-        ]
-        rows.append(cells)
+        loss = f"{row.train_loss.mean:.4g}" if brief else row.train_loss.format(4)
+        error = row.test_error.format(2) + _of_which_diverged(comparison, row.method)
+        difference = row.difference.format(2, "+") if row.difference else ""
+        step = f"{row.step_ms.mean:.3f}" if brief else row.step_ms.format(3)
+        rows.append([row.label, f"{row.lr:.3g}", f"{row.weight_decay:.3g}", loss, error, difference, step])
     first = comparison.methods[comparison.first].label
     columns = "method", "lr", "weight\ndecay", "train\nloss", "test error,\n%", f"points\nabove {first}", "step,\nms"
     return Table(columns, rows, f"Last epoch, {comparison.over_seeds('± half of')}")
@@ -69,10 +99,10 @@ def make_speeds(comparison: Comparison) -> Table:
 
 def make_learning_rates(comparison: Comparison) -> Table:
     """The test error over multiples of the learning rate."""
-    found = {name: learning_rates(comparison, name) for name in comparison.methods}
     names = {VARIATIONS[name].lr: name for name in (TUNED, *comparison.varied("lr"))}
     rows = []
-    for method, errors in found.items():
+    for method in comparison.methods:
+        errors = learning_rates(comparison, method)
         cells = [
             error.format(1) + _of_which_diverged(comparison, method, names[factor]) for factor, error in errors.items()
         ]

@@ -1,4 +1,4 @@
-"""Loss curves of 16-bit training beside float32's: `python -m bench.precision [--seeds N] [--steps N]`.
+"""Loss curves of 16-bit training beside float32's: `python -m experiments.precision [--seeds N] [--steps N]`.
 
 A small network learns scikit-learn's digits with each way to store weights and momentum, from the same initialisation
 on the same batches. The table shows the training loss, averaged over stretches of steps and over the seeds, as a ratio
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from experiments.data import batches, digits
+from experiments.models import initialise
 from sasgd_fused import ScaleAmendedSGD, parameter_groups
-from sasgd_fused.experiments.data import DATASETS, batches
-from sasgd_fused.experiments.models import initialise
 
 STEPS = 2000
 STRETCHES = 20
@@ -60,8 +60,8 @@ WAYS: dict[str, Way] = {
 
 def curve(way: Way, seed: int, steps: int = STEPS) -> Tensor:
     """Trains once; returns the training loss in `STRETCHES` stretches of steps."""
-    data = DATASETS["digits"]()
-    model = _network(data.test_images[0].numel(), data.classes)
+    data = digits()
+    model = _make_network(data.test[0][0].numel(), data.classes)
     initialise(model, seed)
     for param in model.parameters():
         param.data = param.data.to(way.weights)
@@ -86,28 +86,21 @@ def curve(way: Way, seed: int, steps: int = STEPS) -> Tensor:
     return torch.stack(losses[:steps]).reshape(STRETCHES, -1).mean(dim=1)
 
 
-def ratios(name: str, seeds: Sequence[int], baseline: Tensor, steps: int = STEPS) -> Tensor:
-    """The curve of a way over the baseline's, both averaged over the seeds."""
-    return mean_curve(name, seeds, steps) / baseline
-
-
 def mean_curve(name: str, seeds: Sequence[int], steps: int = STEPS) -> Tensor:
-    """The curve of a way, averaged over the seeds."""
+    """Returns the curve of a way, averaged over the seeds."""
     return torch.stack([curve(WAYS[name], seed, steps) for seed in seeds]).mean(dim=0)
 
 
-def _network(inputs: int, classes: int) -> nn.Sequential:
-    """Two hidden layers with batch normalization without scale and shift, whose statistics stay float32."""
-    return nn.Sequential(nn.Flatten(), *_layer(inputs), *_layer(WIDTH), nn.Linear(WIDTH, classes, bias=False))
-
-
-def _layer(inputs: int) -> list[nn.Module]:
-    return [nn.Linear(inputs, WIDTH, bias=False), nn.BatchNorm1d(WIDTH, affine=False), nn.ReLU()]
+def _make_network(inputs: int, classes: int) -> nn.Sequential:
+    """Makes two hidden layers with batch normalization without scale and shift, whose statistics stay float32."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for fan_in in (inputs, WIDTH):
+        layers += [nn.Linear(fan_in, WIDTH, bias=False), nn.BatchNorm1d(WIDTH, affine=False), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(WIDTH, classes, bias=False))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(prog="python -m bench.precision", description="Loss curves of 16-bit training.")
+    parser = argparse.ArgumentParser("python -m experiments.precision", description="Loss curves of 16-bit training.")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each way")
     parser.add_argument("--steps", type=int, default=STEPS, help="of each run")
     chosen = parser.parse_args(arguments)
@@ -125,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"| {BASELINE} | {' | '.join(f'{baseline[k]:.4f}' for k in shown)} | |")
     for name in WAYS:
         if name != BASELINE:
-            ratio = ratios(name, seeds, baseline, chosen.steps)
+            ratio = mean_curve(name, seeds, chosen.steps) / baseline
             cells = " | ".join(f"× {ratio[k]:.3f}" for k in shown)
             print(f"| {name} | {cells} | {100 * (ratio - 1).abs().max():.1f} % |", flush=True)
 

@@ -1,4 +1,4 @@
-"""Entry point of `python -m sasgd_fused.experiments`; says what to install where libraries are missing."""
+"""Entry point of `python -m experiments`; says what to install where libraries are missing."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ EXTRA = ("matplotlib", "numpy", "optuna", "pytorch_optimizer", "rich", "scipy", 
 
 
 def main() -> int:
-    """Runs the command line, or explains in one line which extra it needs."""
     try:
-        from sasgd_fused.experiments.cli import run
+        from experiments.cli import run
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in EXTRA:
             raise
-        print(f'{error.name} is missing: pip install "sasgd_fused[experiments]"', file=sys.stderr)
+        print(f'{error.name} is missing: pip install -e ".[experiments]"', file=sys.stderr)
         return 1
     return run()
 

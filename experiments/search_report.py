@@ -11,19 +11,15 @@ from typing import Any
 from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial
 
-from sasgd_fused.experiments.compare import Settings
-from sasgd_fused.experiments.methods import METHODS, MOMENTUM, Tuned
-from sasgd_fused.experiments.results import versions
-from sasgd_fused.experiments.search import DOMAIN, SearchSettings, best
-from sasgd_fused.experiments.tabular import Table
+from experiments.compare import Settings
+from experiments.methods import METHODS, MOMENTUM, Tuned
+from experiments.report import versions
+from experiments.search import DOMAIN, SearchSettings, best
+from experiments.tables import Table
 
 
 def make_search_table(trials: Mapping[str, Sequence[FrozenTrial]]) -> Table:
-    """Makes the table of each method's best settings.
-
-    Args:
-        trials: those that count, by method, from `equal_budgets`.
-    """
+    """Makes the table of each method's best settings, of the trials that `equal_budgets` has."""
     rows = []
     for name, of_method in trials.items():
         trial = best(of_method)
@@ -37,13 +33,7 @@ def make_search_table(trials: Mapping[str, Sequence[FrozenTrial]]) -> Table:
 
 
 def write_search_json(path: Path, settings: SearchSettings, trials: Mapping[str, Sequence[FrozenTrial]]) -> None:
-    """Writes settings, versions, and for each method the best trial and every one that counts.
-
-    Args:
-        path: of the file.
-        settings: those of the search.
-        trials: those that count, by method, from `equal_budgets`.
-    """
+    """Writes settings, versions, and for each method the best trial and every one that `equal_budgets` has."""
     content = {
         "settings": {
             **asdict(settings),

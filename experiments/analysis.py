@@ -5,16 +5,41 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
-from sasgd_fused.experiments.compare import Settings
-from sasgd_fused.experiments.estimates import Estimate
-from sasgd_fused.experiments.methods import Tuned
-from sasgd_fused.experiments.train import RunResult
-from sasgd_fused.experiments.variations import TUNED, VARIATIONS
+from scipy.special import stdtrit
 
+from experiments.compare import TUNED, VARIATIONS, RunResult, Settings
+from experiments.methods import Tuned
+
+CONFIDENCE = 0.95
 NEAR = 1.0  # points of test error within which a learning rate counts as one of the best
 ROUNDING = 1e-9
 MARGINS = (0.0, 1.0, 3.0, 10.0)  # points above the test error of the first method, to which epochs are counted
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and the half width of its 95 % interval; NaN where a value was not finite, the width for one value too."""
+
+    mean: float
+    half_width: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        """Takes one value for each seed; for a paired difference, the difference of each seed."""
+        count, mean = len(values), fmean(values)
+        if not math.isfinite(mean):
+            return cls(math.nan, math.nan)
+        if count == 1:
+            return cls(mean, math.nan)
+        quantile = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2))
+        return cls(mean, quantile * stdev(values) / math.sqrt(count))
+
+    def format(self, digits: int, sign: str = "") -> str:
+        """Formats mean ± half width, or the mean alone; `sign` "+" shows the sign of a positive mean too."""
+        interval = f" ± {self.half_width:.{digits}f}" if math.isfinite(self.half_width) else ""
+        return f"{self.mean:{sign}.{digits}f}{interval}"
 
 
 @dataclass(frozen=True)
@@ -37,7 +62,7 @@ class Comparison:
         return f"{self.settings.model} on {self.settings.dataset}"
 
     def over_seeds(self, what: str) -> str:
-        """What its figures are: a mean, and `what` its interval shows; or those of one seed."""
+        """Says what its figures are: a mean, and `what` its interval shows; or those of one seed."""
         if len(self.settings.seeds) == 1:
             return f"seed {self.settings.seeds[0]}."
         return f"mean over {len(self.settings.seeds)} seeds {what} its 95 % interval."
@@ -48,12 +73,12 @@ class Comparison:
         return next(iter(self.methods))
 
     def runs(self, method: str, variation: str = TUNED) -> list[RunResult]:
-        """The runs of a method at a variation, one for each seed, in the order of the seeds."""
+        """Returns the runs of a method at a variation, one for each seed, in the order of the seeds."""
         found = {run.seed: run for run in self.results if (run.method, run.variation) == (method, variation)}
         return [found[seed] for seed in self.settings.seeds]
 
     def errors(self, method: str, variation: str = TUNED) -> list[float]:
-        """Percent of the test images after the last epoch, one for each seed."""
+        """Returns the percent of the test images after the last epoch, one for each seed."""
         return [run.test_error[-1] for run in self.runs(method, variation)]
 
     def varied(self, kind: str) -> list[str]:
@@ -63,17 +88,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a method came to in the unchanged setting.
+    """What a method came to in the unchanged setting, in the last epoch.
 
     Attributes:
-        method: key in `METHODS`.
-        label: its name.
-        lr: learning rate at the first step.
-        weight_decay: coefficient of the weight decay.
         runs: how many seeds.
-        train_loss: cross-entropy in the last epoch.
-        test_error: percent after the last epoch.
-        difference: of that error from the first method's with the same seed, in points; None for the first method.
+        difference: of the test error from the first method's with the same seed; None for the first method.
         step_ms: median milliseconds of `optimizer.step()` in each run.
     """
 
@@ -116,19 +135,10 @@ def summarise(comparison: Comparison) -> list[Summary]:
     summaries = []
     for name, method in comparison.methods.items():
         runs, errors = comparison.runs(name), comparison.errors(name)
-        summaries.append(
-            Summary(
-                name,
-                method.label,
-                method.lr,
-                method.weight_decay,
-                len(runs),
-                train_loss=Estimate.of([run.train_loss[-1] for run in runs]),
-                test_error=Estimate.of(errors),
-                difference=None if name == comparison.first else paired(errors, base),
-                step_ms=Estimate.of([run.step_ms for run in runs]),
-            )
-        )
+        loss, step = (Estimate.of(values) for values in ([r.train_loss[-1] for r in runs], [r.step_ms for r in runs]))
+        difference = None if name == comparison.first else paired(errors, base)
+        rates = method.lr, method.weight_decay
+        summaries.append(Summary(name, method.label, *rates, len(runs), loss, Estimate.of(errors), difference, step))
     return summaries
 
 

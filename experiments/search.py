@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -26,11 +28,10 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from sasgd_fused.experiments.biased_random import BiasedRandomSampler
-from sasgd_fused.experiments.compare import Settings, compare
-from sasgd_fused.experiments.data import ROOT
-from sasgd_fused.experiments.methods import METHODS
-from sasgd_fused.experiments.variations import TUNED
+from experiments.biased_random import BiasedRandomSampler
+from experiments.compare import TUNED, Settings, compare
+from experiments.data import ROOT
+from experiments.methods import METHODS
 
 # One domain for all methods, wide enough for the best of each: what a narrow one leaves out, somebody knew before.
 DOMAIN: dict[str, BaseDistribution] = {
@@ -53,7 +54,7 @@ class SearchSettings:
     Attributes:
         runs: data set, model, epochs and so on; a trial is one run for each of its seeds.
         sampler: key in `SAMPLERS`.
-        sampler_seed: of the sampler; every method has the same.
+        sampler_seed: every method has the same.
     """
 
     runs: Settings
@@ -61,55 +62,32 @@ class SearchSettings:
     sampler_seed: int = 0
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """What a trial gives, one entry for each seed.
-
-    Attributes:
-        test_error: percent after the last epoch.
-        train_loss: cross-entropy in the last epoch, None where it is not finite.
-        seconds: time of the run.
-    """
-
-    test_error: list[float]
-    train_loss: list[float | None]
-    seconds: list[float]
-
-
-Measure = Callable[[Settings, str, Mapping[str, float]], Measurement]
+Measurement = dict[str, list[Any]]  # test_error, train_loss and seconds, one entry for each seed
 
 
 def measure(settings: Settings, name: str, params: Mapping[str, float], root: Path = ROOT) -> Measurement:
     """Trains with one method and the learning rate and weight decay given, once for each seed.
 
-    Args:
-        settings: of the runs.
-        name: of the method, key in `METHODS`.
-        params: learning rate and weight decay.
-        root: the folder of the archives of data.
+    Returns:
+        Errors in percent after the last epoch, losses in it, None where they are not finite, and times of the runs.
 
     Raises:
-        ArchiveError: an archive is missing or damaged.
+        ArchiveError: the archive of the data set is missing or damaged.
     """
     method = METHODS[name].tuned(params["lr"], params["weight_decay"])
     runs = compare(settings, {name: method}, Console(quiet=True), root=root)
     losses = [run.train_loss[-1] for run in runs]
-    return Measurement(
-        test_error=[run.test_error[-1] for run in runs],
-        train_loss=[loss if math.isfinite(loss) else None for loss in losses],
-        seconds=[run.seconds for run in runs],
-    )
+    return {
+        "test_error": [run.test_error[-1] for run in runs],
+        "train_loss": [loss if math.isfinite(loss) else None for loss in losses],
+        "seconds": [run.seconds for run in runs],
+    }
 
 
 def open_studies(path: Path, settings: SearchSettings, methods: Sequence[str]) -> dict[str, Study]:
     """Opens the study of each method in a journal on disk, or begins it.
 
     Trials that were running when an earlier search ended are counted as failed, and run again first.
-
-    Args:
-        path: the journal.
-        settings: those of the search.
-        methods: keys in `METHODS`.
 
     Raises:
         ValueError: the journal's trials ran with other settings.
@@ -118,14 +96,14 @@ def open_studies(path: Path, settings: SearchSettings, methods: Sequence[str]) -
     studies = {}
     for name in methods:
         study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
-        wanted = {**dataclasses.asdict(settings), "domain": str(DOMAIN)}
-        for name_of_tuple in ("seeds", "variations"):  # which JSON does not have
-            wanted["runs"][name_of_tuple] = list(wanted["runs"][name_of_tuple])
+        # As JSON has it, which knows no tuples.
+        wanted = json.loads(json.dumps({**dataclasses.asdict(settings), "domain": str(DOMAIN)}))
         kept = study.user_attrs.get("settings", wanted)
         kept["runs"].setdefault("variations", [TUNED])  # which an earlier version did not have
-        if kept != wanted:
-            changed = next(iter(_differences(kept, wanted)))
-            raise ValueError(f"got {changed[2]} for {changed[0]}, but the trials in {path} ran with {changed[1]}")
+        ours, theirs = ({**entry, **entry["runs"], "runs": None} for entry in (wanted, kept))
+        for key in dict.fromkeys((*ours, *theirs)):
+            if ours.get(key) != theirs.get(key):
+                raise ValueError(f"got {ours.get(key)} for {key}, but the trials in {path} ran with {theirs.get(key)}")
         study.set_user_attr("settings", wanted)
         studies[name] = study
     for study in studies.values():
@@ -142,7 +120,7 @@ def search(
     workers: int,
     threads: int,
     console: Console,
-    measure: Measure = measure,
+    measure: Callable[[Settings, str, Mapping[str, float]], Measurement] = measure,
 ) -> None:
     """Runs trials until every study has its number of them.
 
@@ -192,12 +170,13 @@ def search(
                     _run_again(studies[name], studies[name].trials[trial.number])
                     worker = start_worker()
                 else:
-                    for attribute, values in dataclasses.asdict(result).items():
+                    for attribute, values in result.items():
                         trial.set_user_attr(attribute, values)
-                    error_mean = math.fsum(result.test_error) / len(result.test_error)
-                    studies[name].tell(trial, error_mean)
+                    mean = fmean(result["test_error"])
+                    studies[name].tell(trial, mean)
+                    params = "  ".join(f"{key} {value:.3g}" for key, value in trial.params.items())
                     count = len(finished(studies[name]))
-                    console.print(f"{name} {count}/{trials}  {_format(trial.params)}  test error {error_mean:.2f} %")
+                    console.print(f"{name} {count}/{trials}  {params}  test error {mean:.2f} %")
                 idle.append(worker)
 
 
@@ -207,11 +186,7 @@ def finished(study: Study) -> list[FrozenTrial]:
 
 
 def equal_budgets(path: Path) -> dict[str, list[FrozenTrial]]:
-    """Returns the trials that count of every study in a journal that has any: of each the same number, the first ones.
-
-    Args:
-        path: the journal.
-    """
+    """Returns the trials that count of every study in a journal that has any: the first ones, of each as many."""
     storage = _open_storage(path)
     studies = [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
     trials = {study.study_name: of_method for study in studies if (of_method := finished(study))}
@@ -220,11 +195,7 @@ def equal_budgets(path: Path) -> dict[str, list[FrozenTrial]]:
 
 
 def best(trials: Sequence[FrozenTrial]) -> FrozenTrial:
-    """Returns the trial with the lowest mean test error; of several, that with the lowest mean training loss.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """Returns the trial with the lowest mean test error; of several, that with the lowest mean training loss."""
 
     def rank(trial: FrozenTrial) -> tuple[float, float]:
         losses = trial.user_attrs["train_loss"]
@@ -240,10 +211,9 @@ def _open_storage(path: Path) -> JournalStorage:
 
 
 def _next_method(studies: Mapping[str, Study], trials: int) -> str | None:
-    """The method that has begun the fewest trials, None if all have theirs: so methods progress side by side."""
-    begun = {name: _count_begun(study) for name, study in studies.items()}
-    name = min(begun, key=begun.__getitem__)
-    return name if begun[name] < trials else None
+    """Returns the method that has begun the fewest trials, None if all have theirs: so they progress side by side."""
+    name = min(studies, key=lambda name: _count_begun(studies[name]))
+    return name if _count_begun(studies[name]) < trials else None
 
 
 def _count_begun(study: Study) -> int:
@@ -260,17 +230,6 @@ def _ask(study: Study, settings: SearchSettings) -> Trial:
 def _run_again(study: Study, trial: FrozenTrial) -> None:
     study.tell(trial.number, state=TrialState.FAIL)
     study.enqueue_trial(trial.params)
-
-
-def _format(params: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.3g}" for name, value in params.items())
-
-
-def _differences(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Names and values of what differs, the settings of the runs among the others."""
-    kept, wanted = ({**settings, **settings["runs"], "runs": None} for settings in (kept, wanted))
-    names = dict.fromkeys((*wanted, *kept))
-    return [(name, kept.get(name), wanted.get(name)) for name in names if kept.get(name) != wanted.get(name)]
 
 
 def _prepare_worker(threads: int) -> None:

@@ -4,22 +4,53 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from statistics import median
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
 
-from sasgd_fused.experiments.data import DATASETS, ROOT, Dataset
-from sasgd_fused.experiments.methods import Tuned
-from sasgd_fused.experiments.models import MODELS, initialise, scale_badly
-from sasgd_fused.experiments.train import RunResult, train
-from sasgd_fused.experiments.unfinished import Unfinished
-from sasgd_fused.experiments.variations import TUNED, VARIATIONS, Variation
+from experiments.data import DATASETS, ROOT
+from experiments.methods import Tuned
+from experiments.models import MODELS, initialise, scale_badly
+from experiments.resume import Unfinished
+from experiments.train import train
+
+
+@dataclass(frozen=True)
+class Variation:
+    """A change of the setting, with learning rate and weight decay as they were tuned without it.
+
+    Attributes:
+        kind: what the command line calls it.
+        lr: factor of the learning rate.
+        decades: each hidden layer's initial weights are multiplied by 10^-decades to 10^decades, see `scale_badly`.
+        width: factor of the hidden layers' widths.
+    """
+
+    kind: str
+    lr: float = 1.0
+    decades: float = 0.0
+    width: float = 1.0
+
+
+TUNED = "tuned"
+VARIATIONS: dict[str, Variation] = {
+    TUNED: Variation(TUNED),
+    **{f"lr x {10**power:.2g}": Variation("lr", lr=10**power) for power in (-1, -0.5, 0.5, 1)},
+    "init": Variation("init", decades=1),
+    **{f"width x {factor:g}": Variation("width", width=factor) for factor in (0.5, 2)},
+}
+KINDS = tuple(dict.fromkeys(variation.kind for variation in VARIATIONS.values() if variation.kind != TUNED))
+
+
+def choose(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the keys of the variations of some kinds, the unchanged setting first."""
+    return tuple(name for name, variation in VARIATIONS.items() if variation.kind in (TUNED, *kinds))
 
 
 @dataclass(frozen=True)
@@ -33,7 +64,7 @@ class Settings:
         epochs: passes over the training images.
         batch_size: images in a batch.
         backend: of `ScaleAmendedSGD`, None for the fastest.
-        schedule: key in `SCHEDULES`.
+        schedule: of the learning rate, as `train` has it.
         device: where data and networks are, as torch has it.
         variations: keys in `VARIATIONS`, one run of every method and seed for each.
     """
@@ -47,6 +78,26 @@ class Settings:
     schedule: str = "cosine"
     device: str = "cpu"
     variations: tuple[str, ...] = (TUNED,)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What one run gave: the curves of its `History`, and the median time of a step.
+
+    Attributes:
+        method: key in `METHODS`.
+        seed: of the initialisation and the batches.
+        variation: key in `VARIATIONS`.
+    """
+
+    method: str
+    seed: int
+    variation: str
+    train_loss: list[float]
+    test_error: list[float]
+    layer_scale: list[list[float]]
+    step_ms: float
+    seconds: float
 
 
 def compare(
@@ -79,41 +130,37 @@ def compare(
         bar = progress.add_task("", total=count * settings.epochs)
         data = DATASETS[settings.dataset](root).to(torch.device(settings.device))
         for seed, variation in product(settings.seeds, settings.variations):
-            initial = _make_model(settings, data, seed, VARIATIONS[variation])
+            change = VARIATIONS[variation]
+            initial = MODELS[settings.model](data.test[0].shape[1], data.classes, change.width)
+            initialise(initial, seed)
+            if change.decades:
+                scale_badly(initial, seed, change.decades)
             for name, method in methods.items():
                 where = f"seed {seed}  " + (f"{variation:12}  " if len(settings.variations) > 1 else "")
                 progress.update(bar, description=f"{where}{method.label}")
-                result = unfinished.find(name, seed, variation) if unfinished else None
-                if result:
+                if unfinished and (done := unfinished.find(name, seed, variation)):
+                    result = RunResult(**done)
                     progress.advance(bar, settings.epochs)
                 else:
-                    result = train(
-                        name,
-                        replace(method, lr=method.lr * VARIATIONS[variation].lr),
-                        copy.deepcopy(initial),
+                    model = copy.deepcopy(initial).to(settings.device)
+                    history = train(
+                        model,
+                        replace(method, lr=method.lr * change.lr).build(model, settings.backend),
                         data,
                         seed=seed,
                         epochs=settings.epochs,
                         batch_size=settings.batch_size,
-                        backend=settings.backend,
-                        on_epoch=partial(progress.advance, bar),
                         schedule=settings.schedule,
-                        variation=variation,
+                        on_epoch=partial(progress.advance, bar),
                         checkpoint=unfinished.checkpoint(name, seed, variation) if unfinished else None,
                     )
+                    figures = {**asdict(history), "step_ms": median(history.step_ms)}
+                    result = RunResult(name, seed, variation, **figures)
                     if unfinished:
-                        unfinished.add(result)
+                        unfinished.add(asdict(result))
                 results.append(result)
                 console.print(
                     f"{where}{method.label:20}  training loss {result.train_loss[-1]:.4f}  "
                     f"test error {result.test_error[-1]:.2f} %"
                 )
     return results
-
-
-def _make_model(settings: Settings, data: Dataset, seed: int, variation: Variation) -> nn.Sequential:
-    model = MODELS[settings.model](data.test_images.shape[1], data.classes, variation.width)
-    initialise(model, seed)
-    if variation.decades:
-        scale_badly(model, seed, variation.decades)
-    return model.to(settings.device)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from sasgd_fused.experiments.compare import Settings
-from sasgd_fused.experiments.methods import METHODS, Tuned, why_unavailable
+from experiments.compare import Settings
+from experiments.methods import METHODS, Tuned, why_unavailable
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Preset:
 
 
 def _methods(source: str, rates: Mapping[str, tuple[float, float]]) -> dict[str, Tuned]:
-    """Methods with learning rate, weight decay and where they come from; those left out that cannot be built here."""
+    """Returns methods with learning rate, weight decay and their source, but those that cannot be built here."""
     available = {name: values for name, values in rates.items() if why_unavailable(name) is None}
     return {name: METHODS[name].tuned(*values, source=f"preset, {source}") for name, values in available.items()}
 
 
-# The paper's, section 4. It does not give the batch size, nor how far images are turned (see cifar.py).
+# The paper's, section 4. It does not give the batch size, nor how far images are turned (see data.py).
 _PAPER = Settings(model="vgg13", epochs=300, batch_size=128, schedule="plateau")
 _OF_PAPER = "those of the paper"
 

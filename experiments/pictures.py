@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from sasgd_fused.experiments.analysis import Comparison, count_diverged, learning_rates
-from sasgd_fused.experiments.estimates import Estimate
+from experiments.analysis import Comparison, Estimate, count_diverged, learning_rates
 
 # The colours of Okabe and Ito, which colour-blind people can tell apart, and a dash for print in grey.
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -36,7 +35,8 @@ def draw_curves(path: Path, comparison: Comparison) -> None:
         losses, errors = (np.array([getattr(run, field) for run in runs]) for field in ("train_loss", "test_error"))
         for axes, values in ((loss_axes, losses), (error_axes, errors)):
             epochs = np.arange(1, values.shape[1] + 1)
-            mean, width = _estimate([column.tolist() for column in values.T])
+            estimates = [Estimate.of(column.tolist()) for column in values.T]
+            mean, width = np.array([(entry.mean, entry.half_width) for entry in estimates]).T
             axes.plot(epochs, mean, **style, linewidth=1.6, label=label)
             if len(values) > 1:
                 axes.fill_between(epochs, mean - width, mean + width, color=style["color"], alpha=0.15, linewidth=0)
@@ -97,22 +97,13 @@ def draw_layer_scales(path: Path, comparison: Comparison) -> None:
 
 
 def scaling_methods(comparison: Comparison) -> list[str]:
-    """The methods that scale layers, keys in `METHODS`."""
+    """Returns the methods that scale layers, keys in `METHODS`."""
     return [name for name in comparison.methods if all(run.layer_scale for run in comparison.runs(name))]
 
 
-def _styles() -> cycle[dict[str, Any]]:
-    """Colours and dashes, of which there are as many combinations as methods."""
-    count = len(COLOURS) * len(DASHES)
-    return cycle(
-        {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]} for index in range(count)
-    )
-
-
-def _estimate(columns: Sequence[Sequence[float]]) -> tuple[Curve, Curve]:
-    """Means and half widths of the intervals."""
-    estimates = [Estimate.of(column) for column in columns]
-    return np.array([entry.mean for entry in estimates]), np.array([entry.half_width for entry in estimates])
+def _styles() -> Iterator[dict[str, Any]]:
+    """Yields colours and dashes, of which there are 35 pairs."""
+    return ({"color": colour, "linestyle": dash} for colour, dash in zip(cycle(COLOURS), cycle(DASHES), strict=False))
 
 
 def _add_legend_and_title(figure: Figure, axes: Axes, comparison: Comparison) -> None:

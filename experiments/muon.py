@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, overload
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,8 @@ from torch.optim import Optimizer
 ADAMW_RMS = "match_rms_adamw"  # rates for Muon are then as for AdamW (Liu et al. 2025), so that one serves both
 
 
-def make_muon(model: nn.Module, lr: float, weight_decay: float) -> MuonAndAdamW:
-    """Makes Muon for all blocks but the last, AdamW for that one and the other parameters, as Muon's authors have it.
-
-    Args:
-        model: the network, its parameters in the order of its layers.
-        lr: learning rate of both.
-        weight_decay: decoupled, of both.
-    """
+def make_muon(model: nn.Module, lr: float, weight_decay: float, backend: str | None = None) -> MuonAndAdamW:
+    """Makes Muon for all blocks but the last, AdamW for the other parameters, as Muon's authors have it."""
     parameters = list(model.parameters())
     *hidden, _ = [parameter for parameter in parameters if parameter.dim() >= 2]
     chosen = set(map(id, hidden))
@@ -50,38 +44,23 @@ class MuonAndAdamW(Optimizer):
         """Has a scheduler that sets the rate of this optimizer's groups set that of both."""
         self.param_groups = [*self._muon.param_groups, *self._adamw.param_groups]
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Steps both.
-
-        Raises:
-            ValueError: there is a closure.
-        """
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
         if closure is not None:
             raise ValueError("closure: got one, want None")
         for matrix, kernel in zip(self._matrices, self._kernels, strict=True):
             matrix.grad = None if kernel.grad is None else kernel.grad.reshape(matrix.shape)
         self._muon.step()  # type: ignore[no-untyped-call]
         self._adamw.step()
-        return None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clears the gradients of the kernels and of the others."""
         for kernel in self._kernels:
             kernel.grad = None
         self._adamw.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
-        """Both states."""
         return {"muon": self._muon.state_dict(), "adamw": self._adamw.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes both states over."""
         self._muon.load_state_dict(state_dict["muon"])
         self._adamw.load_state_dict(state_dict["adamw"])
         self._share_groups()
