@@ -65,38 +65,42 @@ def test_options_reach_the_runs(small_networks: None, tmp_path: Path) -> None:
     assert (content["settings"]["seeds"], content["settings"]["threads"]) == ([7], 1)
 
 
+INVALID = [
+    ("--methods adam", "argument --methods: invalid choice: 'adam'"),
+    ("--methods paper+product+plain-head", "argument --methods: invalid choice: 'paper+product+plain-head'"),
+    ("--preset mnist", "argument --preset: invalid choice: 'mnist'"),
+    ("--device no", "argument --device: "),
+    ("--seeds -1", "argument --seeds: "),
+    ("--seeds 0 1 0", "argument --seeds: got 0 twice, want different ones"),
+    ("--epochs 0", "argument --epochs: got '0', want an integer from 1 on"),
+    ("--threads two", "argument --threads: got 'two', want an integer from 1 on"),
+]
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("line", "message"),
     [
-        (["--lr", "adam=0.1"], "argument --lr: got 'adam=0.1', want METHOD=VALUE"),
-        (["--lr", "sgd"], "argument --lr: got 'sgd', want METHOD=VALUE"),
-        (["--lr", "sgd=fast"], "argument --lr: got 'sgd=fast', want METHOD=VALUE"),
-        (["--lr", "sgd=nan"], "argument --lr: got 'sgd=nan', want METHOD=VALUE"),
-        (["--weight-decay", "sgd=-1"], "argument --weight-decay: got 'sgd=-1', want METHOD=VALUE"),
-        (["--methods", "sgd", "--lr", "paper=1"], "argument --lr: got paper, which is not among --methods sgd"),
-        (["--methods", "adam"], "argument --methods: invalid choice: 'adam'"),
-        (["--dataset", "mnist"], "argument --dataset: invalid choice: 'mnist'"),
-        (["--backend", "cuda"], "argument --backend: invalid choice: 'cuda'"),
-        (["--seeds", "-1"], "argument --seeds: "),
-        (["--preset", "mnist"], "argument --preset: invalid choice: 'mnist'"),
-        (["--preset", "resnet", "--dataset", "digits"], "argument --dataset: got digits for resnet, want noisy-digits"),
-        (["--device", "no"], "argument --device: "),
-        (["--vary", "depth"], "argument --vary: invalid choice: 'depth'"),
-        (["--methods", "paper+product+plain-head"], "argument --methods: invalid choice: 'paper+product+plain-head'"),
-        (
-            ["--preset", "paper-cifar100", "--root", "nowhere"],
-            "argument --root: nowhere/cifar-100-python.tar.gz is missing",
-        ),
-        (["--epochs", "0"], "argument --epochs: got '0', want an integer from 1 on"),
-        (["--seeds", "0", "1", "0"], "argument --seeds: got 0 twice, want different ones"),
-        (["--threads", "two"], "argument --threads: got 'two', want an integer from 1 on"),
+        *((f"{command} {arguments}", message) for command in ("compare", "search") for arguments, message in INVALID),
+        ("compare --lr adam=0.1", "argument --lr: got 'adam=0.1', want METHOD=VALUE"),
+        ("compare --lr sgd", "argument --lr: got 'sgd', want METHOD=VALUE"),
+        ("compare --lr sgd=fast", "argument --lr: got 'sgd=fast', want METHOD=VALUE"),
+        ("compare --lr sgd=nan", "argument --lr: got 'sgd=nan', want METHOD=VALUE"),
+        ("compare --weight-decay sgd=-1", "argument --weight-decay: got 'sgd=-1', want METHOD=VALUE"),
+        ("compare --methods sgd --lr paper=1", "argument --lr: got paper, which is not among --methods sgd"),
+        ("compare --dataset mnist", "argument --dataset: invalid choice: 'mnist'"),
+        ("compare --backend cuda", "argument --backend: invalid choice: 'cuda'"),
+        ("compare --preset resnet --dataset digits", "--dataset: got digits for resnet, want noisy-digits"),
+        ("compare --vary depth", "argument --vary: invalid choice: 'depth'"),
+        ("compare --preset paper-cifar100 --root no", "argument --root: no/cifar-100-python.tar.gz is missing"),
+        ("search --dataset digits", "unrecognized arguments: --dataset digits"),
+        ("search --sampler grid", "argument --sampler: invalid choice: 'grid'"),
+        ("search --trials 0", "argument --trials: got '0', want an integer from 1 on"),
+        ("search --workers 0", "argument --workers: got '0', want an integer from 1 on"),
     ],
 )
-def test_wrong_arguments_are_named(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_arguments_are_named(line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        run(["compare", *arguments, "--out", str(tmp_path / "out")])
+        run([*line.split(), "--out", str(tmp_path / "out")])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

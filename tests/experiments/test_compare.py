@@ -1,26 +1,22 @@
-"""Comparisons: presets as they are described, fair to every method, and reproducible."""
+"""Comparisons: presets as they are described, methods that learn, and runs that can be repeated to the bit."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
-from torch import Tensor, nn
 
 from experiments.compare import TUNED, VARIATIONS, Settings, Variation, compare
 from experiments.data import DATASETS
-from experiments.methods import METHODS, MOMENTUM, Method, Tuned, why_unavailable
+from experiments.methods import METHODS, MOMENTUM, why_unavailable
 from experiments.models import MODELS, initialise
 from experiments.presets import PRESETS
 from experiments.train import FACTOR, PATIENCE, train
 from sasgd_fused import ScaleAmendedSGD
 
 QUIET = Console(quiet=True)
-TINY = Settings(seeds=(0, 1), epochs=1, backend="foreach")
 RATES = {
     "sgd": (0.1, 5e-3),
     "paper": (0.01, 5e-3),
@@ -53,53 +49,6 @@ def test_the_presets_of_the_paper_are_its_section_4() -> None:
     assert (MOMENTUM, PATIENCE, FACTOR) == (0.9, 10, 0.5)
 
 
-# Runs
-
-
-class Recorder:
-    """Makes a model that keeps copies of its initial weights and of the batches it is trained on."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[Tensor]] = []
-        self.weights: list[list[Tensor]] = []
-
-    def build(self, channels: int, classes: int, width: float = 1) -> nn.Sequential:
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4, bias=False), nn.Linear(4, classes, bias=False))
-        model.register_forward_pre_hook(self.record)
-        return model
-
-    def record(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if model.training:
-            self.batches[-1].append(inputs[0].clone())
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Recorder:
-        return self
-
-
-def test_methods_share_initialisation_and_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = Recorder()
-    monkeypatch.setitem(MODELS, "vgg7", recorder.build)
-
-    def watched(method: Method) -> Tuned:
-        def build(model: nn.Module, *options: Any) -> torch.optim.Optimizer:
-            recorder.weights.append([weight.detach().clone() for weight in model.parameters()])
-            recorder.batches.append([])
-            return method.build(model, *options)
-
-        return Method(method.label, build).tuned(0.01, 5e-3)
-
-    compare(TINY, {name: watched(method) for name, method in METHODS.items()}, QUIET)
-    runs = len(METHODS)
-    assert len(recorder.weights) == len(recorder.batches) == 2 * runs
-    for kept in (recorder.weights, recorder.batches):
-        for seed in range(2):
-            first, *others = kept[seed * runs : (seed + 1) * runs]
-            for other in others:
-                assert len(first) == len(other) > 0
-                assert all(map(torch.equal, first, other))
-        assert not torch.equal(kept[0][0], kept[runs][0])  # the seeds differ
-
-
 @pytest.mark.parametrize("name", CHOSEN)
 def test_a_run_is_reproducible_to_the_bit(name: str) -> None:
     data = DATASETS["digits"]()
@@ -117,7 +66,7 @@ def test_a_run_is_reproducible_to_the_bit(name: str) -> None:
 
 def test_methods_learn_the_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(VARIATIONS, TUNED, Variation(TUNED, width=0.5))
-    settings = dataclasses.replace(TINY, seeds=(0,), epochs=3, batch_size=32)
+    settings = Settings(seeds=(0,), epochs=3, batch_size=32, backend="foreach")
     for result in compare(settings, CHOSEN, QUIET):
         assert len(result.train_loss) == len(result.test_error) == 3
         assert result.train_loss[-1] < 0.5 * result.train_loss[0]

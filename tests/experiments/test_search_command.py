@@ -90,27 +90,34 @@ def test_the_command_tunes_goes_on_and_feeds_the_comparison(
 ) -> None:
     use_threads(monkeypatch)
     out = tmp_path / "new" / "search"
-    options = ["--methods", "sgd", "paper", "--epochs", "1", "--seeds", "100", "--sampler", "biased-random"]
-    assert run(["search", *options, "--trials", "2", "--out", str(out)]) == 0
+    options = ["--preset", "deep-plain", "--methods", "sgd", "paper", "--epochs", "1"]
+    tuning = ["--seeds", "100", "--sampler", "biased-random"]
+    assert run(["search", *options, *tuning, "--trials", "2", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     for name in ("sgd", "paper"):
         assert METHODS[name].label in shown
         assert f"{name} 2/2" in shown
     content = json.loads((out / "search.json").read_text())
+    runs = content["settings"]["runs"]
+    assert (runs["model"], runs["dataset"], runs["epochs"]) == ("deep-plain", "noisy-digits-tuning", 1)
     assert content["settings"]["sampler"] == "biased-random"
     for name, trials in content["trials"].items():
         assert content["best"][name]["mean_test_error"] == min(trial["mean_test_error"] for trial in trials)
         assert len(trials) == 2
 
-    assert run(["search", *options, "--trials", "1", "--out", str(out)]) == 0  # the budget is spent: no run
+    assert run(["search", *options, *tuning, "--trials", "1", "--out", str(out)]) == 0  # the budget is spent: no run
     assert json.loads((out / "search.json").read_text())["trials"] == content["trials"]
 
     compared = tmp_path / "compare"
-    options = ["--settings", str(out / "search.json"), "--lr", "paper=0.5", "--methods", "sgd", "paper"]
-    assert run(["compare", *options, "--seeds", "0", "--epochs", "1", "--out", str(compared)]) == 0
+    settings = ["--settings", str(out / "search.json")]
+    assert run(["compare", *options, *settings, "--lr", "paper=0.5", "--seeds", "0", "--out", str(compared)]) == 0
     sgd, paper = json.loads((compared / "results.json").read_text())["summary"]
     assert (sgd["lr"], sgd["weight_decay"]) == tuple(content["best"]["sgd"][key] for key in ("lr", "weight_decay"))
     assert (paper["lr"], paper["weight_decay"]) == (0.5, content["best"]["paper"]["weight_decay"])
+
+    with pytest.raises(SystemExit):
+        run(["compare", "--preset", "resnet", "--methods", "sgd", *settings])
+    assert "with model deep-plain, want resnet, as the comparison has" in capsys.readouterr().err
 
 
 @pytest.mark.nightly
@@ -147,20 +154,6 @@ def test_a_search_has_the_preset_on_images_that_it_does_not_test_on(
     assert [list(studies) for studies, _ in searched] == [list(PRESETS[name].methods), ["lars"]]
 
 
-def test_the_comparison_takes_the_search_of_its_preset(
-    small_networks: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    use_threads(monkeypatch)
-    options = ["--preset", "deep-plain", "--epochs", "1", "--methods", "sgd", "--out", str(tmp_path)]
-    assert run(["search", *options, "--seeds", "100", "--trials", "1"]) == 0
-    runs = json.loads((tmp_path / "search.json").read_text())["settings"]["runs"]
-    assert (runs["model"], runs["dataset"], runs["epochs"]) == ("deep-plain", "noisy-digits-tuning", 1)
-    with pytest.raises(SystemExit):
-        run(["compare", "--preset", "resnet", "--methods", "sgd", "--settings", str(tmp_path / "search.json")])
-    assert "with model deep-plain, want resnet, as the comparison has" in capsys.readouterr().err
-    assert run(["compare", *options, "--seeds", "0", "--settings", str(tmp_path / "search.json")]) == 0
-
-
 def test_a_missing_archive_is_told_by_the_folder_to_put_it_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,28 +174,6 @@ def test_an_interruption_is_told_in_one_line(
     monkeypatch.setattr("experiments.cli.search", interrupt)
     assert run(["search", "--out", str(tmp_path)]) == 130
     assert capsys.readouterr().out == "Interrupted. The same command goes on.\n"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--preset", "mnist"], "argument --preset: invalid choice: 'mnist'"),
-        (["--methods", "adam"], "argument --methods: invalid choice: 'adam'"),
-        (["--device", "no"], "argument --device: "),
-        (["--dataset", "digits"], "unrecognized arguments: --dataset digits"),
-        (["--sampler", "grid"], "argument --sampler: invalid choice: 'grid'"),
-        (["--trials", "0"], "argument --trials: got '0', want an integer from 1 on"),
-        (["--seeds", "100", "101", "100"], "argument --seeds: got 100 twice, want different ones"),
-        (["--workers", "0"], "argument --workers: got '0', want an integer from 1 on"),
-    ],
-)
-def test_wrong_arguments_are_named(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        run(["search", *arguments, "--out", str(tmp_path / "out")])
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_search_with_other_settings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
