@@ -58,8 +58,12 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """Network and data set."""
         return f"{self.settings.model} on {self.settings.dataset}"
+
+    @property
+    def first(self) -> str:
+        """The method that the others are held against, key in `METHODS`."""
+        return next(iter(self.methods))
 
     def over_seeds(self, what: str) -> str:
         """Says what its figures are: a mean, and `what` its interval shows; or those of one seed."""
@@ -67,23 +71,23 @@ class Comparison:
             return f"seed {self.settings.seeds[0]}."
         return f"mean over {len(self.settings.seeds)} seeds {what} its 95 % interval."
 
-    @property
-    def first(self) -> str:
-        """The method that the others are held against, key in `METHODS`."""
-        return next(iter(self.methods))
+    def varied(self, kind: str) -> list[str]:
+        """Returns the variations of a kind that were run, keys in `VARIATIONS`."""
+        return [name for name in self.settings.variations if VARIATIONS[name].kind == kind]
 
     def runs(self, method: str, variation: str = TUNED) -> list[RunResult]:
         """Returns the runs of a method at a variation, one for each seed, in the order of the seeds."""
         found = {run.seed: run for run in self.results if (run.method, run.variation) == (method, variation)}
         return [found[seed] for seed in self.settings.seeds]
 
-    def errors(self, method: str, variation: str = TUNED) -> list[float]:
-        """Returns the percent of the test images after the last epoch, one for each seed."""
-        return [run.test_error[-1] for run in self.runs(method, variation)]
+    def error(self, method: str, variation: str = TUNED) -> Estimate:
+        """Estimates the percent of the test images after the last epoch."""
+        return Estimate.of([run.test_error[-1] for run in self.runs(method, variation)])
 
-    def varied(self, kind: str) -> list[str]:
-        """The variations of a kind that were run, keys in `VARIATIONS`."""
-        return [name for name in self.settings.variations if VARIATIONS[name].kind == kind]
+    def difference(self, one: tuple[str, str], other: tuple[str, str]) -> Estimate:
+        """Estimates how many points the error of one method at one variation is above another's, paired by seed."""
+        pairs = zip(self.runs(*one), self.runs(*other), strict=True)
+        return Estimate.of([run.test_error[-1] - base.test_error[-1] for run, base in pairs])
 
 
 @dataclass(frozen=True)
@@ -108,53 +112,51 @@ class Summary:
 
 
 def thresholds(comparison: Comparison) -> list[float]:
-    """Test errors to count the epochs to: that at which the first method ends in the mean, and `MARGINS` above it."""
-    end = Estimate.of(comparison.errors(comparison.first)).mean
+    """Returns the error at which the first method ends in the mean, and `MARGINS` above it, to count epochs to."""
+    end = comparison.error(comparison.first).mean
     return [end + margin for margin in MARGINS]
 
 
 def epochs_to(errors: Sequence[float], threshold: float) -> float:
-    """The first epoch, from 1 on, after which the error is at most the threshold; infinite if there is none."""
+    """Returns the first epoch, from 1 on, after which the error is at most the threshold; infinite if there is none."""
     # A threshold that is a mean of errors can be one of them but for its rounding.
     return next((epoch for epoch, error in enumerate(errors, 1) if error <= threshold + ROUNDING), math.inf)
 
 
 def count_diverged(runs: Sequence[RunResult]) -> int:
-    """How many runs ended with a training loss that is not finite."""
+    """Counts the runs that ended with a training loss that is not finite."""
     return sum(not math.isfinite(run.train_loss[-1]) for run in runs)
-
-
-def paired(values: Sequence[float], others: Sequence[float]) -> Estimate:
-    """The mean difference of values from others of the same seeds."""
-    return Estimate.of([value - other for value, other in zip(values, others, strict=True)])
 
 
 def summarise(comparison: Comparison) -> list[Summary]:
     """Summarises the runs of every method in the unchanged setting."""
-    base = comparison.errors(comparison.first)
     summaries = []
     for name, method in comparison.methods.items():
-        runs, errors = comparison.runs(name), comparison.errors(name)
-        loss, step = (Estimate.of(values) for values in ([r.train_loss[-1] for r in runs], [r.step_ms for r in runs]))
-        difference = None if name == comparison.first else paired(errors, base)
-        rates = method.lr, method.weight_decay
-        summaries.append(Summary(name, method.label, *rates, len(runs), loss, Estimate.of(errors), difference, step))
+        runs = comparison.runs(name)
+        summaries.append(
+            Summary(
+                name,
+                method.label,
+                method.lr,
+                method.weight_decay,
+                len(runs),
+                Estimate.of([run.train_loss[-1] for run in runs]),
+                comparison.error(name),
+                comparison.difference((name, TUNED), (comparison.first, TUNED)) if name != comparison.first else None,
+                Estimate.of([run.step_ms for run in runs]),
+            )
+        )
     return summaries
 
 
 def learning_rates(comparison: Comparison, method: str) -> dict[float, Estimate]:
-    """The test error at every learning rate that was run, by its factor, in their order."""
+    """Returns the test error at every learning rate that was run, by its factor, in their order."""
     names = (TUNED, *comparison.varied("lr"))
-    found = {VARIATIONS[name].lr: Estimate.of(comparison.errors(method, name)) for name in names}
+    found = {VARIATIONS[name].lr: comparison.error(method, name) for name in names}
     return dict(sorted(found.items()))
 
 
 def count_near_best(errors: Mapping[float, Estimate]) -> int:
-    """How many learning rates have a mean error within a point of the best one's."""
+    """Counts the learning rates that have a mean error within a point of the best one's."""
     best = min(error.mean for error in errors.values())
     return sum(error.mean <= best + NEAR for error in errors.values())
-
-
-def change(comparison: Comparison, method: str, variation: str) -> Estimate:
-    """How many points a variation adds to the test error of a method, paired over seeds."""
-    return paired(comparison.errors(method, variation), comparison.errors(method))

@@ -31,10 +31,10 @@ from sasgd_fused.backends import BACKENDS
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that has words for what goes wrong after parsing."""
+    """A parser for arguments that can turn out to be wrong when they are used."""
 
     @contextmanager
-    def blaming(self, argument: str, *kinds: type[Exception]) -> Iterator[None]:
+    def error_of(self, argument: str, *kinds: type[Exception]) -> Iterator[None]:
         """Has an exception of some kinds end the program with a message that names the argument."""
         try:
             yield
@@ -62,12 +62,12 @@ def _compare(args: argparse.Namespace, parser: Parser) -> int:
         parser.error(
             f"argument --dataset: got {settings.dataset} for {args.preset}, want {dataset} or {dataset}-tuning"
         )
-    with parser.blaming("--backend", RuntimeError):
+    with parser.error_of("--backend", RuntimeError):
         ScaleAmendedSGD([torch.zeros(1, device=settings.device)], backend=settings.backend)
     methods = _tune(args, parser, settings)
     console = Console()
     out = _take_folder(args.out or Path(f"runs/compare-{args.preset}"), parser)
-    with parser.blaming("--out", UnfinishedError), parser.blaming("--root", ArchiveError):
+    with parser.error_of("--out", UnfinishedError), parser.error_of("--root", ArchiveError):
         torch.set_num_threads(args.threads)
         unfinished = Unfinished(out / "unfinished", describe(settings, methods), args.resume)
         results = compare(settings, methods, console, root=args.root, unfinished=unfinished)
@@ -83,7 +83,7 @@ def _compare(args: argparse.Namespace, parser: Parser) -> int:
 
 def _report(args: argparse.Namespace, parser: Parser) -> int:
     out = _take_folder(args.out, parser)
-    with parser.blaming("results", OSError, ValueError):
+    with parser.error_of("results", OSError, ValueError):
         print(f"report: {write_report(out, args.results)}")
     return 0
 
@@ -97,12 +97,12 @@ def _search(args: argparse.Namespace, parser: Parser) -> int:
     out = _take_folder(args.out or Path(f"runs/search-{args.preset}"), parser)
     out.mkdir(parents=True, exist_ok=True)
     journal, best = out / "search.journal", out / "search.json"
-    with parser.blaming("--out", ValueError):
+    with parser.error_of("--out", ValueError):
         studies = open_studies(journal, settings, methods)
     console = Console()
     budget = {"trials": args.trials, "workers": args.workers, "threads": args.threads}
     try:
-        with parser.blaming("--root", ArchiveError):
+        with parser.error_of("--root", ArchiveError):
             search(studies, settings, **budget, console=console, measure=partial(measure, root=args.root))
     except KeyboardInterrupt:
         console.print("Interrupted. The same command goes on.")
@@ -121,7 +121,7 @@ def _take_settings(args: argparse.Namespace, parser: Parser, **changed: Any) -> 
     changed |= {"epochs": args.epochs, "device": args.device, "seeds": args.seeds and tuple(args.seeds)}
     given = {key: value for key, value in changed.items() if value is not None}
     settings = replace(PRESETS[args.preset].settings, **given)
-    with parser.blaming("--device", AssertionError, RuntimeError):  # a torch without CUDA asserts that it has it
+    with parser.error_of("--device", AssertionError, RuntimeError):  # a torch without CUDA asserts that it has it
         torch.zeros(1, device=settings.device)
     return settings
 
@@ -153,21 +153,20 @@ def _tune(args: argparse.Namespace, parser: Parser, settings: Settings) -> dict[
     known: Mapping[str, Tuned] = PRESETS[args.preset].methods
     if args.settings is not None:
         wanted = [name for name in names if name not in lrs or name not in decays]
-        with parser.blaming("--settings", OSError, ValueError):
+        with parser.error_of("--settings", OSError, ValueError):
             known = take_best(args.settings, wanted, settings)
     tuned = {}
     for name in names:
-        if name in known and name not in lrs and name not in decays:
-            tuned[name] = known[name]
-            continue
-        lr = lrs.get(name, known[name].lr if name in known else None)
-        weight_decay = decays.get(name, known[name].weight_decay if name in known else None)
+        base = known.get(name)
+        lr = lrs.get(name, base and base.lr)
+        weight_decay = decays.get(name, base and base.weight_decay)
         if lr is None or weight_decay is None:
             parser.error(
                 f"argument --methods: got {name}, for which the preset {args.preset} has no tuned values: want "
                 f"--settings of a search, or --lr {name}=VALUE and --weight-decay {name}=VALUE"
             )
-        tuned[name] = METHODS[name].tuned(lr, weight_decay, source="command line")
+        given = name in lrs or name in decays
+        tuned[name] = base if base and not given else METHODS[name].tuned(lr, weight_decay, source="command line")
     return tuned
 
 

@@ -11,12 +11,7 @@ from experiments.methods import METHODS, Tuned, why_unavailable
 
 @dataclass(frozen=True)
 class Preset:
-    """A comparison with a name.
-
-    Attributes:
-        settings: what all runs share.
-        methods: what is compared, by key in `METHODS`.
-    """
+    """What all runs of a comparison share, and what is compared, by key in `METHODS`."""
 
     settings: Settings
     methods: Mapping[str, Tuned]

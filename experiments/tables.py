@@ -14,8 +14,6 @@ from experiments.analysis import (
     MARGINS,
     NEAR,
     Comparison,
-    Estimate,
-    change,
     count_diverged,
     count_near_best,
     epochs_to,
@@ -118,11 +116,11 @@ def make_changes(comparison: Comparison, variations: Sequence[str], headings: Se
     """The test error at variations of the setting, and how much it changes by them."""
     rows = []
     for name, method in comparison.methods.items():
-        cells = [method.label, Estimate.of(comparison.errors(name)).format(2)]
+        cells = [method.label, comparison.error(name).format(2)]
         for variation in variations:
-            error = Estimate.of(comparison.errors(name, variation)).format(2)
+            error = comparison.error(name, variation).format(2)
             cells.append(error + _of_which_diverged(comparison, name, variation))
-            cells.append(change(comparison, name, variation).format(2, "+"))
+            cells.append(comparison.difference((name, variation), (name, TUNED)).format(2, "+"))
         rows.append(cells)
     pairs = [text for heading in headings for text in (heading, "change")]
     return Table(

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.analysis import Estimate, change, count_near_best, epochs_to, learning_rates, summarise, thresholds
+from experiments.analysis import Estimate, count_near_best, epochs_to, learning_rates, summarise, thresholds
+from experiments.compare import TUNED
 from experiments.tables import make_changes, make_learning_rates, make_speeds
 from tests.experiments.comparisons import make_comparison, make_varied
 
@@ -76,8 +77,8 @@ def test_learning_rates_are_in_order_and_count_near_their_own_best() -> None:
 def test_the_effect_of_a_variation_is_paired_with_the_tuned_run() -> None:
     varied = make_varied()
     place = varied.settings.variations.index("init")
-    assert change(varied, "sgd", "init") == Estimate.of([place, 2.0 * place, 3.0 * place])
-    assert change(varied, "paper", "init").half_width == pytest.approx(0, abs=1e-6)
+    assert varied.difference(("sgd", "init"), ("sgd", TUNED)) == Estimate.of([place, 2.0 * place, 3.0 * place])
+    assert varied.difference(("paper", "init"), ("paper", TUNED)).half_width == pytest.approx(0, abs=1e-6)
     row = make_changes(varied, ["init"], ["bad"]).rows[0]
     assert row[:3] == ["SGD", "12.00 ± 4.97", f"{12 + 2 * place:.2f} ± 17.39"]
     assert row[3].startswith(f"+{2 * place:.2f} ± ")
