@@ -62,7 +62,7 @@ class Comparison:
 
     @property
     def first(self) -> str:
-        """The method that the others are held against, key in `METHODS`."""
+        """Returns the method that the others are held against, key in `METHODS`."""
         return next(iter(self.methods))
 
     def over_seeds(self, what: str) -> str:

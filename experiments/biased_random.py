@@ -101,7 +101,7 @@ def _history(study: Study) -> list[FrozenTrial]:
 
 
 def _costs(study: Study, history: list[FrozenTrial]) -> NDArray[np.float64]:
-    """Costs to minimise, all finite."""
+    """Returns costs to minimise, all finite."""
     sign = -1 if study.direction is StudyDirection.MAXIMIZE else 1
     costs = sign * np.array([trial.value for trial in history], dtype=np.float64)
     finite = costs[np.isfinite(costs)]
@@ -109,7 +109,7 @@ def _costs(study: Study, history: list[FrozenTrial]) -> NDArray[np.float64]:
 
 
 def _point(params: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> NDArray[np.float64]:
-    """Where settings lie in the domain, every range scaled to length 1."""
+    """Returns where settings lie in the domain, every range scaled to length 1."""
     point: list[float] = []
     for name, distribution in space.items():
         if isinstance(distribution, CategoricalDistribution):

@@ -182,7 +182,7 @@ def _integer(least: int) -> Callable[[str], int]:
 
 
 def _method_value(text: str) -> tuple[str, float]:
-    """The type of an argument METHOD=VALUE."""
+    """Parses an argument METHOD=VALUE."""
     name, _, number = text.partition("=")
     try:
         value = float(number)

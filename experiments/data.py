@@ -105,7 +105,7 @@ def flip_and_rotate(images: Tensor, flips: Tensor, angles: Tensor) -> Tensor:
 
 
 def digits(root: Path = ROOT, *, tuning: bool = False, noisy: bool = False) -> Dataset:
-    """Handwritten digits of scikit-learn, 1797 real images of 8 x 8 pixels: 898 to train on, 899 to test on.
+    """Loads handwritten digits of scikit-learn, 1797 real images of 8 x 8 pixels: 898 to train on, 899 to test on.
 
     The noisy ones are shifted by up to one pixel each way and have normal noise of deviation 5 added to their pixels,
     which go from 0 to 16; one training label in five is drawn anew from the ten digits. What is tested on has its true
@@ -133,7 +133,7 @@ def digits(root: Path = ROOT, *, tuning: bool = False, noisy: bool = False) -> D
 
 
 def load_cifar(archive: cifar.Archive, root: Path, *, tuning: bool = False, held_out: int = HELD_OUT) -> Dataset:
-    """CIFAR, 32 x 32 pixels in colour: 45,000 images to train on, 5,000 to watch, 10,000 to test on.
+    """Loads CIFAR, 32 x 32 pixels in colour: 45,000 images to train on, 5,000 to watch, 10,000 to test on.
 
     Args:
         archive: which one.

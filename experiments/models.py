@@ -10,7 +10,7 @@ from torch.nn.functional import relu
 
 
 def vgg7(channels: int, classes: int, width: float = 1) -> nn.Sequential:
-    """VGG with three stages of two 3 x 3 convolutions for images of 8 x 8 pixels, 288,000 weights and the head."""
+    """Makes a VGG with three stages of two 3 x 3 convolutions for images of 8 x 8 pixels, with 288,000 weights."""
     outputs = [round(width * outputs) for outputs in (32, 64, 128)]
     *layers, _ = _stages(channels, outputs)
     head = nn.Linear(outputs[-1], classes, bias=False)
@@ -18,7 +18,7 @@ def vgg7(channels: int, classes: int, width: float = 1) -> nn.Sequential:
 
 
 def vgg13(channels: int, classes: int, width: float = 1) -> nn.Sequential:
-    """The paper's VGG13 for images of 32 x 32 pixels, 9.4 million weights: ten 3 x 3 convolutions and the head."""
+    """Makes the paper's VGG13 for images of 32 x 32 pixels, ten 3 x 3 convolutions with 9.4 million weights."""
     outputs = [round(width * outputs) for outputs in (64, 128, 256, 512, 512)]
     return nn.Sequential(*_stages(channels, outputs), nn.Flatten(), nn.Linear(outputs[-1], classes, bias=False))
 
@@ -35,7 +35,7 @@ def _stages(channels: int, outputs: Sequence[int]) -> list[nn.Module]:
 
 
 def deep_plain(channels: int, classes: int, width: float = 1) -> nn.Sequential:
-    """Seventeen hidden layers of 128 and the head for images of 8 x 8 pixels, 272,000 weights, without skips.
+    """Makes seventeen hidden layers of 128 and the head for images of 8 x 8 pixels, 272,000 weights, without skips.
 
     Batch normalization lets such a network learn, but it makes gradients grow from layer to layer on their way back
     (Yang et al. 2019), so that one learning rate is far from right for all of them.
@@ -75,7 +75,7 @@ class PreActivation(nn.Module):
 
 
 def resnet(channels: int, classes: int, width: float = 1) -> nn.Sequential:
-    """Pre-activation ResNet of six blocks (16, 16, 32, 32, 64, 64), 174,000 weights, for digits and CIFAR."""
+    """Makes a pre-activation ResNet of six blocks (16, 16, 32, 32, 64, 64), 174,000 weights, for digits and CIFAR."""
     first, second, third = (round(width * outputs) for outputs in (16, 32, 64))
     return nn.Sequential(
         nn.Conv2d(channels, first, kernel_size=3, padding=1, bias=False),

@@ -39,14 +39,14 @@ class Table:
     caption: str
 
     def to_markdown(self) -> str:
-        """The table in Markdown, its caption below it."""
+        """Returns the table in Markdown, its caption below it."""
         heading = [text.replace("\n", " ") for text in self.heading]
         rule = ["---", *["---:"] * (len(self.heading) - 1)]
         lines = ["| " + " | ".join(cells) + " |" for cells in (heading, rule, *self.rows)]
         return "\n".join(lines) + f"\n\n{self.caption}\n"
 
     def to_terminal(self) -> Terminal:
-        """The table for a terminal of 80 columns."""
+        """Returns the table for a terminal of 80 columns."""
         table = Terminal(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
         table.caption, table.caption_justify = self.caption, "left"
         for index, heading in enumerate(self.heading):
@@ -58,11 +58,9 @@ class Table:
 
 
 def make_summary(comparison: Comparison, *, brief: bool = False) -> Table:
-    """What every method came to in the unchanged setting.
+    """Says what every method came to in the unchanged setting.
 
-    Args:
-        comparison: of which.
-        brief: without the intervals of loss and time, so that a terminal of 80 columns has room for it.
+    A brief table has no intervals of loss and time, so that a terminal of 80 columns has room for it.
     """
     rows = []
     for row in summarise(comparison):
@@ -77,7 +75,7 @@ def make_summary(comparison: Comparison, *, brief: bool = False) -> Table:
 
 
 def make_speeds(comparison: Comparison) -> Table:
-    """How many epochs every method needed to test errors that the first method ends near."""
+    """Says how many epochs every method needed to test errors that the first method ends near."""
     rows = []
     limits = thresholds(comparison)
     for name, method in comparison.methods.items():
@@ -96,7 +94,7 @@ def make_speeds(comparison: Comparison) -> Table:
 
 
 def make_learning_rates(comparison: Comparison) -> Table:
-    """The test error over multiples of the learning rate."""
+    """Shows the test error over multiples of the learning rate."""
     names = {VARIATIONS[name].lr: name for name in (TUNED, *comparison.varied("lr"))}
     rows = []
     for method in comparison.methods:
@@ -113,7 +111,7 @@ def make_learning_rates(comparison: Comparison) -> Table:
 
 
 def make_changes(comparison: Comparison, variations: Sequence[str], headings: Sequence[str]) -> Table:
-    """The test error at variations of the setting, and how much it changes by them."""
+    """Shows the test error at variations of the setting, and how much it changes by them."""
     rows = []
     for name, method in comparison.methods.items():
         cells = [method.label, comparison.error(name).format(2)]

@@ -115,7 +115,7 @@ def train(
 
 @torch.no_grad()
 def measure_error(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Percent of the images that the network takes for another class; leaves it in evaluation mode."""
+    """Returns the percent of the images that the network takes for another class; leaves it in evaluation mode."""
     model.eval()
     wrong = torch.zeros((), dtype=torch.int64, device=labels.device)
     for some_images, some_labels in zip(torch.split(images, CHUNK), torch.split(labels, CHUNK), strict=True):

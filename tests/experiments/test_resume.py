@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from experiments.cli import run
 from experiments.data import Dataset
 from experiments.methods import METHODS, why_unavailable
 from experiments.resume import replacing, save_checkpoint
-from experiments.train import measure_error, train
+from experiments.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
 MAIN = [name for name in METHODS if "+" not in name and why_unavailable(name) is None]
@@ -205,41 +205,3 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     with replacing(path) as file:
         file.write(b"whole")
     assert path.read_text() == "whole"
-
-
-# Schedules
-
-
-def test_plateau_halves_after_ten_epochs_without_a_better_validation_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    images, labels = torch.eye(4), torch.arange(4)
-    data = Dataset((images, labels), (images, labels), classes=4, validation=(images[:3], labels[:3]))
-    errors = iter([50.0, 40.0] + [45.0] * 22 + [30.0] * 5)
-
-    def measure(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-        return next(errors) if len(images) == 3 else measure_error(model, images, labels)
-
-    monkeypatch.setattr("experiments.train.measure_error", measure)
-    model = nn.Linear(4, 4, bias=False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    rates: list[float] = []
-
-    def on_epoch() -> None:
-        rates.append(optimizer.param_groups[0]["lr"])
-
-    train(model, optimizer, data, seed=0, epochs=29, batch_size=4, schedule="plateau", on_epoch=on_epoch)
-    assert rates == [0.1] * 12 + [0.05] * 11 + [0.025] * 6
-
-
-def test_plateau_watches_images_that_are_not_tested_on() -> None:
-    images, labels = torch.eye(4), torch.arange(4)
-    model = nn.Linear(4, 4, bias=False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
-    data = Dataset((images, labels), (images, labels), classes=4)
-    with pytest.raises(ValueError, match="schedule: got plateau for a data set without validation images"):
-        train(model, optimizer, data, seed=0, epochs=1, batch_size=4, schedule="plateau")
-
-    seen: list[tuple[int, ...]] = []
-    model.register_forward_pre_hook(lambda model, inputs: seen.append((model.training, len(inputs[0]))))
-    data = Dataset((images, labels), (images[:2], labels[:2]), classes=4, validation=(images[:3], labels[:3]))
-    train(model, optimizer, data, seed=0, epochs=2, batch_size=4, schedule="plateau")
-    assert seen == [(True, 4), (False, 3), (False, 2)] * 2
