@@ -154,6 +154,12 @@ def test_a_long_name_is_folded_and_no_number() -> None:
         assert all(cell in "\n".join(lines) for cell in row[1:])
 
 
+def test_markdown_has_one_line_for_each_row_and_numbers_to_the_right() -> None:
+    table = Table(("method", "test\nerror"), [["SGD", "1.5"], ["LARS", "2"]], "In percent.")
+    lines = ["| method | test error |", "| --- | ---: |", "| SGD | 1.5 |", "| LARS | 2 |", "", "In percent.", ""]
+    assert table.to_markdown() == "\n".join(lines)
+
+
 def on_terminal(table: Table) -> list[str]:
     terminal = io.StringIO()
     Console(file=terminal, width=80).print(table.to_terminal())
