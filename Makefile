@@ -17,7 +17,7 @@ help: ## List the commands
 	@echo "PYTHON=$(PYTHON) makes the environment in VENV=$(VENV); both can be set."
 
 demo: build ## Train a network with SGD and with scale-amended SGD, show table and picture
-	$(IN_VENV) sasgd_fused.experiments compare --methods sgd paper recommended --resume
+	$(IN_VENV) experiments compare --methods sgd paper recommended --resume
 
 test: build ## Run the tests of every promise on every backend, in under five minutes
 	$(IN_VENV) pytest --numprocesses=auto

@@ -21,7 +21,7 @@ from typing import Any
 from bench.interleave import Spread
 
 HERE = Path(__file__).parents[1]
-TRAINING = ("-m", "sasgd_fused.experiments", "compare", "--seeds", "0", "--epochs", "5")
+TRAINING = ("-m", "experiments", "compare", "--seeds", "0", "--epochs", "5")
 
 
 def train(checkout: Path) -> tuple[list[Any], float, float]:

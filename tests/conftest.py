@@ -66,16 +66,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def quiet_optuna() -> Iterator[None]:
-    """Optuna without a line for each trial."""
-    optuna = pytest.importorskip("optuna")
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    yield
-    optuna.logging.set_verbosity(before)
-
-
 @pytest.fixture(params=backends([EMULATED_CUDA]))
 def emulation() -> Iterator[ModuleType]:
     """The emulated device, as it is in the beginning."""

@@ -9,20 +9,20 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from sasgd_fused.experiments.compare import Settings
-from sasgd_fused.experiments.search import Measurement
+from experiments.compare import Settings
+from experiments.search import Measurement
 
 
 def valley(settings: Settings, name: str, params: Mapping[str, float]) -> Measurement:
     distance = abs(math.log10(params["lr"]) + 1) + abs(math.log10(params["weight_decay"]) + 3)
     (Path(settings.dataset) / str(os.getpid())).touch()
-    return Measurement([distance, distance + 1], [0.5, None], [0.1, 0.1])
+    return {"test_error": [distance, distance + 1], "train_loss": [0.5, None], "seconds": [0.1, 0.1]}
 
 
 def slow_valley(settings: Settings, name: str, params: Mapping[str, float]) -> Measurement:
     """The first worker waits for a second one, so that both are at work."""
     result = valley(settings, name, params)
-    end = time.monotonic() + 30
+    end = time.monotonic() + 300
     while len(list(Path(settings.dataset).iterdir())) < 2 and time.monotonic() < end:
         time.sleep(0.02)
     return result
@@ -41,7 +41,7 @@ def stuck_in_the_third(settings: Settings, name: str, params: Mapping[str, float
         part = Path(settings.dataset) / "part"
         part.write_text(str(os.getpid()))
         part.rename(Path(settings.dataset) / "stuck")
-        time.sleep(300)
+        time.sleep(3000)
     return valley(settings, name, params)
 
 

@@ -6,12 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("optuna")
-
 import numpy as np
 import optuna
+import pytest
 from optuna import Study
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler
@@ -19,7 +16,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState, create_trial
 
-from sasgd_fused.experiments.biased_random import BiasedRandomSampler
+from experiments.biased_random import BiasedRandomSampler
 
 pytestmark = pytest.mark.usefixtures("quiet_optuna")
 

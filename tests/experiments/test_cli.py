@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,42 +13,46 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("matplotlib")
-pytest.importorskip("optuna")
-pytest.importorskip("pytorch_optimizer")
-pytest.importorskip("rich")
-pytest.importorskip("sklearn")
-
-
-from sasgd_fused.experiments.cli import run
-from sasgd_fused.experiments.compare import Settings
-from sasgd_fused.experiments.methods import METHODS, Tuned
-from sasgd_fused.experiments.presets import PRESETS
-from tests.helpers import cpu_only
-
-pytestmark = [cpu_only("the experiments run there"), pytest.mark.usefixtures("one_thread")]
+from experiments.cli import run
+from experiments.compare import Settings
+from experiments.methods import METHODS, Tuned
+from experiments.presets import PRESETS
 
 SHOWN = PRESETS["digits"].methods
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def command(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
-    start = ["-c", code] if code else ["-m", "sasgd_fused.experiments"]
-    return subprocess.run(
-        [sys.executable, *start, *arguments], capture_output=True, text=True, encoding="utf-8", timeout=60
-    )
-
-
-def test_compare_ends_well_in_a_process_of_its_own(tmp_path: Path) -> None:
-    done = command("compare", "--epochs", "1", "--seeds", "0", "1", "--out", str(tmp_path / "new" / "folder"))
-    assert done.returncode == 0, done.stderr
+def test_compare_leaves_table_pictures_and_figures(
+    small_networks: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "folder"
+    assert run(["compare", "--epochs", "1", "--seeds", "0", "1", "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
     for name, method in SHOWN.items():
-        assert method.label in done.stdout, name
-    picture = (tmp_path / "new" / "folder" / "curves.png").read_bytes()
-    assert picture.startswith(b"\x89PNG")
-    assert json.loads((tmp_path / "new" / "folder" / "results.json").read_text())["settings"]["epochs"] == 1
+        assert method.label in shown, name
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((out / "results.json").read_text())["settings"]["epochs"] == 1
 
 
-def test_options_reach_the_runs(tmp_path: Path) -> None:
+@pytest.mark.nightly
+def test_compare_ends_well_in_a_process_of_its_own(tmp_path: Path) -> None:
+    options = ["--methods", "sgd", "--epochs", "1", "--seeds", "0", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "experiments", "compare", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert SHOWN["sgd"].label in done.stdout
+
+
+def test_the_package_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delitem(sys.modules, "experiments.__main__")
+    monkeypatch.setattr("sys.argv", ["experiments", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("experiments", run_name="__main__")
+    assert ended.value.code == 0
+    assert "usage: python -m experiments [-h] command" in capsys.readouterr().out
+
+
+def test_options_reach_the_runs(small_networks: None, tmp_path: Path) -> None:
     options = ["--methods", "paper", "sgd", "--lr", "paper=0.5", "--weight-decay", "paper=0.25"]
     rest = ["--dataset", "digits-tuning", "--seeds", "7", "--epochs", "1", "--backend", "reference"]
     assert run(["compare", *options, *rest, "--threads", "1", "--out", str(tmp_path)]) == 0
@@ -59,38 +64,42 @@ def test_options_reach_the_runs(tmp_path: Path) -> None:
     assert (content["settings"]["seeds"], content["settings"]["threads"]) == ([7], 1)
 
 
+INVALID = [
+    ("--methods adam", "argument --methods: invalid choice: 'adam'"),
+    ("--methods paper+product+plain-head", "argument --methods: invalid choice: 'paper+product+plain-head'"),
+    ("--preset mnist", "argument --preset: invalid choice: 'mnist'"),
+    ("--device no", "argument --device: "),
+    ("--seeds -1", "argument --seeds: "),
+    ("--seeds 0 1 0", "argument --seeds: got 0 twice, want different ones"),
+    ("--epochs 0", "argument --epochs: got '0', want an integer from 1 on"),
+    ("--threads two", "argument --threads: got 'two', want an integer from 1 on"),
+]
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("line", "message"),
     [
-        (["--lr", "adam=0.1"], "argument --lr: got 'adam=0.1', want METHOD=VALUE"),
-        (["--lr", "sgd"], "argument --lr: got 'sgd', want METHOD=VALUE"),
-        (["--lr", "sgd=fast"], "argument --lr: got 'sgd=fast', want METHOD=VALUE"),
-        (["--lr", "sgd=nan"], "argument --lr: got 'sgd=nan', want METHOD=VALUE"),
-        (["--weight-decay", "sgd=-1"], "argument --weight-decay: got 'sgd=-1', want METHOD=VALUE"),
-        (["--methods", "sgd", "--lr", "paper=1"], "argument --lr: got paper, which is not among --methods sgd"),
-        (["--methods", "adam"], "argument --methods: invalid choice: 'adam'"),
-        (["--dataset", "mnist"], "argument --dataset: invalid choice: 'mnist'"),
-        (["--backend", "cuda"], "argument --backend: invalid choice: 'cuda'"),
-        (["--seeds", "-1"], "argument --seeds: "),
-        (["--preset", "mnist"], "argument --preset: invalid choice: 'mnist'"),
-        (["--preset", "resnet", "--dataset", "digits"], "argument --dataset: got digits for resnet, want noisy-digits"),
-        (["--device", "no"], "argument --device: "),
-        (["--vary", "depth"], "argument --vary: invalid choice: 'depth'"),
-        (["--methods", "paper+product+plain-head"], "argument --methods: invalid choice: 'paper+product+plain-head'"),
-        (
-            ["--preset", "paper-cifar100", "--root", "nowhere"],
-            "argument --root: nowhere/cifar-100-python.tar.gz is missing",
-        ),
-        (["--epochs", "0"], "argument --epochs: got '0', want an integer from 1 on"),
-        (["--seeds", "0", "1", "0"], "argument --seeds: got 0 twice, want different ones"),
-        (["--threads", "two"], "argument --threads: got 'two', want an integer from 1 on"),
+        *((f"{command} {arguments}", message) for command in ("compare", "search") for arguments, message in INVALID),
+        ("compare --lr adam=0.1", "argument --lr: got 'adam=0.1', want METHOD=VALUE"),
+        ("compare --lr sgd", "argument --lr: got 'sgd', want METHOD=VALUE"),
+        ("compare --lr sgd=fast", "argument --lr: got 'sgd=fast', want METHOD=VALUE"),
+        ("compare --lr sgd=nan", "argument --lr: got 'sgd=nan', want METHOD=VALUE"),
+        ("compare --weight-decay sgd=-1", "argument --weight-decay: got 'sgd=-1', want METHOD=VALUE"),
+        ("compare --methods sgd --lr paper=1", "argument --lr: got paper, which is not among --methods sgd"),
+        ("compare --dataset mnist", "argument --dataset: invalid choice: 'mnist'"),
+        ("compare --backend cuda", "argument --backend: invalid choice: 'cuda'"),
+        ("compare --preset resnet --dataset digits", "--dataset: got digits for resnet, want noisy-digits"),
+        ("compare --vary depth", "argument --vary: invalid choice: 'depth'"),
+        ("compare --preset paper-cifar100 --root no", "argument --root: no/cifar-100-python.tar.gz is missing"),
+        ("search --dataset digits", "unrecognized arguments: --dataset digits"),
+        ("search --sampler grid", "argument --sampler: invalid choice: 'grid'"),
+        ("search --trials 0", "argument --trials: got '0', want an integer from 1 on"),
+        ("search --workers 0", "argument --workers: got '0', want an integer from 1 on"),
     ],
 )
-def test_wrong_arguments_are_named(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_arguments_are_named(line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        run(["compare", *arguments, "--out", str(tmp_path / "out")])
+        run([*line.split(), "--out", str(tmp_path / "out")])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -114,7 +123,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tup
             run(["compare", *arguments, "--out", str(tmp_path / "out")])
         return taken.pop()
 
-    monkeypatch.setattr("sasgd_fused.experiments.cli.compare", take)
+    monkeypatch.setattr("experiments.cli.compare", take)
     return choose
 
 
@@ -182,20 +191,25 @@ def test_a_backend_that_cannot_run_is_told(monkeypatch: pytest.MonkeyPatch, caps
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("backend: no")
 
-    monkeypatch.setattr("sasgd_fused.experiments.cli.ScaleAmendedSGD", refuse)
+    monkeypatch.setattr("experiments.cli.ScaleAmendedSGD", refuse)
     with pytest.raises(SystemExit):
         run(["compare", "--backend", "native"])
     assert "argument --backend: backend: no" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("library", ["matplotlib", "optuna", "pytorch_optimizer", "sklearn"])
-def test_a_missing_extra_is_named_in_one_line(library: str) -> None:
-    code = f"""
-import runpy, sys
-sys.modules[{library!r}] = None
-runpy.run_module("sasgd_fused.experiments", run_name="__main__")
-"""
-    done = command("compare", code=code)
-    assert done.returncode == 1
-    assert 'pip install "sasgd_fused[experiments]"' in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize("library", ["matplotlib", "numpy", "optuna", "pytorch_optimizer", "rich", "scipy", "sklearn"])
+def test_a_missing_extra_is_named_in_one_line(
+    library: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in list(sys.modules):
+        if name.startswith("experiments."):
+            monkeypatch.delitem(sys.modules, name)
+            monkeypatch.delattr(name)  # which the import sets anew
+        elif name.partition(".")[0] == library:
+            monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("experiments", run_name="__main__")
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(library)
+    assert line.endswith(' is missing: pip install -e ".[experiments]"')

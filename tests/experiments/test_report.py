@@ -1,153 +1,35 @@
-"""What a comparison says: intervals, paired differences, tables, pictures, and the report made again from its JSON."""
+"""What a comparison leaves: a JSON file of all figures, and the table and report that are made of it."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-
-pytest.importorskip("matplotlib")
-pytest.importorskip("pytorch_optimizer")
-pytest.importorskip("rich")
-pytest.importorskip("scipy")
-pytest.importorskip("sklearn")
-
 from rich.console import Console
 
-from sasgd_fused.experiments.analysis import (
-    Comparison,
-    change,
-    count_near_best,
-    epochs_to,
-    learning_rates,
-    summarise,
-    thresholds,
-)
-from sasgd_fused.experiments.cli import run
-from sasgd_fused.experiments.compare import Settings
-from sasgd_fused.experiments.estimates import Estimate
-from sasgd_fused.experiments.methods import METHODS
-from sasgd_fused.experiments.pictures import scaling_methods
-from sasgd_fused.experiments.report import write_report
-from sasgd_fused.experiments.results import read_results, write_results
-from sasgd_fused.experiments.tables import make_changes, make_learning_rates, make_speeds, make_summary
-from sasgd_fused.experiments.tabular import Table
-from sasgd_fused.experiments.train import RunResult
-from sasgd_fused.experiments.variations import KINDS, TUNED, VARIATIONS, choose
-from tests.helpers import cpu_only
+from experiments.analysis import Comparison
+from experiments.cli import run
+from experiments.compare import KINDS, VARIATIONS, choose
+from experiments.methods import METHODS
+from experiments.pictures import scaling_methods
+from experiments.report import read_results, write_report, write_results
+from experiments.tables import Table, make_changes, make_learning_rates, make_summary
+from tests.experiments.comparisons import METHOD, make_comparison, make_run, make_varied
 
-pytestmark = cpu_only("the experiments run there")
-
-METHOD = {"sgd": METHODS["sgd"].tuned(0.5, 1e-3), "paper": METHODS["paper"].tuned(0.02, 3.63e-5)}
-
-
-def make_run(method: str, seed: int, error: float, variation: str = TUNED) -> RunResult:
-    scales = [[2.0, 4.0], [1.0, 8.0]] if method == "paper" else []
-    return RunResult(method, seed, variation, [2.0, 0.25 + seed], [50.0, error], scales, 0.5, 1.0)
-
-
-@pytest.fixture
-def comparison() -> Comparison:
-    """Three seeds, of which the last was run first."""
-    settings = Settings(seeds=(0, 1, 2), epochs=2)
-    errors = {"sgd": (10.0, 12.0, 14.0), "paper": (9.0, 12.0, 12.0)}
-    runs = [make_run(name, seed, values[seed]) for seed in (2, 0, 1) for name, values in errors.items()]
-    return Comparison(settings, METHOD, runs)
-
-
-@pytest.fixture
-def varied(comparison: Comparison) -> Comparison:
-    """With every variation; what each adds to the error depends on method and seed."""
-    variations = choose(KINDS)
-    runs = list(comparison.results)
-    for place, variation in enumerate(variations[1:], 1):
-        for base in comparison.results:
-            added = place * (1 + base.seed) if base.method == "sgd" else 0.4 * place
-            runs.append(make_run(base.method, base.seed, base.test_error[-1] + added, variation))
-    return replace(comparison, settings=replace(comparison.settings, variations=variations), results=runs)
-
-
-# Numbers
-
-
-def test_the_interval_is_students() -> None:
-    estimate = Estimate.of([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert estimate.mean == 3.0
-    assert estimate.half_width == pytest.approx(2.776445 * math.sqrt(2.5 / 5), rel=1e-6)  # t for 4 degrees of freedom
-    assert estimate.format(2) == "3.00 ± 1.96"
-    assert Estimate.of([-1.0, -3.0]).format(1, "+") == "-2.0 ± 12.7"
-    assert Estimate.of([1.0, 1.0]).format(1, "+") == "+1.0 ± 0.0"
-
-
-def test_what_is_not_finite_has_no_interval() -> None:
-    for values in ([1.0, math.nan], [1.0, math.inf]):
-        assert Estimate.of(values).format(2) == "nan"
-    assert Estimate.of([7.0]).format(1) == "7.0"
-
-
-def test_differences_are_paired_by_seed(comparison: Comparison) -> None:
-    sgd, paper = summarise(comparison)
-    assert (sgd.test_error.mean, paper.test_error.mean) == (12.0, 11.0)
-    assert sgd.difference is None
-    assert paper.difference == Estimate.of([-1.0, 0.0, -2.0])
-    assert paper.difference.half_width < paper.test_error.half_width
-    assert sgd.train_loss.mean == 1.25
-    assert (sgd.runs, sgd.lr, sgd.weight_decay, sgd.step_ms.mean) == (3, 0.5, 1e-3, 0.5)
-
-
-def test_epochs_are_counted_until_the_error_is_reached_first() -> None:
-    assert epochs_to([9.0, 5.0, 7.0, 4.0], 5.0) == 2
-    assert epochs_to([9.0, 5.0], 4.9) == math.inf
-    assert epochs_to([math.nan, 4.0], 5.0) == 2
-    equal = [100 * wrong / 899 for wrong in (33,) * 5]
-    assert math.fsum(equal) / 5 < equal[0]  # rounded
-    assert epochs_to(equal, math.fsum(equal) / 5) == 1
-
-
-def test_epochs_are_those_of_the_median_seed(comparison: Comparison) -> None:
-    assert thresholds(comparison) == [12.0, 13.0, 15.0, 22.0]
-    table = make_speeds(comparison)
-    assert table.heading == ("method", "to 12.00 %", "to 13.00 %", "to 15.00 %", "to 22.00 %")
-    assert table.rows == [["SGD", "2", "2", "2", "2"], ["amended, paper", "2", "2", "2", "2"]]
-    runs = [replace(entry, test_error=[50.0, 13.0]) if entry.seed else entry for entry in comparison.results]
-    # SGD ends at 12 with seed 0's 10: two of three seeds do not get there.
-    table = make_speeds(replace(comparison, results=runs))
-    assert table.rows[0] == ["SGD", "over 2", "2", "2", "2"]
-
-
-def test_learning_rates_are_in_order_and_count_near_their_own_best(varied: Comparison) -> None:
-    found = learning_rates(varied, "sgd")
-    assert list(found) == pytest.approx([0.1, 10**-0.5, 1.0, 10**0.5, 10.0])
-    assert [error.mean for error in found.values()] == pytest.approx([14.0, 16.0, 12.0, 18.0, 20.0])
-    assert count_near_best(found) == 1
-    # 0.4, 0.8, 0, 1.2 and 1.6 points above its best
-    assert count_near_best(learning_rates(varied, "paper")) == 3
-    table = make_learning_rates(varied)
-    assert table.heading == ("method", "0.1 lr", "0.32 lr", "1 lr", "3.2 lr", "10 lr", "within 1 point of its best")
-    cells = [f"{mean} ± 4.3" for mean in (11.4, 11.8, 11.0, 12.2, 12.6)]
-    assert table.rows[1] == ["amended, paper", *cells, "3 of 5"]
-
-
-def test_the_effect_of_a_variation_is_paired_with_the_tuned_run(varied: Comparison) -> None:
-    place = varied.settings.variations.index("init")
-    assert change(varied, "sgd", "init") == Estimate.of([place, 2.0 * place, 3.0 * place])
-    assert change(varied, "paper", "init").half_width == pytest.approx(0, abs=1e-6)
-    row = make_changes(varied, ["init"], ["bad"]).rows[0]
-    assert row[:3] == ["SGD", "12.00 ± 4.97", f"{12 + 2 * place:.2f} ± 17.39"]
-    assert row[3].startswith(f"+{2 * place:.2f} ± ")
-
+NIGHTLY = pytest.mark.nightly
 
 # Files
 
 
-@pytest.mark.parametrize("name", ["comparison", "varied"])
-def test_results_are_read_back_as_they_were(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    comparison: Comparison = request.getfixturevalue(name)
+@pytest.mark.parametrize("make", [make_comparison, make_varied])
+def test_results_are_read_back_as_they_were(make: Callable[[], Comparison], tmp_path: Path) -> None:
+    comparison = make()
     write_results(tmp_path / "results.json", comparison)
     found, versions = read_results(tmp_path / "results.json")
     assert found == comparison
@@ -156,11 +38,11 @@ def test_results_are_read_back_as_they_were(name: str, tmp_path: Path, request: 
     assert content["summary"][1]["difference"] == {"mean": -1.0, "half_width": pytest.approx(2.4841, rel=1e-4)}
 
 
-@pytest.mark.parametrize("diverged", [1, 3])
-@pytest.mark.parametrize("finite_epochs", [0, 1])
-def test_divergence_shows_and_is_null_in_json(
-    diverged: int, finite_epochs: int, varied: Comparison, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    ("diverged", "finite_epochs"), [(1, 1), (3, 0), *(pytest.param(*case, marks=NIGHTLY) for case in ((1, 0), (3, 1)))]
+)
+def test_divergence_shows_and_is_null_in_json(diverged: int, finite_epochs: int, tmp_path: Path) -> None:
+    varied = make_varied()
     loss = [1.0] * finite_epochs + [math.nan] * (2 - finite_epochs)
     runs = [
         replace(entry, train_loss=loss, layer_scale=[[1.0, math.inf], [math.nan, 0.0]] if entry.layer_scale else [])
@@ -196,7 +78,8 @@ def test_divergence_shows_and_is_null_in_json(
         ("an unknown variation", "which lacks runs or epochs or has too many"),
     ],
 )
-def test_other_files_are_refused(change: str, message: str, comparison: Comparison, tmp_path: Path) -> None:
+def test_other_files_are_refused(change: str, message: str, tmp_path: Path) -> None:
+    comparison = make_comparison()
     path = tmp_path / "results.json"
     write_results(path, comparison)
     content = json.loads(path.read_text())
@@ -223,7 +106,8 @@ def test_other_files_are_refused(change: str, message: str, comparison: Comparis
 # Table and report
 
 
-def test_json_holds_what_the_table_shows(comparison: Comparison, tmp_path: Path) -> None:
+def test_json_holds_what_the_table_shows(tmp_path: Path) -> None:
+    comparison = make_comparison()
     write_results(tmp_path / "results.json", comparison)
     content = json.loads((tmp_path / "results.json").read_text())
     rows = make_summary(comparison).rows
@@ -246,7 +130,8 @@ def test_json_holds_what_the_table_shows(comparison: Comparison, tmp_path: Path)
 
 
 @pytest.mark.parametrize("decay", [5e-4, 3.63e-5])
-def test_the_summary_fits_a_terminal(decay: float, comparison: Comparison) -> None:
+def test_the_summary_fits_a_terminal(decay: float) -> None:
+    comparison = make_comparison()
     longest = {**METHOD, "recommended": METHODS["recommended"].tuned(0.0346, decay)}
     runs = [*comparison.results, *(make_run("recommended", seed, 11.0 - seed) for seed in range(3))]
     table = make_summary(replace(comparison, methods=longest, results=runs), brief=True)
@@ -256,7 +141,8 @@ def test_the_summary_fits_a_terminal(decay: float, comparison: Comparison) -> No
         assert all(cell in "\n".join(lines) for cell in row)
 
 
-def test_a_long_name_is_folded_and_no_number(comparison: Comparison) -> None:
+def test_a_long_name_is_folded_and_no_number() -> None:
+    comparison = make_comparison()
     name = "paper+plain-head+frozen-norms+shape-decay+product"
     runs = [replace(entry, method=name) if entry.method == "paper" else entry for entry in comparison.results]
     runs = [replace(entry, train_loss=[1e30, 1e37]) for entry in runs]
@@ -268,15 +154,22 @@ def test_a_long_name_is_folded_and_no_number(comparison: Comparison) -> None:
         assert all(cell in "\n".join(lines) for cell in row[1:])
 
 
+def test_markdown_has_one_line_for_each_row_and_numbers_to_the_right() -> None:
+    table = Table(("method", "test\nerror"), [["SGD", "1.5"], ["LARS", "2"]], "In percent.")
+    lines = ["| method | test error |", "| --- | ---: |", "| SGD | 1.5 |", "| LARS | 2 |", "", "In percent.", ""]
+    assert table.to_markdown() == "\n".join(lines)
+
+
 def on_terminal(table: Table) -> list[str]:
     terminal = io.StringIO()
     Console(file=terminal, width=80).print(table.to_terminal())
     return [line for line in terminal.getvalue().splitlines() if not set(line) <= {" "}]
 
 
-def test_the_report_has_a_section_for_what_was_varied(
-    comparison: Comparison, varied: Comparison, tmp_path: Path
-) -> None:
+def test_the_report_has_a_section_for_what_was_varied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for what in ("curves", "learning_rates", "layer_scales"):
+        monkeypatch.setattr(f"experiments.report.draw_{what}", lambda path, comparison: path.touch())
+    varied = make_varied()
     for kinds in ((), *((kind,) for kind in KINDS), KINDS):
         chosen = choose(kinds)
         results = [entry for entry in varied.results if entry.variation in chosen]
@@ -288,34 +181,35 @@ def test_the_report_has_a_section_for_what_was_varied(
         pictures = {"curves.png", "layer-scales.png"} | ({"learning-rates.png"} if "lr" in kinds else set())
         folder = tmp_path / "-".join(("report", *kinds))
         assert {file.name for file in folder.iterdir()} == {"report.md", *pictures}
-        for picture in pictures:
-            assert f"]({picture})" in text
-            assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+        assert all(f"]({picture})" in text for picture in pictures)
 
 
-def test_only_methods_that_scale_layers_have_their_scales_drawn(comparison: Comparison, tmp_path: Path) -> None:
+def test_only_methods_that_scale_layers_have_their_scales_drawn(tmp_path: Path) -> None:
+    comparison = make_comparison()
     assert scaling_methods(comparison) == ["paper"]
     only = [entry for entry in comparison.results if entry.method == "sgd"]
     write_results(tmp_path / "results.json", replace(comparison, methods={"sgd": METHOD["sgd"]}, results=only))
     assert "Layer scales" not in write_report(tmp_path / "out", [tmp_path / "results.json"]).read_text()
 
 
-def test_the_command_makes_report_and_pictures_again_from_the_json(tmp_path: Path) -> None:
-    first = tmp_path / "first"
-    options = ["--methods", "sgd", "recommended", "--vary", *KINDS, "--seeds", "0", "--epochs", "1"]
-    assert run(["compare", "--preset", "digits", *options, "--out", str(first)]) == 0
-    made = {file.name: file.read_bytes() for file in first.iterdir()}
+def test_the_command_makes_report_and_pictures_again_from_the_json(compared: Path, tmp_path: Path) -> None:
+    made = {file.name: file.read_bytes() for file in compared.iterdir()}
+    assert sum(content.startswith(b"\x89PNG") for content in made.values()) == 3
     assert len(made) == 5
-    assert run(["report", str(first / "results.json"), "--out", str(tmp_path / "again")]) == 0
+    assert run(["report", str(compared / "results.json"), "--out", str(tmp_path / "again")]) == 0
     again = {file.name: file.read_bytes() for file in (tmp_path / "again").iterdir()}
     assert again == {name: content for name, content in made.items() if name != "results.json"}
     assert len(json.loads(made["results.json"])["runs"]) == 2 * len(VARIATIONS)
 
-    both = [str(first / "results.json")] * 2
-    assert run(["report", *both, "--out", str(tmp_path / "both")]) == 0
-    text = (tmp_path / "both" / "report.md").read_text()
+
+def test_a_report_has_a_section_for_each_file(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    write_results(file, make_comparison())
+    text = write_report(tmp_path, [file, file]).read_text()
     assert text.count("## vgg7 on digits\n") == 2
-    assert "](1-curves.png)" in text and "](2-curves.png)" in text
+    for name in ("1-curves.png", "2-curves.png"):
+        assert f"]({name})" in text
+        assert (tmp_path / name).exists()
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from tools.ninja_build import Object, build
 ROOT = Path(__file__).resolve().parents[2]
 # What a release is made from; an environment or build folder in the tree stays out.
 SOURCES = [
-    *("bench", "csrc", "sasgd_fused", "tests", "tools"),
+    *("bench", "csrc", "experiments", "sasgd_fused", "tests", "tools"),
     *("LICENSE", "MANIFEST.in", "README.md", "constraints.txt", "pyproject.toml", "setup.py"),
 ]
 EXTENSION = f"sasgd_fused/_C{sysconfig.get_config_var('EXT_SUFFIX')}"

@@ -1,1 +1,0 @@
-"""Training runs that compare scale-amended SGD with SGD: `python -m sasgd_fused.experiments compare`."""
