@@ -15,6 +15,7 @@ from sasgd_fused.backends.triton.backend import TritonBackend
 from tests.helpers import LAYOUTS, TOLERANCE, assert_close, backends, cpu_only, states_of
 from tests.kernels.emulated_cuda import EMULATED_CUDA
 from tests.kernels.emulated_runs import give_scaler
+from tests.tiers import thin
 
 pytestmark = [cpu_only("Triton's interpreter runs there"), pytest.mark.parametrize("backend", backends(["triton"]))]
 
@@ -88,6 +89,7 @@ def assert_same_bits(ours: Run, theirs: Run) -> None:
         assert torch.equal(words, other_words), name
 
 
+@thin(slow=1)
 @pytest.mark.parametrize("twin", backends([EMULATED_CUDA]))
 @pytest.mark.parametrize("layout", ["contiguous", "misaligned"])
 @pytest.mark.parametrize("stored", STORED)
@@ -104,6 +106,7 @@ def test_it_has_the_bits_of_the_cpu_where_no_norm_is_taken(stored: str, wide: bo
     assert_same_bits(*(Run(stored, name, VECTORS, wide=wide).step(3) for name in (backend, "native")))
 
 
+@thin(slow=1)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "every_second"])
 @pytest.mark.parametrize("stored", STORED)
 def test_it_does_what_the_reference_does(stored: str, layout: str, backend: str) -> None:
