@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import pytest
@@ -22,6 +22,10 @@ if DEVICE.type == "cuda":
     # cuDNN rounds float32 to TF32 and may take another algorithm in the next run. Without it convolutions are as exact
     # as on the CPU, and a model gives the same gradients every time.
     torch.backends.cudnn.enabled = False
+
+# On a busy machine threads that wait for each other take a hundred times as long. What several threads do is tested
+# where `set_num_threads` says so.
+torch.set_num_threads(1)
 
 if importlib.util.find_spec("hypothesis"):
     from hypothesis import settings
@@ -57,13 +61,11 @@ def default_device() -> Iterator[None]:
             yield
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """As the command lines have it; threads that wait for each other on a busy machine take a hundred times as long."""
-    threads = torch.get_num_threads()
+@pytest.fixture
+def set_num_threads() -> Iterator[Callable[[int], None]]:
+    """Sets torch's number of threads for one test."""
+    yield torch.set_num_threads
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=backends([EMULATED_CUDA]))

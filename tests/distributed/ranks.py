@@ -17,7 +17,6 @@ from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 # A rank is forked from a process that has these loaded and does nothing else: to load them takes seconds, and so does
@@ -96,7 +95,6 @@ def _death_of(process: BaseProcess) -> str:
 
 
 def _be_rank(rank: int, count: int, store: str, seconds: float, work: bytes, pipe: Connection) -> None:
-    torch.set_num_threads(1)
     faulthandler.dump_traceback_later(0.9 * seconds)  # tells on stderr where it hangs
     try:
         function, args = pickle.loads(work)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from typing import Any
 
-import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from tests.distributed.sharded_runs import backward
 from tests.helpers import cpu_only
 from tests.storage_cases import HYPERPARAMETERS, STORAGE, optimizer_for, to_the_bit
 
-pytestmark = [cpu_only("processes that talk through gloo"), pytest.mark.usefixtures("one_thread")]
+pytestmark = cpu_only("processes that talk through gloo")
 STEPS = 3
 Grads = list[list[Tensor]]
 

@@ -20,7 +20,7 @@ from tests.distributed.ranks import RankError, run_ranks
 from tests.helpers import assert_close, cpu_only
 from tests.unchanged import bits
 
-pytestmark = [cpu_only("processes that talk through gloo"), pytest.mark.usefixtures("one_thread")]
+pytestmark = cpu_only("processes that talk through gloo")
 
 STEPS = 5
 HYPERPARAMETERS: dict[str, Any] = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.01}

@@ -18,7 +18,7 @@ from tests.helpers import assert_close, backends, cpu_only
 from tests.kernels.emulated_cuda import EMULATED_CUDA
 from tests.tiers import thin
 
-pytestmark = [cpu_only("processes that talk through gloo"), pytest.mark.usefixtures("one_thread")]
+pytestmark = cpu_only("processes that talk through gloo")
 STEPS = 4
 LAYOUTS = [("fully sharded", 2), ("fully sharded", 4), ("hybrid", 4), ("tensor parallel", 2), ("both", 4)]
 

@@ -15,7 +15,7 @@ from tests.distributed.ranks import run_ranks
 from tests.distributed.sharded_runs import HYPERPARAMETERS, RULES, network, optimizer_for, outcome, shard, train
 from tests.helpers import assert_close, cpu_only
 
-pytestmark = [cpu_only("processes that talk through gloo"), pytest.mark.usefixtures("one_thread")]
+pytestmark = cpu_only("processes that talk through gloo")
 WHOLE = 0  # ranks of a run whose parameters are not sharded
 OTHERS = [pytest.param(*ranks, marks=pytest.mark.nightly) for ranks in ((4, 2), (WHOLE, WHOLE))]
 

@@ -30,7 +30,7 @@ from tests.storage_cases import (
     train,
 )
 
-pytestmark = [cpu_only("processes that talk through gloo"), pytest.mark.usefixtures("one_thread")]
+pytestmark = cpu_only("processes that talk through gloo")
 STEPS = 3
 LAYOUTS = [("fully sharded", 2), ("hybrid", 4), ("tensor parallel", 2), ("both", 4)]
 CASES = [

@@ -27,7 +27,7 @@ from tests.storage_cases import (
     train,
 )
 
-pytestmark = [cpu_only("processes that talk through gloo"), pytest.mark.usefixtures("one_thread")]
+pytestmark = cpu_only("processes that talk through gloo")
 WHOLE = 0  # ranks of a run whose parameters are not sharded
 
 

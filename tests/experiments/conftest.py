@@ -16,7 +16,7 @@ from tests.helpers import DEVICE
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _cpu(one_thread: None) -> None:
+def _cpu() -> None:
     if DEVICE.type != "cpu":
         pytest.skip("the CPU's alone: the experiments run there")
 

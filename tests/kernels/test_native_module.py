@@ -201,13 +201,6 @@ def test_unknown_block_and_instruction_set(core: Any) -> None:
         core.use_instruction_set("sse9")
 
 
-@pytest.fixture
-def set_num_threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("dtype", LOW_PRECISION)
 def test_same_bits_everywhere(core: Any, set_num_threads: Callable[[int], None], dtype: torch.dtype) -> None:
     options = {"lr": 1e-4, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}

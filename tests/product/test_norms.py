@@ -220,16 +220,12 @@ def test_carried_norms_and_a_norm_pass_have_the_same_bits(backend: str, dtype: t
 
 @cpu_only("threads")
 @pytest.mark.parametrize("backend", backends(["native"]))
-def test_results_do_not_depend_on_the_number_of_threads(backend: str) -> None:
-    threads = torch.get_num_threads()
+def test_results_do_not_depend_on_the_number_of_threads(backend: str, set_num_threads: Callable[[int], None]) -> None:
     case = Case([(300, 401), (5, 7), (64,), (130, 257)], options={"lr": 1e-5, "momentum": 0.9, "weight_decay": 0.1})
-    try:
-        runs = []
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            runs.append(case.run(backend)[0])
-    finally:
-        torch.set_num_threads(threads)
+    runs = []
+    for count in (1, 2, 3):
+        set_num_threads(count)
+        runs.append(case.run(backend)[0])
     for other in runs[1:]:
         for a, b in zip(runs[0], other, strict=True):
             assert torch.equal(a, b)

@@ -108,19 +108,18 @@ def test_each_parameter_draws_its_own(backend: str) -> None:
 
 @cpu_only("threads and instruction sets")
 @pytest.mark.parametrize("backend", backends(["native"]))
-def test_neither_threads_nor_instructions_matter(backend: str) -> None:
+def test_neither_threads_nor_instructions_matter(backend: str, set_num_threads: Callable[[int], None]) -> None:
     case = Case(
         [(300, 211), (70001,)], BFLOAT16, options={"lr": 1e-5, "momentum": 0.9, "rounding": "stochastic"}
     )  # fmt: skip
-    threads, instruction_sets = torch.get_num_threads(), extension.core.instruction_sets()
+    instruction_sets = extension.core.instruction_sets()
     runs = []
     try:
         for count, instructions in ((1, instruction_sets[0]), (3, instruction_sets[0]), (2, instruction_sets[-1])):
-            torch.set_num_threads(count)
+            set_num_threads(count)
             extension.core.use_instruction_set(instructions)
             runs.append(case.run(backend)[0])
     finally:
-        torch.set_num_threads(threads)
         extension.core.use_instruction_set(instruction_sets[0])
     for other in runs[1:]:
         assert all(a.equal(b) for a, b in zip(runs[0], other, strict=True))
