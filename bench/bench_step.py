@@ -1,7 +1,7 @@
 """Absolute time of one step of every contender: `pytest bench/bench_step.py`.
 
 Add `--benchmark-json=FILE` to keep the figures and `-k "ResNet and 1-threads"` to choose. The
-ratios that the project quotes come from `bench/table.py`: pytest-benchmark runs a contender to its
+ratios that the project quotes come from `python -m bench`: pytest-benchmark runs a contender to its
 end before the next one, so on a machine that drifts its ratios do too.
 """
 
@@ -11,7 +11,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.cases import CASES, setup
-from bench.contenders import CONTENDERS, OTHERS, why_unavailable
+from bench.contenders import OTHERS, OURS, TORCH, why_unavailable
 from bench.machine import all_cores
 
 ROUNDS = 30
@@ -25,7 +25,12 @@ ONLY_ON |= dict.fromkeys(OTHERS, ("160x64",))
 @pytest.mark.parametrize("threads", sorted({1, all_cores()}), ids="{}-threads".format)
 @pytest.mark.parametrize(
     ("case", "contender"),
-    [(case, contender) for case in CASES for contender in CONTENDERS if case in ONLY_ON.get(contender, CASES)],
+    [
+        (case, contender)
+        for case in CASES
+        for contender in (*TORCH, *OURS, *OTHERS)
+        if case in ONLY_ON.get(contender, CASES)
+    ],
 )
 def test_step(benchmark: BenchmarkFixture, case: str, contender: str, threads: int) -> None:
     if reason := why_unavailable(contender):

@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from bench.contenders import GPU_CONTENDERS, GRADIENT_SCALE
+from bench.contenders import CONTENDERS, GRADIENT_SCALE
 
 Shape = tuple[int, ...]
 
@@ -224,13 +224,13 @@ def setup(
 
     Args:
         case: see `make_parameters`, as for `dtype` and `device`.
-        contender: a key of `GPU_CONTENDERS`.
+        contender: a key of `CONTENDERS`.
         dtype: of parameters and gradients.
         threads: number of threads of the step.
         device: where parameters and gradients are made and live.
     """
     torch.set_num_threads(threads)
     parameters = make_parameters(case, dtype, device)
-    optimizer, step = GPU_CONTENDERS[contender](parameters)
+    optimizer, step = CONTENDERS[contender](parameters)
     step()
     return Setup(parameters, optimizer, step)

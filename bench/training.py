@@ -18,10 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.interleave import Spread
+from bench.turns import Spread
 
 HERE = Path(__file__).parents[1]
-TRAINING = ("-m", "sasgd_fused.experiments", "compare", "--seeds", "0", "--epochs", "5")
 
 
 def train(checkout: Path) -> tuple[list[Any], float, float]:
@@ -29,7 +28,8 @@ def train(checkout: Path) -> tuple[list[Any], float, float]:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryDirectory() as out:
         environment = {**os.environ, "PYTHONPATH": str(checkout)}
-        command = [sys.executable, *TRAINING, "--out", out]
+        package = "experiments" if (checkout / "experiments").is_dir() else "sasgd_fused.experiments"
+        command = [sys.executable, "-m", package, "compare", "--seeds", "0", "--epochs", "5", "--out", out]
         subprocess.run(command, cwd=checkout, env=environment, stdout=subprocess.DEVNULL, check=True)
         runs: list[dict[str, Any]] = json.loads((Path(out) / "results.json").read_text())["runs"]
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -53,8 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         processor.append(ours[2] / theirs[2])
         same &= ours[0] == theirs[0]
     for name, ratios in (("by the clock", clock), ("of a processor", processor)):
-        spread = Spread.of(ratios)
-        print(f"time {name}, ours over theirs: {spread.median:.3f} [{spread.low:.3f}, {spread.high:.3f}]")
+        print(f"time {name}, ours over theirs: {Spread.of(ratios)}")
     print(f"losses and errors: {'the same to the bit' if same else 'not the same'}")
 
 
