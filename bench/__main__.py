@@ -32,13 +32,14 @@ EFFORTS = {"cpu": Effort(100, 3, blocks=4, limit_s=1800), "cuda": Effort(20, 0.5
 def fill(table: Table, wanted: Sequence[tuple[Group, int]], effort: Effort, device: str) -> None:
     """Measures groups, each with a number of threads, then memory."""
     with Child() as child:
-        for results in measure_all(child, wanted, effort, device, table.note):
+        for results in measure_all(child, wanted, effort, device, table.left_out.__setitem__):
             table.add(results)
     for contender in table.without_memory():
         try:
-            table.add_memory(measure_memory(contender, max(threads for _, threads in wanted), device))
+            most = max(threads for _, threads in wanted)
+            table.memories[contender] = measure_memory(contender, most, device)
         except (CallFailed, ProcessLost) as error:
-            table.note(f"memory of {contender}", str(error))
+            table.left_out[f"memory of {contender}"] = str(error)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         fill(table, wanted, effort, device)
     except KeyboardInterrupt:
-        table.note(THE_REST, "stopped")
+        table.left_out[THE_REST] = "stopped"
     table.draw()
     table.write()
     print(table.markdown())

@@ -31,7 +31,7 @@ class Clock(Protocol):
     def timer(self, step: Step) -> tuple[Callable[[], int], float | None]:
         """Returns a call that takes a step and returns its time in nanoseconds.
 
-        Where the host does not wait for the device, what a call takes on the host comes with it, in nanoseconds.
+        Where the host does not wait for the device, what a call takes on the host comes with it, in microseconds.
         """
 
     def peak_bytes(self) -> int:
@@ -86,7 +86,7 @@ class CudaClock:
                 self._buffer.zero_()
             return self._time(step)
 
-        return take, host_ns
+        return take, host_ns / 1e3
 
     def _host_ns(self, step: Step) -> int:
         torch.cuda.synchronize()

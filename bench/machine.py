@@ -10,12 +10,11 @@ import re
 import subprocess
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-
-from tools.cuda import UnusableToolkit, find_nvcc
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("bench", "csrc", "sasgd_fused", "tests", "tools")
@@ -51,8 +50,7 @@ def machine(device: str, commit: str | None = None) -> dict[str, object]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": _version_of("triton"),
-        "setuptools": _version_of("setuptools"),
+        **{name: version(name) for name in ("triton", "setuptools") if find_spec(name)},
         "compiler of the extension": compiler,
         "commit": commit or _output(*GIT_DESCRIBE),
         "sources": digest(ROOT),
@@ -106,24 +104,7 @@ def _gpu() -> dict[str, object]:
         "L2 MB": round(properties.L2_cache_size / 1e6, 1),
         **(dict(zip(NVIDIA_SMI.values(), answer.split(", "), strict=True)) if answer else {}),
         "CUDA of torch": torch.version.cuda,
-        "nvcc": _nvcc_version(),
     }
-
-
-def _nvcc_version() -> str | None:
-    try:
-        nvcc = find_nvcc()
-    except UnusableToolkit:
-        return None
-    found = re.search(r"\bV(\d+\.\d+\.\d+)", (nvcc and _output(str(nvcc), "--version")) or "")
-    return found and found[1]
-
-
-def _version_of(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _output(*command: str) -> str | None:

@@ -74,7 +74,7 @@ def measure(rows: Group, threads: int, effort: Effort, device: str) -> list[Resu
     case, dtype, against = rows[0].case, rows[0].torch_dtype, rows[0].against
     contenders = {row.contender: row.contender for row in rows} | {"against": against, "control": against}
     times: dict[str, list[int]] = {role: [] for role in contenders}
-    host_ns: dict[str, float | None] = {}
+    host_us: dict[str, float | None] = {}
     step_bytes: dict[str, int] = {}
     copies: list[float] = []
     torch.set_num_threads(threads)
@@ -85,7 +85,7 @@ def measure(rows: Group, threads: int, effort: Effort, device: str) -> list[Resu
             for role in list(contenders)[:: -1 if block % 2 else 1]
         }
         timers = {role: clock_for(device).timer(made.step) for role, made in setups.items()}
-        host_ns = {role: on_host for role, (_, on_host) in timers.items()}
+        host_us = {role: on_host for role, (_, on_host) in timers.items()}
         takes = {role: take for role, (take, _) in timers.items()}
         rounds = -(-effort.rounds // effort.blocks)
         for role, samples in time_in_turns(takes, rounds, effort.seconds / effort.blocks).items():
@@ -96,23 +96,23 @@ def measure(rows: Group, threads: int, effort: Effort, device: str) -> list[Resu
         del setups, timers, takes, made  # before the next block allocates: VGG16 takes 1.7 GB each
     median = {role: statistics.median(samples) for role, samples in times.items()}
 
-    def result(row: Row) -> Result:
-        on_host = host_ns[row.contender]
-        return Result(
+    control = Spread.of(paired_ratios(times["control"], times["against"]))
+    return [
+        Result(
             row=row,
             threads=threads,
             rounds=len(times["against"]),
             time_ms=median[row.contender] / 1e6,
             against_ms=median["against"] / 1e6,
             ratio=Spread.of(paired_ratios(times[row.contender], times["against"])),
-            control=Spread.of(paired_ratios(times["control"], times["against"])),
+            control=control,
             bytes_per_parameter=step_bytes[row.contender] / parameter_count(case),
             gb_per_s=step_bytes[row.contender] / median[row.contender],
             copy_gb_per_s=statistics.median(copies),
-            host_us=None if on_host is None else on_host / 1e3,
+            host_us=host_us[row.contender],
         )
-
-    return [result(row) for row in rows]
+        for row in rows
+    ]
 
 
 def measure_all(

@@ -40,10 +40,6 @@ class Table:
             self.memories = {fields["contender"]: Memory(**fields) for fields in earlier["memory"]}
             self.left_out = {name: reason for name, reason in earlier["left_out"].items() if name != THE_REST}
 
-    def note(self, name: str, reason: str) -> None:
-        """Says why something was not measured."""
-        self.left_out[name] = reason
-
     def add(self, results: Sequence[Result]) -> None:
         """Puts results in the place of earlier ones, and writes the files."""
         for result in results:
@@ -51,10 +47,6 @@ class Table:
             for name in (result.row.contender, f"{result.row.contender} on {result.row.case} in {result.row.dtype}"):
                 self.left_out.pop(name, None)
         self.write()
-
-    def add_memory(self, memory: Memory) -> None:
-        """Keeps what a contender needs."""
-        self.memories[memory.contender] = memory
 
     def without_memory(self) -> list[str]:
         """Returns the contenders that were measured on `MEMORY_CASE`, without those whose memory is known."""
@@ -70,7 +62,7 @@ class Table:
         try:
             from bench.picture import draw_curves
         except ModuleNotFoundError as error:
-            self.note("the picture", f"{type(error).__name__}: {error}")
+            self.left_out["the picture"] = f"{type(error).__name__}: {error}"
         else:
             draw_curves(self.path.with_suffix(".png"), self.where, [*self.results.values()])
 

@@ -73,8 +73,8 @@ def test_the_cache_is_flushed_outside_of_the_timed_region(clock: CudaClock, log:
         while perf_counter() < end:
             pass
 
-    take, host_ns = clock.timer(step)
-    assert host_ns >= 0.02e9
+    take, host_us = clock.timer(step)
+    assert host_us >= 0.02e6
     log.clear()
     assert take() >= 0.02e9
     assert log[-5:] == ["flush", "event", "step", "event", "wait"]
