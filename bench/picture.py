@@ -37,7 +37,8 @@ def draw_curves(path: Path, where: Mapping[str, object], results: Sequence[Resul
             grid.append((threads, times, curves))
     if not grid:
         return
-    figure = Figure(figsize=(15, 0.6 + 5 * len(grid)), layout="constrained")
+    width = 2 + 6 * max(len(curves) for *_, curves in grid)
+    figure = Figure(figsize=(width, 0.6 + 5 * len(grid)), layout="constrained")
     figure.suptitle(f"Time of an optimizer step: {where.get('device') or where['cpu']}, torch {where['torch']}")
     for part, (threads, times, curves) in zip(figure.subfigures(len(grid), squeeze=False)[:, 0], grid, strict=True):
         part.suptitle(f"{threads} thread{'s' if threads > 1 else ''}", fontsize=10)
@@ -71,7 +72,7 @@ def _draw(axes: Axes, curve: Curve, times: Mapping[tuple[str, str, str], float])
     axes.yaxis.set_minor_locator(NullLocator())
     if are_numbers:
         axes.set_xscale("log")
-        axes.set_xticks(values, [f"{value:,}" for value in values], fontsize=9)
+        axes.set_xticks(values, [f"{value:,}" for value in values], rotation=20)
         axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.set_xticks(range(len(values)), [str(value) for value in values])
