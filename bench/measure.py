@@ -95,7 +95,6 @@ def measure(rows: Group, threads: int, effort: Effort, device: str) -> list[Resu
             step_bytes[role] = made.step_bytes()
         del setups, timers, takes, made  # before the next block allocates: VGG16 takes 1.7 GB each
     median = {role: statistics.median(samples) for role, samples in times.items()}
-
     control = Spread.of(paired_ratios(times["control"], times["against"]))
     return [
         Result(

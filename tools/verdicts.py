@@ -18,7 +18,8 @@ def verdict_of(part: str, ended: Ended) -> str:
         if "Device not supported" in ended.output:
             return IMPOSSIBLE
         return FAILED if any(errors) or (not errors and ended.in_time) else verdict
-    if {"failed", "error"} & count_tests(ended.output).keys():
+    counts = count_tests(ended.output)
+    if counts["failed"] or "error" in counts:
         return FAILED
     if part.startswith("ncu ") or "benchmark" in part:
         return IMPOSSIBLE if verdict == FAILED else verdict
@@ -28,4 +29,5 @@ def verdict_of(part: str, ended: Ended) -> str:
 def count_tests(output: str) -> dict[str, int]:
     """Returns pytest's counts; what was under way when it was stopped is not among them."""
     *_, last = ["", *(line for line in output.splitlines() if re.search(r" in [\d.]+s", line))]
-    return {outcome: int(count) for count, outcome in re.findall(r"(\d+) (passed|failed|skipped|error)", last)}
+    found = {outcome: int(count) for count, outcome in re.findall(r"(\d+) (passed|failed|skipped|error)", last)}
+    return {"passed": 0, "failed": 0, **found}
