@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from time import perf_counter
 from types import SimpleNamespace
@@ -120,5 +121,6 @@ def test_launches_are_read_from_the_second_profile(
     monkeypatch.setattr(clocks, "profile", Profile)
     assert count_launches(lambda: log.append("step")) == {"kernels": 2, "copies": 0, "fills": 1}
     assert log == ["synchronize", *("step", "synchronize", "profiled") * 2]
+    assert os.environ["TEARDOWN_CUPTI"] == "0", "the profiler stays loaded"
     with pytest.raises(RuntimeError, match="saw no kernel in a step"):
         count_launches(lambda: None)
