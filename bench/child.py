@@ -6,9 +6,8 @@ import multiprocessing
 import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
-Arguments = ParamSpec("Arguments")
 Value = TypeVar("Value")
 
 
@@ -44,9 +43,7 @@ class Child:
             self._pipe.close()
         self._process = self._pipe = None
 
-    def call(
-        self, limit_s: float, function: Callable[Arguments, Value], *args: Arguments.args, **kwargs: Arguments.kwargs
-    ) -> Value:
+    def call(self, limit_s: float, function: Callable[..., Value], *arguments: object) -> Value:
         """Returns what a function of a module returns; arguments and result have to be picklable.
 
         Raises:
@@ -55,7 +52,7 @@ class Child:
         """
         pipe = self._started()
         try:
-            pipe.send((function, args, kwargs))
+            pipe.send((function, arguments))
             if not pipe.poll(limit_s):
                 raise ProcessLost(f"stopped after {limit_s:g} s")
             value: Value
@@ -88,10 +85,10 @@ def _serve(pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the process that started this one, and that ends it
     while True:
         try:
-            function, args, kwargs = pipe.recv()
+            function, arguments = pipe.recv()
         except EOFError:
             return
         try:
-            pipe.send((None, function(*args, **kwargs)))
+            pipe.send((None, function(*arguments)))
         except Exception as error:
             pipe.send((f"{type(error).__name__}: {error}", None))

@@ -39,6 +39,7 @@ def network_table(results: Sequence[Result]) -> str:
 
 def _network_line(result: Result, with_host: bool) -> list[str]:
     row, bandwidth = result.row, f"{result.gb_per_s:.1f}"
+    on_host = "" if result.host_us is None else format_time(result.host_us / 1e3)
     if row.copy_aim is not None:
         bandwidth += f" ({row.copy_aim} of a copy {_met(result.gb_per_s >= row.copy_aim * result.copy_gb_per_s)})"
     return [
@@ -47,7 +48,7 @@ def _network_line(result: Result, with_host: bool) -> list[str]:
         *(row.against, format_time(result.against_ms), str(result.ratio)),
         "" if row.aim is None else f"{row.aim} ({_met(result.ratio.median <= row.aim)})",
         *(str(result.control), f"{result.bytes_per_parameter:g}", bandwidth, f"{result.copy_gb_per_s:.1f}"),
-        *([format_host(result.host_us)] if with_host else []),
+        *([on_host] if with_host else []),
     ]
 
 
@@ -98,11 +99,6 @@ def memory_table(memories: Iterable[Memory], results: Iterable[Result]) -> str:
 def format_time(milliseconds: float) -> str:
     """Returns milliseconds, or microseconds below one."""
     return f"{milliseconds:.2f} ms" if milliseconds >= 1 else f"{milliseconds * 1e3:.0f} µs"
-
-
-def format_host(microseconds: float | None) -> str:
-    """Returns a time, or nothing where there is none."""
-    return "" if microseconds is None else format_time(microseconds / 1e3)
 
 
 def format_launches(counts: Mapping[str, int] | None) -> str:

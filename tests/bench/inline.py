@@ -9,8 +9,8 @@ from bench.child import CallFailed, Child
 
 
 class Inline(Child):
-    def call(self, limit_s: float, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def call(self, limit_s: float, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            return function(*arguments)
         except Exception as error:
             raise CallFailed(f"{type(error).__name__}: {error}") from error

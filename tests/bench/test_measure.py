@@ -62,11 +62,11 @@ class Children(Child):
         self.failures = failures
         self.asked: list[list[str]] = []
 
-    def call(self, limit_s: float, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def call(self, limit_s: float, function: Callable[..., Any], *arguments: Any) -> Any:
         if function is not measure:
-            contender, *_ = args
+            contender, *_ = arguments
             return "wrong steps" if contender == "optimi SGD" else None
-        names = [row.contender for row in args[0]]
+        names = [row.contender for row in arguments[0]]
         self.asked.append(names)
         for name in names:
             if name in self.failures:
