@@ -1,6 +1,7 @@
 # Everything a developer does, from a fresh clone: Python 3.10+, a C++ compiler and make are enough.
 PYTHON ?= python3
 VENV ?= .venv
+STAGE ?= 1 2
 
 IN_VENV := "$(VENV)/bin/python" -m
 PIP_INSTALL := $(IN_VENV) pip install --quiet --disable-pip-version-check
@@ -55,13 +56,13 @@ format: $(INSTALLED) ## Format all sources
 bench: build ## Measure the optimizers against each other: runs/bench.md and runs/bench.png
 	$(PIP_INSTALL) -c constraints.txt -e ".[bench]"
 	$(PIP_INSTALL) -c constraints.txt --no-deps timm
-	$(IN_VENV) bench.table
+	$(IN_VENV) bench
 
 # With the first Python that has a torch that sees a GPU: where there is no network, $(PYTHON) itself.
-gpu-check: ## Build, test and measure on a GPU; OPTIONS go to python -m bench.gpu
+gpu-check: ## Build, test and measure on a GPU; STAGE=1 or 2 for one half, OPTIONS go to python -m tools.gpu_check
 	@for python in "$(PYTHON)" "$(VENV)/bin/python"; do \
-	    "$$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || continue; \
-	    exec "$$python" -m bench.gpu $(OPTIONS); \
+	    "$$python" -c 'import sys, torch; sys.exit(not (torch.cuda.is_available() or "cpu" in sys.argv))' $(OPTIONS) 2>/dev/null || continue; \
+	    exec "$$python" -m tools.gpu_check --stage $(STAGE) $(OPTIONS); \
 	done; \
 	echo "Neither $(PYTHON) nor $(VENV)/bin/python has a torch that sees a CUDA device; name a Python with make PYTHON=..."; \
 	exit 1

@@ -5,6 +5,7 @@ The environment has a word in it:
     SASGD_BUILD_NATIVE: `auto` (default) builds the extension where that is possible, `1` fails
         where it is not, `0` leaves it out.
     SASGD_BUILD_CUDA: the same for the extension's CUDA part.
+    SASGD_CUDA_ARCHITECTURES: what to compile for, as in `90`, and not for all: a faster build for one machine.
     CUDA_HOME or CUDA_PATH: the CUDA toolkit to use; otherwise tools/cuda.py looks for one.
 """
 
@@ -146,6 +147,7 @@ def build_library(name: str, compiler: list[str], core: list[Object], toolkit: T
 
 sources = sorted(str(path.relative_to(ROOT)) for path in CSRC.rglob("*.cpp"))
 setup(
+    license="MIT",
     ext_modules=[Extension("sasgd_fused._C", sources)] if extension_wanted() else [],
     cmdclass={"build_ext": NinjaBuild},
 )

@@ -1,5 +1,5 @@
 """Benchmarks of one optimizer step on the layer profiles of real networks.
 
-`pytest bench/bench_step.py` times every contender alone; `python -m bench.table` lets them take turns and prints
-ratios, and with `--check` compares those with an earlier run's. No test asserts a speed.
+`python -m bench` lets contenders take turns and prints ratios, on a CPU or a GPU, and with `--check` compares those
+with an earlier run's. `pytest bench/bench_step.py` times every contender alone. No test asserts a speed.
 """

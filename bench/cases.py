@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from bench.contenders import GPU_CONTENDERS, GRADIENT_SCALE
+from bench.contenders import CONTENDERS, GRADIENT_SCALE
 
 Shape = tuple[int, ...]
 
@@ -110,7 +110,7 @@ CASES: dict[str, list[Shape]] = {
 
 
 def grid(tensors: int, elements: int) -> list[Shape]:
-    """Equal matrices, square or twice as high as wide, of a power of two elements."""
+    """Returns equal matrices, square or twice as high as wide, of a power of two elements."""
     columns = 2 ** ((elements.bit_length() - 1) // 2)
     return [(elements // columns, columns)] * tensors
 
@@ -132,12 +132,12 @@ LARGE_CASES: dict[str, list[Shape]] = {
 
 
 def shapes_of(case: str) -> list[Shape]:
-    """The parameters' shapes of a case of any table."""
+    """Returns the parameters' shapes of a case of any table."""
     return {**CASES, **GRID_CASES, **LARGE_CASES}[case]
 
 
 def parameter_count(case: str) -> int:
-    """Number of parameters of a case."""
+    """Counts the parameters of a case."""
     return sum(math.prod(shape) for shape in shapes_of(case))
 
 
@@ -150,7 +150,7 @@ class Setup:
     step: Callable[[], object]
 
     def step_bytes(self) -> int:
-        """Bytes that a step has to move: it reads weights, gradients and state once, and writes weights and state.
+        """Returns the bytes that a step moves: weights, gradients and state as read, weights and state as written.
 
         State is what has its parameter's shape: momentum, second moments, masters.
         """
@@ -158,7 +158,7 @@ class Setup:
         return 2 * written + sum(parameter.grad.nbytes for parameter in self.parameters if parameter.grad is not None)
 
     def state_bytes(self) -> int:
-        """Bytes of the state that has its parameter's shape."""
+        """Returns the bytes of the state that has its parameter's shape."""
         return sum(values.nbytes for parameter in self.parameters for values in self._state_of(parameter).values())
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
@@ -166,30 +166,26 @@ class Setup:
         return {name: value for name, value in state if isinstance(value, Tensor) and value.shape == parameter.shape}
 
     def check_values(self) -> None:
-        """Raise RuntimeError if a weight, gradient or state is denormal, infinite or NaN.
+        """Raises RuntimeError if a weight, gradient or state is denormal, infinite or NaN.
 
         Such numbers can change the time of an operation, so a measurement with them is void. (Some optimizers write the
         gradients.) float16 is computed with as float32, where its denormal numbers are normal.
         """
         for index, parameter in enumerate(self.parameters):
             assert parameter.grad is not None
-            for name, values in {
-                "weight": parameter.detach(),
-                "grad": parameter.grad,
-                **self._state_of(parameter),
-            }.items():
+            known = {"weight": parameter.detach(), "grad": parameter.grad, **self._state_of(parameter)}
+            for name, values in known.items():
                 magnitude = values.abs()
                 computed = torch.float32 if values.dtype == torch.float16 else values.dtype
                 denormal = (magnitude < torch.finfo(computed).tiny) & (magnitude > 0)
                 if denormal.any() or not magnitude.isfinite().all():
                     raise RuntimeError(
-                        f"{name} of parameter {index} has denormal or non-finite values, "
-                        "wanted normal numbers throughout the measurement"
+                        f"{name} of parameter {index} has denormal or non-finite values, want normal ones"
                     )
 
 
 def make_parameters(case: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> list[Tensor]:
-    """Make parameters with fixed gradients, the same at every call, in memory of their own.
+    """Makes parameters with fixed gradients, the same at every call, in memory of their own.
 
     Weights are normal with He's standard deviation sqrt(2 / fan_in).
 
@@ -212,25 +208,21 @@ def make_parameters(case: str, dtype: torch.dtype = torch.float32, device: str =
 
 
 def setup(
-    case: str,
-    contender: str,
-    dtype: torch.dtype = torch.float32,
-    threads: int = 1,
-    device: str = "cpu",
+    case: str, contender: str, dtype: torch.dtype = torch.float32, threads: int = 1, device: str = "cpu"
 ) -> Setup:
-    """Make an optimizer that has taken its first step, with parameters and gradients of `make_parameters`.
+    """Makes an optimizer that has taken its first step, with parameters and gradients of `make_parameters`.
 
     Sets torch's thread count, which holds for the whole process.
 
     Args:
         case: see `make_parameters`, as for `dtype` and `device`.
-        contender: a key of `GPU_CONTENDERS`.
+        contender: a key of `CONTENDERS`.
         dtype: of parameters and gradients.
         threads: number of threads of the step.
         device: where parameters and gradients are made and live.
     """
     torch.set_num_threads(threads)
     parameters = make_parameters(case, dtype, device)
-    optimizer, step = GPU_CONTENDERS[contender](parameters)
+    optimizer, step = CONTENDERS[contender](parameters)
     step()
     return Setup(parameters, optimizer, step)

@@ -28,7 +28,7 @@ Contender = Callable[[list[Tensor]], tuple[torch.optim.Optimizer, Step]]
 
 
 def _torch(**options: bool) -> Contender:
-    """torch.optim.SGD with its implementation chosen by `options`."""
+    """Returns torch.optim.SGD with its implementation chosen by `options`."""
 
     def make(parameters: list[Tensor]) -> tuple[torch.optim.Optimizer, Step]:
         optimizer = torch.optim.SGD(parameters, lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, **options)
@@ -38,7 +38,7 @@ def _torch(**options: bool) -> Contender:
 
 
 def _ours(*, refresh: bool = False, **options: Any) -> Contender:
-    """ScaleAmendedSGD with `options`; with `refresh` every step begins with a norm pass."""
+    """Returns ScaleAmendedSGD with `options`; with `refresh` every step begins with a norm pass."""
 
     def make(parameters: list[Tensor]) -> tuple[torch.optim.Optimizer, Step]:
         # Imported late, so that torch's contenders can be timed without the package.
@@ -55,8 +55,50 @@ def _ours(*, refresh: bool = False, **options: Any) -> Contender:
     return make
 
 
+def _with_instructions(instruction_set: str) -> Contender:
+    """Returns the native step with other vector instructions than the best that the processor has."""
+
+    def make(parameters: list[Tensor]) -> tuple[torch.optim.Optimizer, Step]:
+        from sasgd_fused import _C
+
+        best = _C.instruction_sets()[0]
+        if instruction_set not in _C.instruction_sets():
+            raise RuntimeError(f"this processor has no {instruction_set}")
+        optimizer, native_step = CONTENDERS["native"](parameters)
+
+        def step() -> None:
+            _C.use_instruction_set(instruction_set)
+            native_step()
+            _C.use_instruction_set(best)
+
+        return optimizer, step
+
+    return make
+
+
+def _replayed(contender: str) -> Contender:
+    """Returns the step of another contender, captured in a CUDA graph."""
+
+    def make(parameters: list[Tensor]) -> tuple[torch.optim.Optimizer, Step]:
+        if parameters[0].device.type != "cuda":
+            raise RuntimeError("only CUDA has graphs")
+        optimizer, step = CONTENDERS[contender](parameters)
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            step()
+        return optimizer, graph.replay
+
+    return make
+
+
 def _torch_compiled(parameters: list[Tensor]) -> tuple[torch.optim.Optimizer, Step]:
-    """torch.optim.SGD by `torch.compile`, which compiles at the first call of the step that is returned."""
+    """Makes torch.optim.SGD by `torch.compile`, which compiles at the first call of the step that is returned."""
     optimizer = torch.optim.SGD(parameters, lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     optimizer.step()  # makes the momentum buffers, so that one compilation serves all later steps
 
@@ -67,7 +109,7 @@ def _torch_compiled(parameters: list[Tensor]) -> tuple[torch.optim.Optimizer, St
 
 
 def _others(package: str, module: str, name: str, **options: Any) -> Contender:
-    """The optimizer `name` of somebody else's package."""
+    """Returns the optimizer `name` of somebody else's package."""
 
     def make(parameters: list[Tensor]) -> tuple[torch.optim.Optimizer, Step]:
         found = _timm(module) if package == "timm" else import_module(module)
@@ -78,7 +120,7 @@ def _others(package: str, module: str, name: str, **options: Any) -> Contender:
 
 
 def _timm(module: str) -> ModuleType:
-    """A module of timm's optimizers, without timm itself: its models need a torchvision built for this torch."""
+    """Imports a module of timm's optimizers without timm, whose models need a torchvision built for this torch."""
     package = "_optimizers_of_timm"
     if package not in sys.modules:
         spec = find_spec("timm")
@@ -101,6 +143,9 @@ OURS: dict[str, Contender] = {
     "native, norm pass": _ours(backend="native", refresh=True),
     "native, bfloat16 momentum": _ours(backend="native", momentum_dtype=torch.bfloat16, rounding="stochastic"),
     "native, nearest bfloat16 momentum": _ours(backend="native", momentum_dtype=torch.bfloat16),
+    "native, baseline": _with_instructions("baseline"),
+    "native, avx2": _with_instructions("avx2"),
+    "triton": _ours(backend="triton"),
     "foreach": _ours(backend="foreach"),
     "reference": _ours(backend="reference"),
 }
@@ -113,22 +158,23 @@ OTHERS: dict[str, Contender] = {
     "pytorch_optimizer LAMB": _others("pytorch_optimizer", "pytorch_optimizer", "Lamb"),
     "optimi SGD": _others("optimi", "optimi", "SGD", momentum=MOMENTUM, foreach=True, kahan_sum=False),
 }
-CONTENDERS = {**TORCH, **OURS, **OTHERS}
-# Compiling takes a minute for a large network on the CPU, where Triton has only an interpreter.
-GPU_CONTENDERS = {**CONTENDERS, "triton": _ours(backend="triton"), "torch compiled": _torch_compiled}
+# On GPUs alone. Compiling takes a minute for a large network on the CPU.
+REPLAYED = {f"{name}, graph": _replayed(name) for name in ("torch fused", "native", "triton")}
+COMPILED = "torch compiled"
+CONTENDERS = {**TORCH, **OURS, **OTHERS, **REPLAYED, COMPILED: _torch_compiled}
 
 
-def why_unavailable(contender: str, dtype: torch.dtype = torch.float32) -> str | None:
-    """Why a contender cannot step parameters of a dtype here (not installed, not compiled), or None if it can.
+def why_unavailable(contender: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> str | None:
+    """Returns why a contender cannot step parameters of a dtype here (not installed, not compiled), or None if it can.
 
     Equal elements have to stay finite and nearly equal, and so has what it keeps of them. The fused SGD of torch 2.13
     fails that on a CPU in 16 bits, where it computes the last elements alone
     (https://github.com/pytorch/pytorch/issues/191763).
     """
-    parameter = torch.ones(5, 13, dtype=dtype, requires_grad=True)  # more than full vectors
+    parameter = torch.ones(5, 13, dtype=dtype, device=device, requires_grad=True)  # more than full vectors
     parameter.grad = torch.full_like(parameter, GRADIENT_SCALE)
     try:
-        optimizer, step = GPU_CONTENDERS[contender]([parameter])
+        optimizer, step = CONTENDERS[contender]([parameter])
         for _ in range(3):
             step()
     except (ImportError, RuntimeError) as error:

@@ -14,22 +14,20 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.interleave import Spread
-
-HERE = Path(__file__).parents[1]
-TRAINING = ("-m", "experiments", "compare", "--seeds", "0", "--epochs", "5")
+from bench.machine import ROOT
+from bench.turns import Spread
 
 
 def train(checkout: Path) -> tuple[list[Any], float, float]:
     """Trains with the package of a checkout; returns losses and errors, and seconds by the clock and of a processor."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    package = "experiments" if (checkout / "experiments").is_dir() else "sasgd_fused.experiments"
     with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", package, "compare", "--seeds", "0", "--epochs", "5", "--out", out]
         environment = {**os.environ, "PYTHONPATH": str(checkout)}
-        command = [sys.executable, *TRAINING, "--out", out]
         subprocess.run(command, cwd=checkout, env=environment, stdout=subprocess.DEVNULL, check=True)
         runs: list[dict[str, Any]] = json.loads((Path(out) / "results.json").read_text())["runs"]
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -37,24 +35,21 @@ def train(checkout: Path) -> tuple[list[Any], float, float]:
     return [(run["train_loss"], run["test_error"]) for run in runs], sum(run["seconds"] for run in runs), processor
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the ratio."""
+def main() -> None:
+    """Prints the ratios."""
     parser = argparse.ArgumentParser(prog="python -m bench.training", description="Time of training, as a ratio.")
     parser.add_argument("checkout", type=Path, help="of the version to compare with, with its extension built")
     parser.add_argument("--rounds", type=int, default=10, help="runs of each; two or more")
-    chosen = parser.parse_args(arguments)
-    checkouts = (HERE, chosen.checkout.resolve())
-    clock, processor, same = [], [], True
+    chosen = parser.parse_args()
+    checkouts = (ROOT, chosen.checkout.resolve())
+    pairs = []
     for index in range(chosen.rounds):
         # Each goes first in every other round.
         runs = {checkout: train(checkout) for checkout in checkouts[:: 1 if index % 2 else -1]}
-        ours, theirs = (runs[checkout] for checkout in checkouts)
-        clock.append(ours[1] / theirs[1])
-        processor.append(ours[2] / theirs[2])
-        same &= ours[0] == theirs[0]
-    for name, ratios in (("by the clock", clock), ("of a processor", processor)):
-        spread = Spread.of(ratios)
-        print(f"time {name}, ours over theirs: {spread.median:.3f} [{spread.low:.3f}, {spread.high:.3f}]")
+        pairs.append([runs[checkout] for checkout in checkouts])
+    print(f"time by the clock, ours over theirs: {Spread.of([ours[1] / theirs[1] for ours, theirs in pairs])}")
+    print(f"time of a processor, ours over theirs: {Spread.of([ours[2] / theirs[2] for ours, theirs in pairs])}")
+    same = all(ours[0] == theirs[0] for ours, theirs in pairs)
     print(f"losses and errors: {'the same to the bit' if same else 'not the same'}")
 
 

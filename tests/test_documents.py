@@ -46,6 +46,7 @@ def test_targets_of_make_are_there() -> None:
             assert command.split()[1] in targets, command
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # by other tests, which does no harm here
 @pytest.mark.parametrize("command", [command for command in commands() if of_module(command)])
 def test_programs_are_there_and_take_these_options(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

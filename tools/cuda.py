@@ -51,7 +51,7 @@ class Toolkit:
         version: Its major and minor version.
         includes: The folders of its headers, for sources that the C++ compiler compiles.
         runtime: The static library of the CUDA runtime.
-        architectures: Those of `ARCHITECTURES` that it compiles for.
+        architectures: Those of `ARCHITECTURES`, or of SASGD_CUDA_ARCHITECTURES, that it compiles for.
     """
 
     nvcc: Path
@@ -116,7 +116,10 @@ def find_toolkit(compiler: Sequence[str]) -> Toolkit | None:
     if not runtime.is_file():
         raise UnusableToolkit(f"{nvcc} comes without libcudart_static.a (looked in {', '.join(map(str, libraries))})")
     known = _output([nvcc, "-ccbin", compiler[0], "--list-gpu-code"]).split()
-    architectures = tuple(number for number in ARCHITECTURES if f"sm_{number}" in known)
+    wanted = os.environ.get("SASGD_CUDA_ARCHITECTURES", "").split() or ARCHITECTURES
+    architectures = tuple(int(number) for number in wanted if f"sm_{number}" in known)
+    if not architectures:
+        raise UnusableToolkit(f"{nvcc} compiles for {' '.join(known)}, want one of {' '.join(map(str, wanted))}")
     return Toolkit(nvcc, version, tuple(includes), runtime.resolve(), architectures)
 
 

@@ -1,4 +1,4 @@
-"""`python -m bench.table --check` compares ratios with those of an earlier run, and its status says what it found."""
+"""`python -m bench --check` compares ratios with those of an earlier run, and its status says what it found."""
 
 from __future__ import annotations
 
@@ -9,19 +9,25 @@ from typing import Any
 
 import pytest
 
+from bench import measure
+from bench.__main__ import EFFORTS, RESULTS, main
 from bench.check import OK, UNDECIDED, WORSE, judge
-from bench.interleave import Spread
+from bench.clocks import COPY_BYTES
 from bench.machine import machine
+from bench.measure import Effort
 from bench.rows import Row
-from bench.table import main
+from bench.turns import Spread
+from tests.bench.inline import Inline
 
-QUICK = ["--quick", "--threads", "1"]
+CHECK = ["--networks", "160x64", "--threads", "1", "--check"]
 
 
 @pytest.fixture(autouse=True)
 def results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setattr("bench.interleave.COPY_BYTES", 2**20)
-    monkeypatch.setattr("bench.table.RESULTS", tmp_path)
+    monkeypatch.setitem(COPY_BYTES, "cpu", 2**20)
+    monkeypatch.setattr("bench.__main__.RESULTS", tmp_path)
+    monkeypatch.setattr("bench.check.Child", Inline)
+    monkeypatch.setitem(EFFORTS, "cpu", Effort(rounds=8, seconds=0, blocks=1, limit_s=60))
     return tmp_path
 
 
@@ -30,7 +36,7 @@ def store(folder: Path, rows: dict[Row, float], **where: Any) -> None:
     stored = [
         {"row": asdict(row), "threads": 1, "ratio": asdict(Spread(r, 0.9 * r, 1.1 * r))} for row, r in rows.items()
     ]
-    (folder / "cpu.json").write_text(json.dumps({"where": {**machine(), **where}, "results": stored}))
+    (folder / "cpu.json").write_text(json.dumps({"where": {**machine("cpu"), **where}, "results": stored}))
 
 
 @pytest.mark.parametrize(
@@ -46,19 +52,16 @@ def test_an_undecided_row_gives_status_2(
 ) -> None:
     store(results, {Row("160x64", "foreach"): 1e4})
     monkeypatch.setattr("bench.check.judge", lambda now, then, control: UNDECIDED)
-    assert main([*QUICK, "--check"]) == 2
+    assert main(CHECK) == 2
     assert capsys.readouterr().out.startswith("UNDECIDED foreach on 160x64")
 
 
 def test_a_worse_row_is_named_and_gives_status_1(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # The foreach backend takes several times torch's fused step: never a hundredth, and never ten thousand times.
-    store(results, {Row("160x64", "foreach"): 1e4, Row("160x64", "reference"): 0.01})
-    assert main([*QUICK, "--check"]) == 1
+    store(results, {Row("160x64", "foreach"): 1e4, Row("160x64", "native, norm pass"): 1e-3})
+    assert main([*CHECK, "cpu"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:4] for line in lines] == [
-        ["ok", "foreach", "on", "160x64,"],
-        ["WORSE", "reference", "on", "160x64,"],
-    ]
+    assert sorted(line.split()[:2] for line in lines) == [["WORSE", "native,"], ["ok", "foreach"]]
 
 
 def test_without_a_worse_row_the_status_is_0(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,8 +70,8 @@ def test_without_a_worse_row_the_status_is_0(results: Path, capsys: pytest.Captu
         Row("160x64", "foreach", "reference"): 0.01,
         Row("64x64", "foreach"): 0.01,
     }
-    store(results, {Row("160x64", "foreach"): 1e4, **unchecked}, torch="1.0")
-    assert main([*QUICK, "--check"]) == 0
+    store(results, {Row("160x64", "foreach", aim=0.1): 1e4, **unchecked}, torch="1.0")
+    assert main(CHECK) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("The baseline is of another machine: torch: 1.0 then")
@@ -78,11 +81,27 @@ def test_what_cannot_be_compared_gives_status_2(
     results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store(results, {Row("160x64", "foreach"): 1e4, Row("160x64", "native"): 1e4})
-    monkeypatch.setattr("bench.table.why_unavailable", lambda name, dtype: "not compiled" if name == "native" else None)
-    assert main([*QUICK, "--check"]) == 2
+    monkeypatch.setattr(
+        measure, "why_unavailable", lambda name, dtype, device: "not compiled" if name == "native" else None
+    )
+    assert main(CHECK) == 2
     assert "Not measured: native (not compiled)." in capsys.readouterr().out
-    assert main([*QUICK, "--check", "--cases", "VGG16"]) == 2
+    assert main([*CHECK, "--networks", "VGG16"]) == 2
     assert "The baseline has no such rows." in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
-        main([*QUICK, "--check", "missing"])
+        main([*CHECK, "missing"])
     assert "missing.json is not in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["cpu", "others"])
+def test_stored_baselines_can_be_checked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def nothing(child: object, left: list[Any], *rest: object) -> list[Any]:
+        seen.extend(left)
+        return []
+
+    monkeypatch.setattr("bench.__main__.RESULTS", RESULTS)
+    monkeypatch.setattr("bench.check.measure_all", nothing)
+    main(["--check", name, "--threads", "2"])
+    assert {row.contender for (row,), _ in seen} >= {"native", "foreach", "native, frozen norms"}

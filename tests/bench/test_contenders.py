@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,8 +16,6 @@ import torch
 from bench import contenders
 from bench.cases import setup
 from bench.contenders import LR, MOMENTUM, OTHERS, WEIGHT_DECAY, why_unavailable
-from bench.rows import FIELD, ROWS, groups_of, measurable
-from bench.table import by_name, missing
 
 pytestmark = pytest.mark.filterwarnings("ignore:Parameter `foreach` is deprecated:DeprecationWarning")  # optimi
 PACKAGES = {"optimi": "SGD", "pytorch_optimizer": "LARS"}
@@ -74,12 +75,8 @@ def test_what_is_not_installed_is_left_out_by_name(contender: str, monkeypatch: 
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(sys.modules, "_optimizers_of_timm", raising=False)
     monkeypatch.setattr(contenders, "find_spec", lambda name: None)
-    groups = groups_of(["64x65536"])
-    absent = missing(groups)
-    reason = by_name(absent)[contender]
-    assert reason.startswith("ModuleNotFoundError") and package in reason
-    assert f"{contender} in bfloat16" not in by_name(absent), "said once"
-    assert contender not in {row.contender for group in measurable(groups, absent) for row in group}
+    reason = why_unavailable(contender)
+    assert reason is not None and reason.startswith("ModuleNotFoundError") and package in reason
 
 
 def test_a_contender_with_wrong_steps_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,15 +87,71 @@ def test_a_contender_with_wrong_steps_is_left_out(monkeypatch: pytest.MonkeyPatc
     assert reason is not None and "steps are wrong: momentum_buffer of equal elements is 0 to" in reason
 
 
-def test_everything_in_a_group_shares_case_dtype_and_against() -> None:
-    groups = groups_of([row.case for row in ROWS] + ["64x65536", "1x1048576"])
-    absent = {("torch fused", "bfloat16"), ("native", "float32")}
-    left = list(measurable(groups, absent))
-    for group in left:
-        assert len({(row.case, row.dtype, row.against) for row in group}) == 1
-        assert len({row.contender for row in group}) == len(group)
-        assert not {(name, row.dtype) for row in group for name in (row.contender, row.against)} & absent
-    instead = {row.against for group in left for row in group if row.dtype == "bfloat16"}
-    assert instead == {"torch foreach"}
-    full = next(group for group in left if group[0].dtype == "float16")
-    assert [row.contender for row in full] == list(FIELD)
+def test_other_instructions_are_used_for_their_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    if reason := why_unavailable("native"):
+        pytest.skip(reason)  # built without a compiler
+    from sasgd_fused import _C
+
+    used: list[str] = []
+    monkeypatch.setattr(_C, "use_instruction_set", used.append)
+    setup("64x64", "native, baseline")
+    assert used == ["baseline", _C.instruction_sets()[0]]
+    monkeypatch.setattr(_C, "instruction_sets", lambda: ["baseline"])
+    assert why_unavailable("native, avx2") == "RuntimeError: this processor has no avx2"
+
+
+def test_a_graph_is_captured_after_warm_up_steps_on_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert why_unavailable("native, graph") == "RuntimeError: only CUDA has graphs"
+    log: list[str] = []
+
+    class Parameter:
+        device = torch.device("cuda")
+
+    class Stream:
+        def __init__(self, name: str = "side") -> None:
+            self.name = name
+
+        def wait_stream(self, other: Stream) -> None:
+            log.append(f"{self.name} waits for {other.name}")
+
+    class Graph:
+        def replay(self) -> None:
+            log.append("replay")
+
+    @contextmanager
+    def on(what: object, stream: Stream | None = None) -> Iterator[None]:
+        log.append("capture" if stream else "on side")
+        yield
+        log.append("back")
+
+    monkeypatch.setitem(contenders.CONTENDERS, "native", lambda parameters: (None, lambda: log.append("step")))
+    fakes = {"Stream": Stream, "CUDAGraph": Graph, "stream": on, "graph": on, "current_stream": lambda: Stream("main")}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    _, replay = contenders.CONTENDERS["native, graph"]([Parameter])  # type: ignore[list-item]
+    replay()
+    assert log == [
+        *("side waits for main", "on side", "step", "step", "step", "back", "main waits for side"),
+        *("capture", "step", "back", "replay"),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler about what it uses itself
+def test_the_compiled_step_is_compiled_once_and_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    compilations: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+        compilations.append(len(inputs))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    made, plain = setup("64x64", "torch compiled"), setup("64x64", "torch for-loop")
+    first = len(compilations)
+    assert first > 0, "by the step that no figure is taken of"
+    for _ in range(3):
+        made.step()
+    assert len(compilations) == first
+    for _ in range(4):
+        plain.step()
+    for mine, theirs in zip(made.parameters, plain.parameters, strict=True):
+        torch.testing.assert_close(mine, theirs)

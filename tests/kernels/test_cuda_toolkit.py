@@ -97,3 +97,13 @@ def test_cuda_is_compiled_again_after_an_edit_of_a_header(tmp_path: Path) -> Non
     assert time_of_object() == first
     header.write_text("__global__ void kernel(int) {}\n")
     assert time_of_object() > first
+
+
+def test_one_architecture_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda_toolkit()
+    monkeypatch.setenv("SASGD_CUDA_ARCHITECTURES", "90")
+    toolkit = find_toolkit(compiler_for("cuda"))
+    assert toolkit is not None and toolkit.architectures == (90,)
+    monkeypatch.setenv("SASGD_CUDA_ARCHITECTURES", "11")
+    with pytest.raises(UnusableToolkit, match=r"sm_90.*, want one of 11$"):
+        find_toolkit(compiler_for("cuda"))

@@ -1,4 +1,4 @@
-"""A few steps over tensors of odd sizes: `python -m bench.gpu.small_case DEVICE`, made for compute-sanitizer.
+"""A few steps over tensors of odd sizes: `python -m tools.small_case DEVICE`, made for compute-sanitizer.
 
 Nothing but the optimizer computes on the device: what is checked is its kernels, and the tools slow down all others.
 """
@@ -26,13 +26,13 @@ OPTIONS: tuple[dict[str, object], ...] = (
 
 
 def values(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
-    """Random numbers, the same on every device."""
+    """Returns random numbers, the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator).mul_(0.1).to(dtype)
 
 
 def place(tensor: Tensor, device: str, is_misaligned: bool) -> Tensor:
-    """Copy a tensor to the device; on wish one element beyond any alignment."""
+    """Copies a tensor to the device; on wish one element beyond any alignment."""
     if not is_misaligned:
         return tensor.to(device)
     padded = torch.cat([tensor.new_zeros(1), tensor.flatten()])
@@ -40,7 +40,7 @@ def place(tensor: Tensor, device: str, is_misaligned: bool) -> Tensor:
 
 
 def run(backend: str, device: str, options: dict[str, object]) -> list[Tensor]:
-    """Take some steps, the last after a norm pass; returns the weights."""
+    """Takes some steps, the last after a norm pass; returns the weights."""
     params = [
         Parameter(place(values(shape, dtype, seed), device, is_misaligned=seed % 2 == 1))
         for seed, (dtype, shape) in enumerate((dtype, shape) for dtype in DTYPES for shape in SHAPES)
@@ -57,7 +57,7 @@ def run(backend: str, device: str, options: dict[str, object]) -> list[Tensor]:
 
 
 def main() -> None:
-    """Take the steps and hold the weights against the reference's: a case that did nothing would prove nothing."""
+    """Takes the steps and holds the weights against the reference's: a case that did nothing would prove nothing."""
     (device,) = sys.argv[1:]
     backends = ["native"]
     if reason := BACKENDS["triton"].why_not(torch.device(device), DTYPES):

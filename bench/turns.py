@@ -1,4 +1,4 @@
-"""Timing of contenders that take turns, and the copy bandwidth of the machine.
+"""Timing of contenders that take turns.
 
 Shared machines drift: a minute later everything may be a quarter slower. So two contenders are only
 compared inside a round, where each takes one step, and the figure is the median of these paired
@@ -14,13 +14,7 @@ import random
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from time import perf_counter_ns
-
-import torch
-from torch import Tensor
-
-COPY_BYTES = 512 * 2**20  # far larger than any cache
+from time import perf_counter
 
 
 @dataclass(frozen=True)
@@ -33,18 +27,21 @@ class Spread:
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Spread:
-        """Summarise two or more samples."""
+        """Summarises two or more samples."""
         low, *_, high = statistics.quantiles(samples, n=5, method="inclusive")
         return cls(statistics.median(samples), low, high)
 
+    def __str__(self) -> str:
+        return f"{self.median:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
 
 def paired_ratios(times: Sequence[int], against: Sequence[int]) -> list[float]:
-    """Ratio of the times of each round."""
+    """Returns the ratio of the times of each round."""
     return [ours / theirs for ours, theirs in zip(times, against, strict=True)]
 
 
 def turns(names: Sequence[str], seed: int = 0) -> Iterator[list[str]]:
-    """Endless random orders in which no name follows itself; two names simply alternate."""
+    """Yields random orders without end, in which no name follows itself; two names simply alternate."""
     chance = random.Random(seed)
     last = None
     while True:
@@ -54,54 +51,31 @@ def turns(names: Sequence[str], seed: int = 0) -> Iterator[list[str]]:
             yield order
 
 
-def time_in_turns(steps: Mapping[str, Callable[[], object]], rounds: int, seconds: float) -> dict[str, list[int]]:
-    """Time one step of each contender per round, in nanoseconds.
+def time_in_turns(timers: Mapping[str, Callable[[], int]], rounds: int, seconds: float) -> dict[str, list[int]]:
+    """Times one step of each contender per round, in nanoseconds.
 
     Goes on until there are `rounds` rounds and `seconds` have passed, so that cheap steps get many
     rounds. As many warm-up rounds as a tenth of `rounds` come before.
 
     Args:
-        steps: two or more contenders by name.
+        timers: two or more by the contender's name; each takes a step and returns its time.
         rounds: at least so many.
         seconds: at least so long.
     """
-    times: dict[str, list[int]] = {name: [] for name in steps}
-    orders = turns(list(steps))
+    times: dict[str, list[int]] = {name: [] for name in timers}
+    orders = turns(list(timers))
     for _ in range(max(2, rounds // 10)):
         for name in next(orders):
-            steps[name]()
+            timers[name]()
     gc.collect()
     gc.disable()  # as timeit does: a collection would hit one contender of one round
     try:
-        end = perf_counter_ns() + int(seconds * 1e9)
+        end = perf_counter() + seconds
         done = 0
-        while done < rounds or perf_counter_ns() < end:
+        while done < rounds or perf_counter() < end:
             for name in next(orders):
-                step = steps[name]
-                start = perf_counter_ns()
-                step()
-                times[name].append(perf_counter_ns() - start)
+                times[name].append(timers[name]())
             done += 1
     finally:
         gc.enable()
     return times
-
-
-@cache  # to touch a gigabyte for the first time takes longer than to copy it
-def _copy_buffers(size: int) -> tuple[Tensor, Tensor]:
-    return torch.ones(size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)
-
-
-def copy_bandwidths(threads: int, copies: int = 3) -> list[float]:
-    """GB/s of single `Tensor.copy_` calls on `COPY_BYTES`, read and written bytes counted.
-
-    Sets torch's thread count.
-    """
-    torch.set_num_threads(threads)
-    source, target = _copy_buffers(COPY_BYTES)
-    figures = []
-    for _ in range(copies):
-        start = perf_counter_ns()
-        target.copy_(source)
-        figures.append(2 * COPY_BYTES / (perf_counter_ns() - start))
-    return figures
