@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -94,6 +94,8 @@ def _style(name: str) -> tuple[str, str, str]:
 
 
 if __name__ == "__main__":
-    figures = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(prog="python -m bench.picture", description="Draws a measurement again.")
+    parser.add_argument("figures", type=Path, metavar="FILE.json", help="what `python -m bench` has written")
+    figures = parser.parse_args().figures
     stored = json.loads(figures.read_text())
     draw_curves(figures.with_suffix(".png"), stored["where"], [*map(Result.from_json, stored["results"])])

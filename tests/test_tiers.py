@@ -8,6 +8,7 @@ from tests.tiers import COLLECTED, LATER, by_function_and_backend, cover, values
 
 # Tests that are wholly in a later tier, by the file or the test.
 WHOLLY_LATER: dict[str, str] = {
+    "tests/bench/test_gpu_check.py::test_tests_that_outlast_their_time": "waits for the end of that time",
     "tests/product/test_install.py::test_source_archive_builds_in_isolation": "compiles everything",
     "tests/product/test_mistakes.py": "runs tests for each mistake",
     "tests/kernels/test_mistakes.py": "compiles the kernels three times more",

@@ -34,7 +34,6 @@ def test_compare_leaves_table_pictures_and_figures(
     assert json.loads((out / "results.json").read_text())["settings"]["epochs"] == 1
 
 
-@pytest.mark.nightly
 def test_compare_ends_well_in_a_process_of_its_own(tmp_path: Path) -> None:
     options = ["--methods", "sgd", "--epochs", "1", "--seeds", "0", "--out", str(tmp_path)]
     command = [sys.executable, "-m", "experiments", "compare", *options]

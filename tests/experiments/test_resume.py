@@ -87,7 +87,6 @@ def test_killed_while_it_writes_a_checkpoint(tmp_path: Path, uninterrupted: Any)
     assert not (tmp_path / "unfinished").exists()
 
 
-@pytest.mark.nightly
 def test_killed_from_outside_while_it_trains(tmp_path: Path, uninterrupted: Any) -> None:
     process = start(tmp_path, "")
     deadline = time.monotonic() + 300

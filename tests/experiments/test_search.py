@@ -100,7 +100,6 @@ def test_threads_share_the_budget(settings: SearchSettings, tmp_path: Path) -> N
         assert len({trial.params["lr"] for trial in study.trials}) == 5
 
 
-@pytest.mark.nightly
 def test_workers_share_the_budget(settings: SearchSettings, tmp_path: Path) -> None:
     studies = spend(tmp_path / "journal", settings, 5, slow_valley, workers=2)
     assert len(list(Path(settings.runs.dataset).iterdir())) == 2  # each left its process id
@@ -109,7 +108,7 @@ def test_workers_share_the_budget(settings: SearchSettings, tmp_path: Path) -> N
         assert len({trial.params["lr"] for trial in study.trials}) == 5
 
 
-@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("killed", [False, True])
 def test_the_trial_of_a_killed_worker_runs_again(killed: bool, settings: SearchSettings, tmp_path: Path) -> None:
     calls: list[None] = []
 
@@ -147,7 +146,6 @@ def test_workers_that_are_always_killed_end_the_search(settings: SearchSettings,
         spend_in_threads(tmp_path / "journal", settings, 3, die)
 
 
-@pytest.mark.nightly
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_a_search_that_was_killed_goes_on_and_leaves_no_worker(settings: SearchSettings, tmp_path: Path) -> None:
     word = Path(settings.runs.dataset)

@@ -120,7 +120,6 @@ def test_the_command_tunes_goes_on_and_feeds_the_comparison(
     assert "with model deep-plain, want resnet, as the comparison has" in capsys.readouterr().err
 
 
-@pytest.mark.nightly
 def test_a_search_ends_well_in_processes_of_its_own(tmp_path: Path) -> None:
     options = ["--methods", "sgd", "--epochs", "1", "--seeds", "100", "--trials", "2", "--workers", "2"]
     command = [sys.executable, "-m", "experiments", "search", *options, "--out", str(tmp_path)]
