@@ -10,7 +10,7 @@ CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-kernels kernel-digest test-all build nvcc lint format bench gpu-check clean
+.PHONY: help demo test test-kernels test-all build nvcc lint format bench gpu-check clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -23,13 +23,8 @@ demo: build ## Train a network with SGD and with scale-amended SGD, show table a
 test: build ## Run the tests of every promise on every backend, in under five minutes
 	$(IN_VENV) pytest --numprocesses=auto
 
-# Where every backend was there, it is noted that these sources have passed: `.ci/run` does not test them again.
 test-kernels: build ## Run what a change of a kernel needs besides: sanitizers, mistakes, compiled code, full grids
 	$(IN_VENV) pytest --numprocesses=auto --dist=loadgroup -m kernels
-	@if [ -n "$(SASGD_REQUIRE_BACKENDS)" ]; then $(MAKE) --silent kernel-digest > tests/kernels/tested; fi
-
-kernel-digest:
-	@git ls-files csrc sasgd_fused/backends tests/kernels ':!tests/kernels/tested' | xargs sha256sum | sha256sum
 
 test-all: build ## Run everything, with more examples drawn at random
 	$(IN_VENV) pytest --numprocesses=auto --dist=loadgroup -m "" --hypothesis-profile=all
