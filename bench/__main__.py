@@ -36,8 +36,7 @@ def fill(table: Table, wanted: Sequence[tuple[Group, int]], effort: Effort, devi
             table.add(results)
     for contender in table.without_memory():
         try:
-            most = max(threads for _, threads in wanted)
-            table.memories[contender] = measure_memory(contender, most, device)
+            table.memories[contender] = measure_memory(contender, table.most_threads(), device)
         except (CallFailed, ProcessLost) as error:
             table.left_out[f"memory of {contender}"] = str(error)
 
@@ -78,9 +77,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return check(path, wanted, effort, device, where)
 
     table = Table(RESULTS / chosen.out if chosen.out else RUNS / "bench", where)
-    wanted.sort(key=lambda place: all((row, place[1]) in table.results for row in place[0]))
+    known = {(row.case, row.contender, row.dtype, count) for row, count in table.results}
+    # A group that is known lacks whom this machine does not have.
+    parts: dict[bool, list[tuple[Group, int]]] = {False: [], True: []}
+    for group, count in wanted:
+        is_known = any((row.case, row.contender, row.dtype, count) in known for row in group)
+        parts[is_known].append((group, count))
     try:
-        fill(table, wanted, effort, device)
+        for part in parts.values():
+            fill(table, part, effort, device)
     except KeyboardInterrupt:
         table.left_out[THE_REST] = "stopped"
     table.draw()

@@ -10,14 +10,14 @@ import re
 import subprocess
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("bench", "csrc", "sasgd_fused", "tests", "tools")
+SOURCES = ("bench", "csrc", "sasgd_fused", "tools")
 SUFFIXES = (".py", ".h", ".cpp", ".cu", ".cuh")
 # Git refuses a checkout that belongs to another user, as it often does in a container.
 GIT_DESCRIBE = ("git", "-c", f"safe.directory={ROOT}", "describe", "--always", "--dirty", "--exclude=*")
@@ -50,7 +50,7 @@ def machine(device: str, commit: str | None = None) -> dict[str, object]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        **{name: version(name) for name in ("triton", "setuptools") if find_spec(name)},
+        **{name: _version(name) for name in ("triton", "setuptools") if find_spec(name)},
         "compiler of the extension": compiler,
         "commit": commit or _output(*GIT_DESCRIBE),
         "sources": digest(ROOT),
@@ -83,6 +83,14 @@ def all_cores() -> int:
 def file_name(device: str) -> str:
     """Turns a device's name into one for a file."""
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
+def _version(package: str) -> str | None:
+    """Returns a version, or None where the module comes with a package of another name."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _cpu_name() -> str:

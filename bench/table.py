@@ -53,6 +53,10 @@ class Table:
         rows = (row for row, _ in self.results if (row.case, row.dtype) == (MEMORY_CASE, "float32"))
         return list(dict.fromkeys(row.contender for row in rows if row.contender not in self.memories))
 
+    def most_threads(self) -> int:
+        """Returns the largest number of threads that was measured with."""
+        return max(threads for _, threads in self.results)
+
     def markdown(self) -> str:
         """Returns the report."""
         return markdown([*self.results.values()], [*self.memories.values()], self.left_out, self.where)
@@ -75,5 +79,12 @@ class Table:
             "memory": [asdict(memory) for memory in self.memories.values()],
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.with_suffix(".json").write_text(json.dumps(parts, indent=1) + "\n")
-        self.path.with_suffix(".md").write_text(self.markdown() + "\n")
+        write_whole(self.path.with_suffix(".json"), json.dumps(parts, indent=1) + "\n")
+        write_whole(self.path.with_suffix(".md"), self.markdown() + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file such that whoever is killed meanwhile leaves the old one or the new one."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text)
+    new.replace(path)

@@ -68,6 +68,12 @@ def set_num_threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def two_threads(set_num_threads: Callable[[int], None]) -> None:
+    """Has a test run with two threads."""
+    set_num_threads(2)
+
+
 @pytest.fixture(params=backends([EMULATED_CUDA]))
 def emulation() -> Iterator[ModuleType]:
     """The emulated device, as it is in the beginning."""

@@ -72,6 +72,14 @@ def test_programs_are_there_and_take_these_options(
         assert option in text, f"{command}: no option {option}"
 
 
+def test_files_in_commands_are_there() -> None:
+    for command in commands():
+        for word in command.split():
+            path = word.strip('"').partition("::")[0]
+            if path.startswith(("bench/", "csrc/", "docs/", "examples/", "tests/", "tools/")) and "NAME" not in path:
+                assert (ROOT / path).exists(), f"{command}: {path}"
+
+
 def test_files_are_there() -> None:
     for document in DOCUMENTS:
         for quoted, linked in FILES.findall(document.read_text(encoding="utf-8").replace("NAME", "*")):

@@ -18,7 +18,7 @@ from sasgd_fused.backends import BACKENDS
 from tests.kernels.native_programs import give_up
 from tests.kernels.toolchain import write_script
 from tools import gpu_check, small_case
-from tools.gpu_check import STAGES, TESTS, command_of, limit_of, main
+from tools.gpu_check import STAGES, TESTS, command_of, limit_of, main, run_part
 from tools.programs import ROOT, Ended, run
 from tools.verdicts import FAILED, IMPOSSIBLE, INCOMPLETE, PASSED, count_tests, verdict_of
 
@@ -97,7 +97,7 @@ def test_parts_share_their_stage_and_the_build_gets_what_it_needs() -> None:
     assert limit_of("tests", STAGES[1], 290) == 120
     assert limit_of("tests", STAGES[1], 29) == 12
     assert limit_of("benchmark", STAGES[1], 29) == 29
-    assert sum(STAGES[1].values()) + 20 <= 440 and sum(STAGES[2].values()) + 20 <= 275
+    assert sum(STAGES[1].values()) + 20 <= 440 and sum(STAGES[2].values()) + 20 <= 270
 
 
 def test_every_part_has_its_command() -> None:
@@ -142,7 +142,41 @@ def test_failures_alone_give_the_exit_status(
     assert "| tests | incomplete | 3 passed | 0 s |" in report and "| memcheck | FAILED |" in report
     monkeypatch.setattr("bench.machine.digest", lambda root: "others")
     assert checked(monkeypatch, *out, build=FAILED) == 1
-    assert list(json.loads(checks.read_text())["parts"]) == ["build"], "other sources, and nothing without a build"
+    assert list(json.loads(checks.read_text())["parts"]) == list({**STAGES[1], **STAGES[2]})
+    assert [path.name for path in tmp_path.glob("before-*/*.json")] == [checks.name], "of other sources"
+
+
+def test_what_is_known_is_written_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def run_part(part: str, device: str, commit: str | None, files: Path, limit: float) -> dict[str, Any]:
+        if part == "tests":
+            raise KeyboardInterrupt
+        return {"verdict": PASSED, "says": "words"}
+
+    monkeypatch.setattr(gpu_check, "run_part", run_part)
+    with pytest.raises(KeyboardInterrupt):
+        main(["--device", "cpu", "--out", str(tmp_path)])
+    (checks,) = tmp_path.glob("*.json")
+    assert list(json.loads(checks.read_text())["parts"]) == ["build", "info", "small case"]
+
+
+def test_parts_run_on_the_gpu_with_what_they_need(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    wanted = {"SASGD_TEST_DEVICE": "cuda", "SASGD_BUILD_CUDA": "1", "SASGD_CUDA_ARCHITECTURES": "90"}
+    (tmp_path / "test_variables.py").write_text(
+        f"import os\n\ndef test_variables():\n    assert {wanted!r}.items() <= os.environ.items()\n"
+        "    assert 'native' in os.environ['SASGD_REQUIRE_BACKENDS']\n"
+    )
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    monkeypatch.setitem(TESTS, "tests", ("test_*.py",))
+    tests = run_part("tests", "cuda", None, tmp_path / "gpu", limit=600)
+    assert (tests["verdict"], tests["counts"]) == (PASSED, {"passed": 1, "failed": 0})
+    assert 'name="test_variables"' in (tmp_path / "gpu-tests.xml").read_text()
+
+    needed = 'test "$PYTORCH_NO_CUDA_MEMORY_CACHING" = 1 && echo "ERROR SUMMARY: 0 errors"'
+    program = write_script(tmp_path / "compute-sanitizer", f'test "$1" = --tool=memcheck && {needed}')
+    monkeypatch.setattr(gpu_check, "find_program", lambda name: str(program))
+    assert run_part("memcheck", "cuda", None, tmp_path / "gpu", limit=600)["verdict"] == PASSED
+    assert run_part("racecheck", "cuda", None, tmp_path / "gpu", limit=600)["verdict"] == FAILED
 
 
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

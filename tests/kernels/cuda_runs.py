@@ -15,8 +15,8 @@ from tests.helpers import Case, states_of
 SHAPES = [(64, 3, 3, 3), (64,), (130, 257), (0, 4), (), (10, 130)]
 TRACK = {"lr": 1e-4, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.01}
 FREEZE = {**TRACK, "norms": "freeze", "head": "plain", "decay": "shape"}
-# Some tenths of a second, in which the host can queue far more steps than any test takes.
-LONG = 500_000_000
+# About a second, in which the host can queue far more steps than any test takes.
+LONG = 2_000_000_000
 
 
 def gradients(case: Case, steps: int) -> list[list[Tensor]]:

@@ -70,7 +70,7 @@ def results(optimizer: ScaleAmendedSGD, params: list[Parameter]) -> list[Any]:
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("overflows", [(), (0,), (0, 1, 3)], ids=str)
 def test_a_run_is_the_run_without_scaler_and_overflows(
-    overflows: tuple[int, ...], options: dict[str, Any], dtype: torch.dtype, backend: str
+    overflows: tuple[int, ...], options: dict[str, Any], dtype: torch.dtype, backend: str, two_threads: None
 ) -> None:
     """To the bit, also for the first update after an overflow in the very first step."""
     require_scaler_for(dtype)

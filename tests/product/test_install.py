@@ -8,11 +8,13 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from tests.kernels.native_programs import run
+from tests.kernels.native_programs import give_up, run
 from tests.kernels.toolchain import cuda_toolkit, write_script
 from tools.native_core import find_compiler
 from tools.ninja_build import Object, build
@@ -97,7 +99,9 @@ def wheel(archive: Path) -> Path:
 @pytest.fixture(params=["built in place", pytest.param("from the source archive", marks=pytest.mark.nightly)])
 def extension(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     if request.param == "built in place":
-        return Path(pytest.importorskip("sasgd_fused._C").__file__)
+        if find_spec("sasgd_fused._C") is None:
+            give_up("the extension is not built", "native")
+        return Path(import_module("sasgd_fused._C").__file__ or "")
     shutil.unpack_archive(request.getfixturevalue("wheel"), tmp_path, "zip")
     return tmp_path / EXTENSION
 

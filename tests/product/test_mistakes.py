@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import sasgd_fused
+from tests.kernels.native_programs import HUNG
 from tests.product.mistakes import MISTAKES, VARIABLE
 
 pytestmark = pytest.mark.nightly
@@ -33,6 +34,7 @@ def test_mistakes_are_noticed(name: str, tmp_path: Path) -> None:
         env={**os.environ, VARIABLE: f"sasgd_fused.{mistake.module}={file}"},
         stdout=subprocess.PIPE,
         text=True,
+        timeout=HUNG,
     )
     assert done.returncode == 1, done.stdout  # 1: a test failed, and nothing else went wrong
     assert " failed" in done.stdout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -55,9 +54,8 @@ def test_foreach_in_float64() -> None:
 
 @pytest.mark.parametrize("backend", OTHERS)
 @pytest.mark.parametrize("dtype", LOW_PRECISION, **DTYPE_IDS)
-def test_sizes(backend: str, dtype: torch.dtype, set_num_threads: Callable[[int], None]) -> None:
+def test_sizes(backend: str, dtype: torch.dtype, two_threads: None) -> None:
     """Weights of each size as a matrix and as a vector, one after the other, the last one empty; by two threads."""
-    set_num_threads(2)
     shapes: list[tuple[int, ...]] = []
     for size in SIZES:
         rows = next(r for r in (7, 5, 3, 2, 1) if size % r == 0)

@@ -109,7 +109,7 @@ def assert_follows_the_reference(backend: str, case: Case, history: list[str]) -
 
 
 @pytest.mark.parametrize("backend", backends(name for name in ALL_BACKENDS if name != "reference"))
-def test_every_backend_follows_the_reference(backend: str) -> None:
+def test_every_backend_follows_the_reference(backend: str, two_threads: None) -> None:
     """With a tenth of the examples where they take a hundred times as long."""
 
     @settings(max_examples=settings.default.max_examples // (10 if backend in SLOW_BACKENDS else 1))

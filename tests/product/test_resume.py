@@ -59,7 +59,9 @@ def params_of(optimizer: ScaleAmendedSGD) -> list[Parameter]:
 @pytest.mark.parametrize(("backend", "dtype"), DTYPES)
 @pytest.mark.parametrize("momentum", MOMENTA, ids=str)
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_from_a_checkpoint(rule: dict[str, Any], momentum: dict[str, Any], dtype: torch.dtype, backend: str) -> None:
+def test_from_a_checkpoint(
+    rule: dict[str, Any], momentum: dict[str, Any], dtype: torch.dtype, backend: str, two_threads: None
+) -> None:
     case = Case(SHAPES, dtype, options={"lr": 2e-5, "weight_decay": 0.02, **rule, **momentum})
     params = case.params()
     optimizer = case.optimizer(params, backend)

@@ -49,7 +49,7 @@ def test_rules(backend: str, dtype: torch.dtype, storage: dict[str, Any], option
 
 @pytest.mark.parametrize("backend", OTHERS)
 @every_storage
-def test_sizes(backend: str, dtype: torch.dtype, storage: dict[str, Any]) -> None:
+def test_sizes(backend: str, dtype: torch.dtype, storage: dict[str, Any], two_threads: None) -> None:
     groups = [([k], {"lr": 0.05 / max(1, max(shape))}) for k, shape in enumerate(SHAPES)]
     assert_same_run(Case(SHAPES, dtype, options={"momentum": 0.9, **storage}, groups=groups), backend)
 
