@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from sasgd_fused.blocks import parameter_name
 from sasgd_fused.layout import has_layout_of, in_layout_of
+from sasgd_fused.options import OPTION_NAMES
 from sasgd_fused.shards import is_sharded
 from sasgd_fused.storage import Storage
 
 # What torch.optim.SGD's groups lack. Where a checkpoint does, the optimizer's own values stay.
-OUR_KEYS = ("amend", "rows", "columns")
+OUR_KEYS = ("amend", "rows", "columns", "heads")
 _SGD_KEYS = ("lr", "momentum", "dampening", "weight_decay")
 # Tensors of the state that have the shape of their parameter.
 _LIKE_PARAMETER = ("momentum_buffer", "master_weight")
@@ -25,6 +27,23 @@ _LOCAL_KEYS = ("foreach", "fused", "differentiable")
 def is_foreign(state_dict: Mapping[str, Any]) -> bool:
     """Whether a state dictionary was made by another optimizer, torch.optim.SGD for instance."""
     return any("amend" not in group for group in state_dict["param_groups"])
+
+
+def saved_options(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the optimizer that made a state dictionary, as far as it tells."""
+    group = next(iter(state_dict["param_groups"]), {})
+    return {name: group[name] for name in OPTION_NAMES if name in group}
+
+
+def warn_of_other_options(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Warns if a checkpoint was made with other options than the optimizer's, which stay."""
+    other = [name for name in saved if saved[name] != own[name]]
+    if other:
+        made, stay = (", ".join(f"{name}={options[name]!r}" for name in other) for options in (saved, own))
+        warnings.warn(
+            f"state_dict: this checkpoint was made with {made}; this optimizer has {stay}, which stays in force",
+            stacklevel=3,
+        )
 
 
 def adapt(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -58,10 +77,13 @@ def adapt(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) ->
                 "want a checkpoint of ScaleAmendedSGD or of torch.optim.SGD"
             )
         for key in OUR_KEYS:
-            group.setdefault(key, mine[key])
+            if key in mine:
+                group.setdefault(key, mine[key])
         for key in ("nesterov", "maximize"):  # absent from the checkpoints of old torch versions
             group.setdefault(key, False)
-        group.update({key: mine[key] for key in (*_LOCAL_KEYS, "model_order") if key in mine})
+        group.update({key: mine[key] for key in (*_LOCAL_KEYS, "model_order", "param_names") if key in mine})
+        for key in OPTION_NAMES:
+            group.pop(key, None)
     return {**state_dict, "param_groups": saved}
 
 

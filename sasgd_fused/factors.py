@@ -13,7 +13,7 @@ from sasgd_fused.options import Options
 
 
 def backward_factors(
-    blocks: Sequence[Block], params: Sequence[Tensor], options: Options, output_width: int
+    blocks: Sequence[Block], params: Sequence[Tensor], options: Options, output_width: float
 ) -> list[float]:
     """Gives the factor m_b at the output of every block.
 
@@ -41,7 +41,7 @@ def backward_factors(
     factors: list[float] = []
     m = 1.0
     if blocks and options.output_width is not None:
-        m = options.output_width / blocks[-1].rows
+        m = output_width / blocks[-1].rows
     for block in reversed(blocks):
         factors.append(m)
         m = m * (block.rows / block.columns)

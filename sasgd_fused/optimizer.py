@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -9,15 +10,28 @@ from dataclasses import replace
 from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from sasgd_fused import checkpoint
 from sasgd_fused.backends import candidate_backends
-from sasgd_fused.blocks import check_block_options, parameter_name
-from sasgd_fused.options import Options, check_hyperparameters, read_numbers
-from sasgd_fused.plan import PlannedBlock, check_distinct, check_parameter
+from sasgd_fused.blocks import ParameterNames, check_block_options, parameter_name, warn_of_late_head
+from sasgd_fused.describe import describe
+from sasgd_fused.options import (
+    BackendName,
+    Decay,
+    FactorRule,
+    Head,
+    MomentumDtype,
+    Norms,
+    Options,
+    OutputWidth,
+    Rounding,
+    check_hyperparameters,
+    read_numbers,
+)
+from sasgd_fused.plan import PlannedBlock, check_distinct, takes_part
 from sasgd_fused.release import GradientRelease
 from sasgd_fused.report import LayerReport, make_report
 from sasgd_fused.stepping import SteppingOptimizer
@@ -87,9 +101,6 @@ class ScaleAmendedSGD(SteppingOptimizer):
         ... )
     """
 
-    # GradScaler then sets grad_scale and found_inf for a step instead of unscaling the gradients itself.
-    _step_supports_amp_scaling = True
-
     def __init__(
         self,
         params: ParamsT,
@@ -102,16 +113,16 @@ class ScaleAmendedSGD(SteppingOptimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
-        backend: str | None = None,
-        factors: str | Mapping[Any, float] = "width",
-        head: str = "amended",
-        decay: str = "amended",
-        norms: str = "track",
+        backend: BackendName | None = None,
+        factors: FactorRule | Mapping[Any, float] = "width",
+        head: Head = "amended",
+        decay: Decay = "amended",
+        norms: Norms = "track",
         eps: float = 1e-3,
-        output_width: int | None = None,
+        output_width: OutputWidth = None,
         master_weights: bool = False,
-        momentum_dtype: torch.dtype | None = None,
-        rounding: str = "nearest",
+        momentum_dtype: MomentumDtype = None,
+        rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         differentiable: bool = False,
     ) -> None:
@@ -142,34 +153,84 @@ class ScaleAmendedSGD(SteppingOptimizer):
                 "want momentum > 0 and dampening = 0"
             )
         super().__init__(params, defaults)
-        self._initial_groups = len(self.param_groups)
-        self._find_head()
+        # The groups do not have these: they hold for all of them.
+        self.defaults.update(options.arguments())
+        self._names.note(self.param_groups)
+        self._is_constructed = True
         self._make_backends()
+        dtypes = {param.dtype for group in self.param_groups for param in group["params"]}
+        if fused or backend or torch.float16 in dtypes:
+            # GradScaler then sets grad_scale and found_inf for a step instead of unscaling the gradients itself, which
+            # it refuses to do to float16 ones.
+            self._step_supports_amp_scaling = True
+        if sys._getframe(1).f_globals.get("__name__") == "torch.distributed.optim.zero_redundancy_optimizer":
+            warnings.warn(
+                "ZeroRedundancyOptimizer: got ScaleAmendedSGD itself, which sees the parameters of one rank alone, so "
+                "that head and backward factors are not the model's; want **zero_redundancy_arguments(model)",
+                stacklevel=2,
+            )
+
+    def __repr__(self) -> str:
+        return describe(type(self).__name__, self._options.arguments(), self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a parameter group; its blocks stand before all others, at the input end.
 
+        Where the other parameters have names, those without get their places as names.
+
         Raises:
             TypeError, ValueError: the group or one of its parameters is not what is wanted; it is not added then.
         """
+        groups, index = self.param_groups, len(self.param_groups)
         if isinstance(param_group, dict) and not isinstance(param_group.get("params"), (Tensor, set)):
-            param_group["params"] = list(param_group["params"])
-            check_distinct(param_group["params"])
+            params = list(param_group["params"])
+            if groups and "param_names" in groups[0] and not any(isinstance(param, tuple) for param in params):
+                params = [(parameter_name({}, index, place), param) for place, param in enumerate(params)]
+            check_distinct(params)
+            param_group["params"] = params
         super().add_param_group(param_group)
-        head, head_rows, backends = self._head, self._head_rows, self._backends
+        before = self._heads, self._output_width, self._matrices, self._backends
+        added = set(self._added)
         try:
-            index = len(self.param_groups) - 1
+            for name, value in self._options.arguments().items():  # torch has put in the defaults
+                if (given := param_group.pop(name, value)) != value:
+                    raise ValueError(f"{name}: got {given!r} for one parameter group, want it for the whole optimizer")
             check_hyperparameters(param_group)
             check_block_options(param_group)
             for position, param in enumerate(param_group["params"]):
-                check_parameter(param, parameter_name(param_group, index, position))
-            if self._initial_groups is not None:
-                self._find_head()
+                takes_part(param, parameter_name(param_group, index, position))
+            if self._is_constructed:
+                self._names.note(groups)
+                if index and param_group["params"]:
+                    self._added.add(param_group["params"][0])
+                    warn_of_late_head(groups, self._heads)
                 self._make_backends()
-        except Exception:
+        except BaseException:
             self.param_groups.pop()
-            self._head, self._head_rows, self._backends = head, head_rows, backends
+            self._heads, self._output_width, self._matrices, self._backends = before
+            self._names, self._added = ParameterNames(self.param_groups), added
             raise
+
+    def name_parameters(self, model: nn.Module) -> None:
+        """Names the parameters as the model does, for reports, messages and a mapping of factors.
+
+        For groups that were made without names, by a framework for instance.
+
+        Args:
+            model: whose ``named_parameters()`` are among this optimizer's; the others keep their names.
+
+        Raises:
+            ValueError: none of this optimizer's parameters is the model's.
+        """
+        names = {param: name for name, param in model.named_parameters()}
+        if not any(param in names for group in self.param_groups for param in group["params"]):
+            raise ValueError(f"model: got a {type(model).__name__} with none of the optimizer's parameters")
+        for index, group in enumerate(self.param_groups):
+            group["param_names"] = [
+                names.get(param) or parameter_name(group, index, place) for place, param in enumerate(group["params"])
+            ]
+        self._names.note(self.param_groups)
+        self._make_backends()
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -262,12 +323,30 @@ class ScaleAmendedSGD(SteppingOptimizer):
         On a GPU this waits for the device.
         """
         unstarted = self._settle()
+        self._names.follow(self.param_groups)
         state_dict = super().state_dict()
+        params = [param for group in self.param_groups for param in group["params"]]
         if unstarted:
-            params = [param for group in self.param_groups for param in group["params"]]
             places = {id(param): place for place, param in enumerate(params)}
             state_dict["state"] = checkpoint.without_momentum(state_dict["state"], {places[id(p)] for p in unstarted})
+        if state_dict["state"]:
+            # torch.distributed.checkpoint wants an entry for every parameter that is trained, or none at all.
+            for place, param in enumerate(params):
+                if param.requires_grad:
+                    state_dict["state"].setdefault(place, {})
+        variant = self._variant()
+        for group in state_dict["param_groups"]:
+            group.update(variant)
         return state_dict
+
+    def _variant(self) -> dict[str, Any]:
+        """The options as a checkpoint has them: no dtypes, and a mapping of factors by the blocks' names."""
+        variant = self._options.arguments()
+        if variant["momentum_dtype"] is not None:
+            variant["momentum_dtype"] = str(variant["momentum_dtype"])
+        if isinstance(variant["factors"], dict):
+            variant["factors"] = {planned.block.name: planned.backward_factor for planned in self.planned_blocks()}
+        return variant
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a checkpoint of this optimizer or of torch.optim.SGD.
@@ -279,11 +358,13 @@ class ScaleAmendedSGD(SteppingOptimizer):
             ValueError: groups or shapes do not match, or a parameter's dtype does not go with the options; nothing is
                 changed then.
         """
-        foreign = False
+        foreign, saved_variant = False, dict[str, Any]()
+        self._names.follow(self.param_groups)
         saved_states: list[tuple[Tensor, Mapping[str, Any], Storage]] = []
 
         def adapt(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
-            nonlocal foreign
+            nonlocal foreign, saved_variant
+            saved_variant = checkpoint.saved_options(loaded)
             adapted = checkpoint.adapt(loaded, self.param_groups)
             checkpoint.check_shapes(adapted, self.param_groups)
             foreign = checkpoint.is_foreign(loaded)
@@ -306,6 +387,7 @@ class ScaleAmendedSGD(SteppingOptimizer):
         finally:
             for handle in handles:
                 handle.remove()
+        checkpoint.warn_of_other_options(saved_variant, self._variant() if saved_variant else {})
         if foreign:
             warnings.warn(
                 "state_dict: this checkpoint is not of ScaleAmendedSGD; its lr, momentum and weight_decay are now in "
@@ -318,9 +400,21 @@ class ScaleAmendedSGD(SteppingOptimizer):
         state = super().__getstate__()
         if unstarted:
             state["state"] = defaultdict(dict, checkpoint.without_momentum(self.state, set(unstarted)))
-        own = ("_options", "_candidates", "_initial_groups", "_head", "_head_rows")
-        return {**state, **{name: getattr(self, name) for name in own}}
+        return {**state, **{name: self.__dict__[name] for name in _PICKLED if name in self.__dict__}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._begin_again()
+
+
+_PICKLED = (
+    "_options",
+    "_candidates",
+    "_is_constructed",
+    "_added",
+    "_heads",
+    "_output_width",
+    "_matrices",
+    "_names",
+    "_step_supports_amp_scaling",
+)

@@ -4,51 +4,61 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from math import ldexp
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-FACTOR_RULES = ("width", "product")
-HEADS = ("amended", "plain")
-DECAYS = ("amended", "shape")
-NORMS = ("track", "freeze")
-ROUNDINGS = ("nearest", "stochastic")
+FactorRule: TypeAlias = Literal["width", "product"]
+Head: TypeAlias = Literal["amended", "plain"]
+Decay: TypeAlias = Literal["amended", "shape"]
+Norms: TypeAlias = Literal["track", "freeze"]
+Rounding: TypeAlias = Literal["nearest", "stochastic"]
+BackendName: TypeAlias = Literal["native", "triton", "foreach", "reference"]
+OutputWidth: TypeAlias = int | Literal["mean"] | None
+# Or its name: a configuration file has no dtypes.
+MomentumDtype: TypeAlias = torch.dtype | Literal["bfloat16"] | None
 
 
 @dataclass(frozen=True)
 class Options:
     """What holds for the whole optimizer, as opposed to one parameter group; see `ScaleAmendedSGD`."""
 
-    factors: str | Mapping[Any, float]
-    head: str
-    decay: str
-    norms: str
+    factors: FactorRule | Mapping[Any, float]
+    head: Head
+    decay: Decay
+    norms: Norms
     eps: float
-    output_width: int | None
+    output_width: OutputWidth
     master_weights: bool = False
-    momentum_dtype: torch.dtype | None = None
-    rounding: str = "nearest"
+    momentum_dtype: MomentumDtype = None
+    rounding: Rounding = "nearest"
     rounding_seed: int = 0
     # By these parameters draw random numbers in the place of their own places: ZeRO has many optimizers for one model.
     rounding_places: Mapping[Tensor, int] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.factors, Mapping):
-            _check_choice("factors", self.factors, FACTOR_RULES, " or a mapping to backward factors")
-        _check_choice("head", self.head, HEADS)
-        _check_choice("decay", self.decay, DECAYS)
-        _check_choice("norms", self.norms, NORMS)
+        if isinstance(self.factors, Mapping):
+            # A dictionary: the mappings of configuration files refuse to be asked for a parameter.
+            object.__setattr__(self, "factors", dict(self.factors))
+        else:
+            _check_choice("factors", self.factors, get_args(FactorRule), " or a mapping to backward factors")
+        _check_choice("head", self.head, get_args(Head))
+        _check_choice("decay", self.decay, get_args(Decay))
+        _check_choice("norms", self.norms, get_args(Norms))
         if not (isinstance(self.eps, (int, float)) and self.eps > 0 and math.isfinite(self.eps)):
             raise ValueError(f"eps: got {self.eps!r}, want a positive finite number")
-        if self.output_width is not None and not is_positive_int(self.output_width):
-            raise ValueError(f"output_width: got {self.output_width!r}, want a positive integer or None")
+        if self.output_width not in (None, "mean") and not is_positive_int(self.output_width):
+            raise ValueError(f"output_width: got {self.output_width!r}, want a positive integer, 'mean' or None")
         if not isinstance(self.master_weights, bool):
             raise TypeError(f"master_weights: got {self.master_weights!r}, want True or False")
+        if self.momentum_dtype in ("bfloat16", "torch.bfloat16"):
+            object.__setattr__(self, "momentum_dtype", torch.bfloat16)
         if self.momentum_dtype not in (None, torch.bfloat16):
             raise ValueError(f"momentum_dtype: got {self.momentum_dtype!r}, want torch.bfloat16 or None")
-        _check_choice("rounding", self.rounding, ROUNDINGS)
+        _check_choice("rounding", self.rounding, get_args(Rounding))
         if not isinstance(self.rounding_seed, int) or isinstance(self.rounding_seed, bool):
             raise TypeError(f"rounding_seed: got {self.rounding_seed!r}, want an integer")
 
@@ -56,6 +66,13 @@ class Options:
     def freezes_norms(self) -> bool:
         """Whether the norms of the first update are kept."""
         return self.norms == "freeze"
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments that gave these options."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "rounding_places"}
+
+
+OPTION_NAMES = tuple(field.name for field in fields(Options) if field.name != "rounding_places")
 
 
 class GroupValues(NamedTuple):
@@ -125,19 +142,17 @@ def read_numbers(
 
 
 def _read_group_values(group: Mapping[str, Any], index: int, without_lr: bool) -> GroupValues:
-    try:
-        return GroupValues(
-            0.0 if without_lr else float(group["lr"]),
-            float(group["momentum"]),
-            float(group["dampening"]),
-            float(group["weight_decay"]),
-            bool(group["nesterov"]),
-            bool(group["maximize"]),
-        )
-    except (TypeError, ValueError, RuntimeError):
+    try:  # ldexp(x, 0) is float(x), but takes no strings
+        lr = 0.0 if without_lr else ldexp(group["lr"], 0)
+        momentum, dampening = ldexp(group["momentum"], 0), ldexp(group["dampening"], 0)
+        weight_decay, nesterov, maximize = ldexp(group["weight_decay"], 0), group["nesterov"], group["maximize"]
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         for name in ("lr", "momentum", "dampening", "weight_decay"):
             _number(name, group[name], f" of parameter group {index}")
         raise
+    if nesterov.__class__ is not bool or maximize.__class__ is not bool:
+        _check_flags(group, f" of parameter group {index}")
+    return GroupValues(lr, momentum, dampening, weight_decay, bool(nesterov), bool(maximize))
 
 
 def check_hyperparameters(group: Mapping[str, Any]) -> None:
@@ -154,6 +169,7 @@ def check_hyperparameters(group: Mapping[str, Any]) -> None:
     dampening = _number("dampening", group["dampening"])
     if not math.isfinite(dampening):
         raise ValueError(f"dampening: got {group['dampening']!r}, want a finite number")
+    _check_flags(group)
     if group.get("differentiable"):
         raise ValueError("differentiable: got True, want False (the update is not differentiable)")
 
@@ -176,6 +192,12 @@ def _check_number(name: str, value: Tensor, where: str) -> None:
         )
 
 
+def _check_flags(group: Mapping[str, Any], where: str = "") -> None:
+    for name in ("nesterov", "maximize"):
+        if isinstance(group[name], (str, bytes)):  # which are true, whatever they say
+            raise TypeError(f"{name}{where}: got {group[name]!r}, want True or False")
+
+
 def _number(name: str, value: object, where: str = "") -> float:
     if isinstance(value, Tensor):
         _check_number(name, value, where)
@@ -186,3 +208,5 @@ def _number(name: str, value: object, where: str = "") -> float:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name}{where}: got {value!r}, want a number") from error
+    except OverflowError as error:
+        raise ValueError(f"{name}{where}: got an integer beyond float64, want a finite number") from error

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from sasgd_fused.blocks import Block, find_blocks, parameter_name
+from sasgd_fused.blocks import Block, block_options, parameter_name
 from sasgd_fused.factors import backward_factors, effective_columns
+from sasgd_fused.memory import find_sharing, is_opaque, ranks_among
 from sasgd_fused.options import Options
 from sasgd_fused.storage import Storage, storage_of
 
@@ -45,13 +47,14 @@ class StepPlan:
     """What the steps of one optimizer on one device have in common.
 
     Attributes:
-        params: every parameter on the device, in the order of the groups.
+        params: every parameter on the device that a step may update, in the order of the groups.
         names: their names, for messages.
         group_of: the parameter group of each.
         blocks: the blocks among them, input first.
         options: the optimizer's options.
         signatures: shape, dtype and device of each parameter.
         storage: how each is stored.
+        overlaid: indices of the parameters that share memory with any other one of the optimizer.
     """
 
     device: torch.device
@@ -62,6 +65,7 @@ class StepPlan:
     options: Options
     signatures: list[Signature]
     storage: list[Storage]
+    overlaid: frozenset[int] = frozenset()
 
     @property
     def has_masters(self) -> bool:
@@ -101,7 +105,7 @@ class StepPlan:
         return grads
 
     def check_momentum(self, state: State) -> None:
-        """Checks the momentum buffers that there are.
+        """Checks the momentum buffers of the parameters that have a gradient.
 
         Raises:
             ValueError: a buffer is sparse, or does not have its parameter's shape or device; the message names the
@@ -110,7 +114,7 @@ class StepPlan:
         self._check_state(state, "momentum_buffer")
 
     def check_masters(self, state: State) -> None:
-        """Checks the master weights that there are.
+        """Checks the master weights of the parameters that have a gradient.
 
         Raises:
             ValueError: as `check_momentum` does.
@@ -126,7 +130,7 @@ class StepPlan:
     def _check_state(self, state: State, key: str) -> None:
         for param, name in zip(self.params, self.names, strict=True):
             kept = state.get(param, {}).get(key)
-            if kept is None:
+            if kept is None or param.grad is None:
                 continue
             if kept.shape != param.shape:
                 raise ValueError(
@@ -148,14 +152,14 @@ class Structure:
 
     def __init__(self, groups: Sequence[Mapping[str, Any]]) -> None:
         self._params = [list(group["params"]) for group in groups]
-        self._options = [copy.deepcopy(_block_options(group)) for group in groups]
+        self._options = [copy.deepcopy(block_options(group)) for group in groups]
 
     def holds_for(self, groups: Sequence[Mapping[str, Any]]) -> bool:
         """Whether groups have the same parameters, and the same options that decide on blocks."""
         return len(groups) == len(self._params) and all(
             len(params) == len(group["params"])
             and all(map(is_, params, group["params"]))
-            and options == _block_options(group)
+            and options == block_options(group)
             for params, options, group in zip(self._params, self._options, groups, strict=True)
         )
 
@@ -163,55 +167,73 @@ class Structure:
 def make_plans(
     groups: Sequence[Mapping[str, Any]],
     options: Options,
-    initial_groups: int,
-    head: Tensor | None,
-    head_rows: int,
+    blocks: Sequence[Block],
+    heads: Sequence[Tensor],
+    output_width: float,
     apart: bool = False,
 ) -> list[StepPlan]:
-    """Makes one plan for every device that holds parameters.
+    """Makes plans for all parameters that a step may update: one for every device, unless they differ in more.
+
+    Parameters without memory of their own have a plan for themselves. Of several over the same memory each has a later
+    plan than those before it, so that each is updated from what the others left.
 
     Args:
         groups: the optimizer's parameter groups.
         options: the optimizer's options.
-        initial_groups: how many groups there were at construction.
-        head: the parameter of the last block at construction; None if there were no blocks.
-        head_rows: its rows then, n_B.
+        blocks: of the groups, input first.
+        heads: the parameters of the blocks at the network's outputs.
+        output_width: n_B.
         apart: makes one for every parameter instead, so that each can be updated by itself.
+
+    Raises:
+        ValueError: a parameter cannot be updated, or the options are not for it.
     """
-    blocks = find_blocks(groups, initial_groups)
     block_params = [groups[block.group]["params"][block.position] for block in blocks]
-    output_width = options.output_width or head_rows
     factors = dict(zip(blocks, backward_factors(blocks, block_params, options, output_width), strict=True))
 
-    parts: dict[Any, list[tuple[int, int]]] = {}
-    storage: dict[tuple[int, int], Storage] = {}
-    for index, group in enumerate(groups):
-        for position, param in enumerate(group["params"]):
-            name = parameter_name(group, index, position)
-            given = options.rounding_places or {}
-            stream_place = given.get(param, len(given) + len(storage))
-            storage[index, position] = storage_of(param.dtype, options, name, stream_place)
-            parts.setdefault((index, position) if apart else param.device, []).append((index, position))
-    plans = []
-    all_places = list(parts.values())
+    entries: list[tuple[tuple[int, int], Tensor, str, Storage]] = []
+    given = options.rounding_places or {}
+    places = ((index, position) for index, group in enumerate(groups) for position in range(len(group["params"])))
+    for number, (index, position) in enumerate(places):
+        param, name = groups[index]["params"][position], parameter_name(groups[index], index, position)
+        if takes_part(param, name):
+            stream_place = given.get(param, len(given) + number)
+            entries.append(((index, position), param, name, storage_of(param.dtype, options, name, stream_place)))
+    sharing = find_sharing([param for _, param, _, _ in entries])
+    ranks = ranks_among(sharing)
+    parts: dict[Any, list[int]] = {}
+    for k, (place, param, _, _) in enumerate(entries):
+        parts.setdefault(place if apart else (ranks.get(k, 0), param.device, is_opaque(param)), []).append(k)
+    order_of_blocks = {(block.group, block.position): place for place, block in enumerate(blocks)}
     if apart:  # then reports go from plan to plan: blocks from input to output
-        order_of_blocks = {(block.group, block.position): place for place, block in enumerate(blocks)}
-        all_places.sort(key=lambda places: order_of_blocks.get(places[0], -1))
-    for places in all_places:
-        params = [groups[index]["params"][position] for index, position in places]
-        names = [parameter_name(groups[index], index, position) for index, position in places]
-        order = {place: k for k, place in enumerate(places)}
-        here = [block for block in blocks if (block.group, block.position) in order]
+        order = sorted(parts.values(), key=lambda ks: order_of_blocks.get(entries[ks[0]][0], -1))
+    else:
+        order = sorted(parts.values(), key=lambda ks: ranks.get(ks[0], 0))
+    plans = []
+    for chosen in order:
+        of_place = {entries[k][0]: i for i, k in enumerate(chosen)}
+        params = [entries[k][1] for k in chosen]
+        here = [block for block in blocks if (block.group, block.position) in of_place]
         columns = effective_columns(here, [factors[block] for block in here])
         planned = []
         for block, effective in zip(here, columns, strict=True):
-            k = order[block.group, block.position]
-            scaled = block.amend and not (params[k] is head and options.head == "plain")
-            planned.append(PlannedBlock(k, block, effective, factors[block], scaled))
-        group_of = [index for index, _ in places]
-        signatures = [_signature(param) for param in params]
-        stored = [storage[place] for place in places]
-        plans.append(StepPlan(params[0].device, params, names, group_of, planned, options, signatures, stored))
+            i = of_place[block.group, block.position]
+            is_head = any(params[i] is head for head in heads)
+            scaled = block.amend and not (is_head and options.head == "plain")
+            planned.append(PlannedBlock(i, block, effective, factors[block], scaled))
+        plans.append(
+            StepPlan(
+                device=params[0].device,
+                params=params,
+                names=[entries[k][2] for k in chosen],
+                group_of=[entries[k][0][0] for k in chosen],
+                blocks=planned,
+                options=options,
+                signatures=[_signature(param) for param in params],
+                storage=[entries[k][3] for k in chosen],
+                overlaid=frozenset(i for i, k in enumerate(chosen) if k in sharing),
+            )
+        )
     return plans
 
 
@@ -229,24 +251,32 @@ def check_distinct(params: Sequence[Any]) -> None:
         seen.add(id(tensor))
 
 
-def check_parameter(param: Tensor, name: str) -> None:
-    """Checks that a parameter can be updated.
+def takes_part(param: Tensor, name: str) -> bool:
+    """Whether a step may update a parameter: not a frozen one that no step could, such as a quantized weight.
+
+    A tensor that is no `torch.nn.Parameter` is given its gradient by hand: it is not frozen.
 
     Raises:
-        ValueError: it is sparse, complex, integer, of an unsupported precision, or its elements share memory.
+        ValueError: it is to be trained, and sparse, complex, integer, of an unsupported precision, or its elements
+            share memory.
     """
+    is_frozen = isinstance(param, Parameter) and not param.requires_grad and param.grad is None
+    reason = _why_not(param)
+    if reason and not is_frozen:
+        raise ValueError(f"params: {name} {reason}")
+    return not is_frozen or not (reason or is_opaque(param))
+
+
+def _why_not(param: Tensor) -> str | None:
     if param.layout != torch.strided:
-        raise ValueError(f"params: {name} has layout {param.layout}, want a dense tensor")
+        return f"has layout {param.layout}, want a dense tensor"
     if param.dtype not in SUPPORTED_DTYPES:
         wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in SUPPORTED_DTYPES)
-        raise ValueError(f"params: {name} is {param.dtype}, want one of {wanted}")
+        return f"is {param.dtype}, want one of {wanted}"
     strides = zip(param.stride(), param.shape, strict=True)
     if param.numel() and any(stride == 0 and size > 1 for stride, size in strides):
-        raise ValueError(f"params: {name} is an expanded tensor, want one whose elements have memory of their own")
-
-
-def _block_options(group: Mapping[str, Any]) -> tuple[Any, ...]:
-    return group["amend"], group["rows"], group["columns"]
+        return "is an expanded tensor, want one whose elements have memory of their own"
+    return None
 
 
 def _signature(param: Tensor) -> Signature:

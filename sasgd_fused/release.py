@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable
 
+import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.utils.hooks import RemovableHandle
-from torch.utils.weak import WeakTensorKeyDictionary
+
+_RUNS_BACKWARD = torch.autograd.graph._engine_run_backward.__code__
+_RUNS_NODE = BackwardCFunction.apply.__code__
 
 
 class GradientRelease:
@@ -19,11 +24,14 @@ class GradientRelease:
 
     def __init__(self, update: Callable[[Tensor], None]) -> None:
         self._update = weakref.WeakMethod(update)
-        self._handles: MutableMapping[Tensor, RemovableHandle] = WeakTensorKeyDictionary()
+        # By id, since torch swaps no parameter to which there are weak references (model.to of wrapped tensors).
+        self._handles: dict[int, tuple[Tensor, RemovableHandle]] = {}
+        self._updated: set[int] = set()  # in the backward that is under way
+        self._task = -1  # torch's number for that; one that failed has not emptied the set
         self.is_on = False
 
     def attach(self, params: Iterable[Tensor]) -> None:
-        """Takes up the parameters that get gradients and are not taken up yet."""
+        """Takes up the parameters that get gradients and are not taken up yet, and lets go of those that left."""
         self.is_on = True
         release = weakref.WeakMethod(self._release)
 
@@ -31,18 +39,56 @@ class GradientRelease:
             if run := release():
                 run(param)
 
+        before, self._handles = self._handles, {}
         for param in params:
-            if param.requires_grad and param not in self._handles:
-                self._handles[param] = param.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+            held = before.pop(id(param), None)
+            if held is None or held[1].id not in (param._post_accumulate_grad_hooks or ()):  # gone with a swap
+                if not param.requires_grad:
+                    continue
+                held = param, param.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+            self._handles[id(param)] = held
+        for _, handle in before.values():
+            handle.remove()
 
     def remove(self) -> None:
         """Leaves gradients as they are from now on, for `step`."""
-        for handle in self._handles.values():
+        for _, handle in self._handles.values():
             handle.remove()
         self._handles.clear()
         self.is_on = False
 
     def _release(self, param: Tensor) -> None:
-        if update := self._update():
+        update = self._update()
+        if not update:
+            return
+        if _is_within_a_node():
+            # Reentrant checkpointing runs a backward of its own for each segment. Others may use the same parameter,
+            # so its gradient may be a part.
+            if id(param) in self._updated:
+                raise RuntimeError(
+                    "release_gradients_in_backward: got a second part of a gradient within one backward, after the "
+                    "update by the first; want checkpoint(..., use_reentrant=False) for layers that are used more "
+                    "than once"
+                )
+            return  # `step` has the sum
+        if self._task != torch._C._current_graph_task_id():
+            self._task = torch._C._current_graph_task_id()
+            self._updated.clear()
+            torch.autograd.Variable._execution_engine.queue_callback(self._updated.clear)
+        self._updated.add(id(param))
+        try:
             update(param)
+        finally:  # after an interrupt too: a gradient is taken once
             param.grad = None
+
+
+def _is_within_a_node() -> bool:
+    """Whether this backward was started by a node of another one."""
+    frame, has_started = sys._getframe(2), False
+    while frame:
+        if frame.f_code is _RUNS_BACKWARD:
+            has_started = True
+        elif has_started and frame.f_code is _RUNS_NODE:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False

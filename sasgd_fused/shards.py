@@ -99,6 +99,20 @@ class SumOverRanks:
                 dist.all_reduce(part, group=group)
             self._under_way.append((places, part, dist.all_reduce(part, group=groups[-1], async_op=True)))
 
+    def start_anew(self, local: Tensor, chosen: Tensor) -> None:
+        """The same for the sets of process groups with any of the chosen sums; the others' stay as they are.
+
+        Args:
+            local: as in `start`.
+            chosen: a bool for each sum.
+        """
+        known, places = self.wait(), self._places
+        self._places = {groups: of_groups for groups, of_groups in places.items() if chosen[of_groups].any()}
+        try:
+            self.start(torch.where(chosen, local, known))
+        finally:
+            self._places = places
+
     def wait(self) -> Tensor:
         """The sums, after waiting for them; needs no other rank."""
         assert self._total is not None, "nothing was started"

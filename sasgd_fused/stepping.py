@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from sasgd_fused.backends import make_backend
 from sasgd_fused.backends.base import Backend
-from sasgd_fused.blocks import check_block_options, find_blocks
+from sasgd_fused.blocks import Block, ParameterNames, check_block_options, find_blocks, find_outputs
 from sasgd_fused.compiled import StepInGraph
 from sasgd_fused.options import Options, read_numbers
 from sasgd_fused.plan import Structure, make_plans
@@ -23,15 +23,19 @@ class SteppingOptimizer(Optimizer):
         """Before the groups are added."""
         self._options = options
         self._candidates = candidates
-        self._initial_groups: int | None = None  # None while the constructor adds its groups
-        self._head: Tensor | None = None
-        self._head_rows = 1
+        self._is_constructed = False
+        self._added: set[Tensor] = set()  # the first parameter of each group that was added after construction
+        self._heads: list[Tensor] = []
+        self._output_width = 1.0
+        self._matrices: dict[Tensor, tuple[int, int]] = {}  # rows and columns of the blocks
+        self._names = ParameterNames()
         self._structure = Structure([])
         self._begin_again()
 
     def _begin_again(self) -> None:
         """After loading; or in a copy, or from a file, which do not have what is bound to the optimizer itself."""
         self._backends: list[Backend] | None = None
+        self._left_out: list[Tensor] = []  # frozen parameters that no step could update
         if not hasattr(self, "_release"):
             self._release = GradientRelease(self._update_one)
             self._step_in_graph = StepInGraph(self._update)
@@ -78,13 +82,17 @@ class SteppingOptimizer(Optimizer):
             for backend in backends:
                 backend.release_gradients()
 
-    def _find_head(self) -> None:
-        """The head is the last block at construction, or of the first group that brings any."""
-        blocks = find_blocks(self.param_groups, self._initial_groups or 0)
-        if self._head is None and blocks:
-            last = blocks[-1]
-            self._head = self.param_groups[last.group]["params"][last.position]
-            self._head_rows = last.rows
+    def _find_blocks(self) -> list[Block]:
+        """The blocks as they are now; finds the network's outputs anew if nothing is left of the network before."""
+        groups = self.param_groups
+        added = [k for k, group in enumerate(groups) if group["params"] and group["params"][0] in self._added]
+        blocks = find_blocks(groups, added, self._matrices)
+        params = {groups[block.group]["params"][block.position]: block for block in blocks}
+        is_new = not any(param in self._matrices for param in params)
+        if params and (is_new or any(group.get("heads") for group in groups)):
+            self._heads, self._output_width = find_outputs(params, groups, self._options.output_width)
+        self._matrices = {param: (block.rows, block.columns) for param, block in params.items()}
+        return blocks
 
     def _current_backends(self) -> list[Backend]:
         backends = self._backends
@@ -93,6 +101,8 @@ class SteppingOptimizer(Optimizer):
         if self._are_apart != self._release.is_on:
             return self._make_backends()
         if any(backend.state is not self.state for backend in backends):  # optimizer.state = ...
+            return self._make_backends()
+        if any(param.grad is not None for param in self._left_out):
             return self._make_backends()
         return backends
 
@@ -111,14 +121,11 @@ class SteppingOptimizer(Optimizer):
                 del backend.state[param]["momentum_buffer"]
         for group in self.param_groups:
             check_block_options(group)
+        self._names.follow(self.param_groups)
         self._are_apart = self._release.is_on
+        blocks = self._find_blocks()
         plans = make_plans(
-            self.param_groups,
-            self._options,
-            self._initial_groups or 0,
-            self._head,
-            self._head_rows,
-            apart=self._are_apart,
+            self.param_groups, self._options, blocks, self._heads, self._output_width, apart=self._are_apart
         )
         backends = []
         for plan in plans:
@@ -128,5 +135,8 @@ class SteppingOptimizer(Optimizer):
         self._backends = backends
         self._backend_of = {backend.plan.params[0]: backend for backend in backends} if self._are_apart else {}
         self._structure = Structure(self.param_groups)
-        self._step_in_graph.params = [param for group in self.param_groups for param in group["params"]]
+        params = [param for group in self.param_groups for param in group["params"]]
+        updated = {param for plan in plans for param in plan.params}
+        self._left_out = [param for param in params if param not in updated]
+        self._step_in_graph.params = params
         return backends

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 
+import torch
+
 from sasgd_fused.backends import extension
 from sasgd_fused.backends.base import Backend
 from sasgd_fused.backends.foreach import ForeachBackend
@@ -11,6 +13,7 @@ from sasgd_fused.backends.native import NativeBackend
 from sasgd_fused.backends.reference import ReferenceBackend
 from sasgd_fused.backends.sharded import ShardedBackend
 from sasgd_fused.backends.triton.backend import TritonBackend
+from sasgd_fused.memory import is_opaque
 from sasgd_fused.plan import State, StepPlan
 from sasgd_fused.shards import is_sharded
 
@@ -57,9 +60,12 @@ def make_backend(plan: StepPlan, state: State, candidates: tuple[str, ...]) -> B
     if any(map(is_sharded, plan.params)):
         return ShardedBackend(plan, state, lambda plan, state: make_backend(plan, state, candidates))
     dtypes = {param.dtype for param in plan.params}
+    opaque = next(filter(is_opaque, plan.params), None)
     reasons: dict[str, str] = {}
     for name in candidates:
         reason = BACKENDS[name].why_not(plan.device, dtypes)
+        if opaque is not None and name in FUSED:
+            reason = f"it needs the memory of the parameters, which a {type(opaque).__name__} does not show"
         if name == "triton" and plan.device.type == "cpu" and len(candidates) > 1:
             reason = reason or "its interpreter is for tests and for debugging, and only taken where it is named"
         if reason is None:
@@ -69,5 +75,8 @@ def make_backend(plan: StepPlan, state: State, candidates: tuple[str, ...]) -> B
                 warnings.warn(f"{missing}; the slower {name!r} backend takes its place", stacklevel=4)
             return BACKENDS[name].create(plan, state)
         reasons[name] = reason
+    if candidates == FUSED and dtypes == {torch.float64}:
+        warnings.warn("fused: the kernels take no float64; the 'foreach' backend takes their place", stacklevel=4)
+        return ForeachBackend.create(plan, state)
     told = "; ".join(f"{name!r}: {reason}" for name, reason in reasons.items())
     raise RuntimeError(f"backend: cannot run on {plan.device} with these parameters: {told}")

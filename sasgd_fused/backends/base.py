@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sasgd_fused.backends.masters import MasterWeights
+from sasgd_fused.memory import has_values
 from sasgd_fused.options import GroupValues, StepNumbers
 from sasgd_fused.plan import PlannedBlock, State, StepPlan
 
@@ -55,8 +56,10 @@ class Backend:
         Raises:
             ValueError: a gradient, a momentum buffer or a master does not fit its parameter.
         """
-        if not self.plan.is_current():
+        if not self.is_current():
             return False
+        if self.plan.overlaid:
+            self.distrust_overlaid()
         self.grads = self.plan.gather_gradients()
         self.plan.check_momentum(self.state)
         if self._masters:
@@ -127,6 +130,10 @@ class Backend:
         if self._masters:
             self._masters.forget()
 
+    def distrust_overlaid(self) -> None:
+        """Looks anew at parameters whose memory others write too, which no version counter may show."""
+        self.compare_masters()
+
     def row_norm_sq(self) -> list[float]:
         """‖W_b‖²_{2,μ} of every block of the plan, as the next step will use it."""
         return self.norms_of(self.plan.blocks)
@@ -177,12 +184,14 @@ class Backend:
         if not self.plan.options.freezes_norms:
             return None
         norm = self.state.get(self.plan.params[planned.param], {}).get("row_norm_sq")
-        return None if norm is None or math.isnan(norm) else norm
+        return norm if norm is not None and math.isfinite(norm) else None
 
     def measure(self, blocks: Sequence[PlannedBlock]) -> list[float]:
         """‖W_b‖²_{2,μ} = sum of squares / rows of present weights in float64, before equation (22)."""
         self.follow_parameters()
         weights = [self.weight_of(planned.param) for planned in blocks]
+        if not all(map(has_values, weights)):
+            return [math.nan] * len(blocks)
         return [
             float(weight.double().square().sum()) / planned.block.rows
             for weight, planned in zip(weights, blocks, strict=True)
@@ -192,6 +201,9 @@ class Backend:
         """Stores the norm at a block's first update if norms freeze; a step with lr = 0 is no update.
 
         Such a step leaves a NaN, which is none: by it torch.distributed.checkpoint learns that there is a norm to load.
+        So does one whose weights are not finite, since whoever puts others in their place goes on with those.
         """
         if self.plan.options.freezes_norms and self._given is None and self.frozen_row_norm_sq(planned) is None:
-            self.state[self.plan.params[planned.param]]["row_norm_sq"] = row_norm_sq if lr != 0 else math.nan
+            self.state[self.plan.params[planned.param]]["row_norm_sq"] = (
+                row_norm_sq if lr != 0 and math.isfinite(row_norm_sq) else math.nan
+            )

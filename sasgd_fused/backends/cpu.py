@@ -37,27 +37,34 @@ class CpuBackend(KernelBackend):
         self.follow_parameters()
         self._find_stale()
         self._measure_blocks(self._unmeasured_among(active))
-        stale = self._kernel.step(
-            self._weights.table,
-            self._gradients.table,
-            self._momentum.table,
-            self._weights.copies,
-            self._gradients.codes,
-            self._momentum.first,
-            self._rounding_steps(),
-            array("d", chain.from_iterable(values)),
-            grad_scale,
-            torch.get_num_threads(),
-        )
-        self._momentum.launched()
+        steps = self._kernel.steps
+        try:
+            stale = self._kernel.step(
+                self._weights.table,
+                self._gradients.table,
+                self._momentum.table,
+                self._weights.copies,
+                self._gradients.codes,
+                self._momentum.first,
+                self._rounding_steps(),
+                array("d", chain.from_iterable(values)),
+                grad_scale,
+                torch.get_num_threads(),
+            )
+        finally:
+            if self._kernel.steps != steps:  # an interrupt comes when the kernel has run, but before this
+                self._note_step(active, values)
         del grads  # the kernel had their addresses
+        self._warn_of_stale(stale, stacklevel=7)
+
+    def _note_step(self, active: list[int], values: Sequence[GroupValues]) -> None:
+        self._momentum.launched()
         if self._weights.gapped:
             self._weights.empty_gapped(active)
         self._mark_written(active)
         self.note_rounding(active)
         if self._freezes:
             self._keep_norms(active, values)
-        self._warn_of_stale(stale, stacklevel=7)
 
     def stale_steps(self) -> list[int]:
         """As counted by the kernel, which compares each carried norm with that of the weights it reads."""
@@ -99,7 +106,6 @@ class CpuBackend(KernelBackend):
         norms = self._kernel.row_norm_sq
         for block in unmeasured:
             planned = self.plan.blocks[block]
-            lr = values[self.plan.group_of[planned.param]].lr
-            self.keep_norm(planned, norms[block], lr)
-            self._unmeasured[block] = lr == 0
+            self.keep_norm(planned, norms[block], values[self.plan.group_of[planned.param]].lr)
+            self._unmeasured[block] = self.frozen_row_norm_sq(planned) is None
         self._kept = self._norms_in_state()

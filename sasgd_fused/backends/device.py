@@ -6,6 +6,7 @@ import math
 from array import array
 from collections.abc import Collection, Mapping, Sequence
 from operator import is_
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class DeviceBackend(KernelBackend):
     The host learns of them later: a step looks whether a copy has arrived, `settle` waits for it. Subclasses send
     tables and launch kernels, on the current stream.
     """
+
+    _kernel: Any  # the subclass's plan in the kernel's terms; counts the `steps` that it launched
 
     def __init__(self, plan: StepPlan, state: State) -> None:
         super().__init__(plan, state)
@@ -79,21 +82,26 @@ class DeviceBackend(KernelBackend):
             for number in (numbers.grad_scale, numbers.found_inf)
         )
         lrs = {group: self._float_on_device(lr) for group, lr in numbers.device_lrs.items()}
+        steps = self._kernel.steps
         try:
             self._measure_blocks(self._unmeasured_among(active))
             self._launch_step(values, lrs, grad_scale, found_inf)
         finally:
             if is_captured:
                 _captured.append(self._memory())
+            if self._kernel.steps != steps:  # an interrupt comes after the launch, but before this
+                self._note_step(active, numbers, is_captured)
+            if is_captured:
+                self._unmeasured = unmeasured
+        del grads  # freed memory is used again only by work that follows on the stream
+
+    def _note_step(self, active: list[int], numbers: StepNumbers, is_captured: bool) -> None:
         self._momentum.launched()
         self._rounding.note_step()
-        del grads  # freed memory is used again only by work that follows on the stream
         if self._weights.gapped:
             self._weights.empty_gapped(active)
         self._mark_written(active)
-        if is_captured:
-            self._unmeasured = unmeasured
-        elif self._settled is not active:
+        if not is_captured and self._settled is not active:
             self._note_update(active, numbers)
 
     def settle(self) -> None:
@@ -275,7 +283,8 @@ class DeviceBackend(KernelBackend):
             for block, planned in enumerate(self.plan.blocks):
                 if flags[planned.param] & ~self._flags.known[planned.param] & NORM_KEPT:
                     self.keep_norm(planned, norms[block], lr=1.0)
-                    self._unmeasured[block] = 0
+                if planned.scaled:  # a norm that is not finite is not kept
+                    self._unmeasured[block] = self.frozen_row_norm_sq(planned) is None
             self._kept = self._norms_in_state()
         has_started = any(flag & STARTED for flag in flags)
         for index, flag in enumerate(flags):

@@ -10,14 +10,30 @@ from torch import Tensor
 from sasgd_fused.backends.base import Backend
 from sasgd_fused.backends.rounding import bits_for_momentum, bits_for_weight, store
 from sasgd_fused.factors import decay_scale, layer_scale
+from sasgd_fused.memory import find_sharing, is_opaque
 from sasgd_fused.options import GroupValues
-from sasgd_fused.plan import PlannedBlock
+from sasgd_fused.plan import PlannedBlock, State, StepPlan
 
 
 class ForeachBackend(Backend):
     """Computes in the parameter's dtype, in float32 for 16-bit parameters."""
 
     name = "foreach"
+
+    def __init__(self, plan: StepPlan, state: State) -> None:
+        super().__init__(plan, state)
+        self._is_opaque = any(map(is_opaque, plan.params))
+        self._addresses: list[int] = []
+
+    def is_current(self) -> bool:
+        """Also whether no two parameters have come to lie over the same memory, of which one would lose its update."""
+        if not super().is_current():
+            return False
+        addresses = [] if self._is_opaque else list(map(Tensor.data_ptr, self.plan.params))
+        if addresses != self._addresses:
+            self._addresses = addresses
+            return not find_sharing(self.plan.params)
+        return True
 
     @torch.no_grad()
     def update(self, values: Sequence[GroupValues], grad_scale: float) -> None:
@@ -35,14 +51,16 @@ class ForeachBackend(Backend):
         grads = list(torch._foreach_mul(grads, grad_coefficients))
         if any(group.weight_decay for group in groups):
             torch._foreach_add_(grads, torch._foreach_mul(weights, decays))
-        self._apply_momentum(active, grads, groups)
-        torch._foreach_mul_(grads, [-group.lr for group in groups])
-        self._store_all(active, stored, list(torch._foreach_add(weights, grads)), bits_for_weight)
-        for index, weight in zip(active, stored, strict=True):
-            if self.plan.storage[index].has_master:
-                self.plan.params[index].copy_(weight)
-        self.note_rounding(active)
-        self.note_written()
+        try:
+            self._apply_momentum(active, grads, groups)
+            torch._foreach_mul_(grads, [-group.lr for group in groups])
+            self._store_all(active, stored, list(torch._foreach_add(weights, grads)), bits_for_weight)
+            for index, weight in zip(active, stored, strict=True):
+                if self.plan.storage[index].has_master:
+                    self.plan.params[index].copy_(weight)
+        finally:  # after an interrupt too: part of the random numbers is used
+            self.note_rounding(active)
+            self.note_written()
 
     def _coefficients(
         self, active: list[int], groups: list[GroupValues], grad_scale: float
@@ -63,8 +81,8 @@ class ForeachBackend(Backend):
 
     def measure(self, blocks: Sequence[PlannedBlock]) -> list[float]:
         """The same in one call and one transfer for all blocks."""
-        if not blocks:
-            return []
+        if not blocks or self._is_opaque or self.plan.device.type == "meta":
+            return super().measure(blocks)
         self.follow_parameters()
         weights = [self.weight_of(planned.param) for planned in blocks]
         dtype = torch.float32 if self.plan.device.type == "mps" else torch.float64  # which Apple's GPUs lack

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Sequence
-from operator import attrgetter
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from sasgd_fused.backends.base import Backend
 from sasgd_fused.backends.momentum import MomentumTable, values_in_state
 from sasgd_fused.backends.tables import GradientTable, WeightTable
+from sasgd_fused.memory import find_sharing
 from sasgd_fused.plan import PlannedBlock, State, StepPlan
 from sasgd_fused.storage import Storage
 
@@ -42,7 +43,8 @@ class KernelBackend(Backend):
         self._unmeasured = bytearray(b"\1" * len(plan.blocks))  # 1: the kernel's norm is not the one to be used
         self._warned = False
         self._kept: list[float] = []
-        self._seen: list[float | None] | None = None
+        self._seen: list[float | None] = []
+        self._owners: list[Any] = []  # of these
 
     @classmethod
     def why_not_these(cls, dtypes: Collection[torch.dtype]) -> str | None:
@@ -55,13 +57,17 @@ class KernelBackend(Backend):
     def prepare(self) -> bool:
         """Looks the tables over, and closer at what changed."""
         if not self._weights.is_current():
-            if not self.plan.is_current():
+            if not self.plan.is_current() or find_sharing(self.plan.params):
                 return False
             self._place_weights()
         if not self._gradients.gather():
             if not self.plan.is_current():
                 return False
             self._gradients.bind()
+        if self._weights.away:
+            self._weights.check_presence(self._gradients.active)
+        if self.plan.overlaid:
+            self.distrust_overlaid()
         self._momentum.check()
         if self._masters and not self._masters.are_current():
             self.plan.check_masters(self.state)
@@ -82,10 +88,13 @@ class KernelBackend(Backend):
         if not self._weights.is_current():
             self._place_weights()
         self._weights.fill_gapped()
+        if self.plan.overlaid:
+            self.distrust_overlaid()
         self.follow_parameters()
         self._find_stale()
         asked = [self._block_of[planned.param] for planned in blocks]
-        self._measure_blocks([block for block in asked if self._freezes or self._unmeasured[block]])
+        there = [block for block in asked if self.plan.blocks[block].param not in self._weights.away]
+        self._measure_blocks([block for block in there if self._freezes or self._unmeasured[block]])
         return asked
 
     def follow_parameters(self) -> None:
@@ -176,9 +185,9 @@ class KernelBackend(Backend):
         if self._given is not None:
             return
         if self._freezes:
-            seen = values_in_state(self.state, "row_norm_sq", self._block_params)
-            if seen != self._seen:
-                self._seen = seen
+            owners, seen = values_in_state(self.state, "row_norm_sq", self._block_params)
+            if seen != self._seen or len(owners) != len(self._owners) or not all(map(is_, owners, self._owners)):
+                self._owners, self._seen = owners, seen
                 if self._norms_in_state() != self._kept:  # somebody emptied or edited the state
                     self._learn_norms()
                     self._take_kept_norms()
@@ -187,6 +196,13 @@ class KernelBackend(Backend):
         if version_sum != self._version_sum:
             self._version_sum = version_sum
             self._mark_unmeasured()
+
+    def distrust_overlaid(self) -> None:
+        """Also takes the norms of these anew."""
+        super().distrust_overlaid()
+        if not self._freezes and self._given is None:
+            for index in self.plan.overlaid.intersection(self._block_of):
+                self._unmeasured[self._block_of[index]] = 1
 
     def _mark_unmeasured(self) -> None:
         """Has all norms that track the weights be taken anew."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sasgd_fused.layout import has_layout_of, in_layout_of
+from sasgd_fused.memory import is_away
 from sasgd_fused.plan import State, StepPlan
 
 _version_of = attrgetter("_version")
@@ -30,7 +31,7 @@ class MasterWeights:
         self._state = state
         self._params = {k: plan.params[k] for k, storage in enumerate(plan.storage) if storage.has_master}
         self._versions: list[int] = []
-        self._known: list[Tensor] = []
+        self._known: list[Tensor | None] = []  # None only where the memory of both is away
         self._addresses: list[int] = []
 
     def are_current(self) -> bool:
@@ -53,6 +54,8 @@ class MasterWeights:
         for param in self._params.values():
             state = self._state[param]
             master = state.get("master_weight")
+            if param.grad is None and (is_away(param) or (master is not None and master.shape != param.shape)):
+                continue  # the memory was taken away for a time
             if master is None:
                 state["master_weight"] = in_layout_of(param, param, torch.float32)
                 continue
@@ -74,11 +77,12 @@ class MasterWeights:
 
     def items(self) -> Iterator[tuple[int, Tensor]]:
         """The index of each parameter that has a master, and the master, as `follow` left them."""
-        return zip(self._params, self._known, strict=True)
+        return ((index, master) for index, master in zip(self._params, self._known, strict=True) if master is not None)
 
     def _places(self) -> list[int]:
         """Of parameters too: ``param.data = ...`` brings other values that no version counter shows."""
-        return [*map(Tensor.data_ptr, self._params.values()), *map(Tensor.data_ptr, self._known)]
+        masters = (master for master in self._known if master is not None)
+        return [*map(Tensor.data_ptr, self._params.values()), *map(Tensor.data_ptr, masters)]
 
     def _in_state(self) -> Iterator[Any]:
         return (

@@ -15,14 +15,19 @@ from sasgd_fused.options import GroupValues
 from sasgd_fused.plan import State, StepPlan
 
 
-def values_in_state(state: State, key: str, params: Sequence[Tensor]) -> list[Any]:
-    """One entry of each of these parameters' state, or, if they are not few, of everybody's, which is quicker."""
+def values_in_state(state: State, key: str, params: Sequence[Tensor]) -> tuple[list[Any], list[Any]]:
+    """One entry of each of these parameters' state, or, if they are not few, of everybody's, which is quicker.
+
+    Returns:
+        Whose they are, and the entries.
+    """
     if 4 * len(params) < len(state):
-        return [state[param].get(key) if param in state else None for param in params]
+        return list(params), [state[param].get(key) if param in state else None for param in params]
     try:
-        return [of_param.get(key) for of_param in state.values()]
+        return list(state), [of_param.get(key) for of_param in state.values()]
     except AttributeError:  # others may have put anything else into the state
-        return [of_param.get(key) for of_param in state.values() if isinstance(of_param, dict)]
+        items = [(whose, of_param) for whose, of_param in state.items() if isinstance(of_param, dict)]
+        return [whose for whose, _ in items], [of_param.get(key) for _, of_param in items]
 
 
 class MomentumTable:
@@ -42,6 +47,7 @@ class MomentumTable:
         self._made: dict[int, Tensor] = {}
         self.first = self._no_first
         self._known: list[Tensor | None] | None = None
+        self._owners: list[Any] = []  # of these
         self._present: list[Tensor] = []
         self._addresses: list[int] = []
         self._active: list[int] = []
@@ -53,9 +59,9 @@ class MomentumTable:
         Raises:
             ValueError: a buffer does not have its parameter's shape.
         """
-        buffers = self._buffers()
-        if self._hold(buffers):
-            self._known = buffers
+        owners, buffers = self._buffers()
+        if self._hold(owners, buffers):
+            self._owners, self._known = owners, buffers
             return
         self._known = None
         self._plan.check_momentum(self._state)
@@ -92,7 +98,8 @@ class MomentumTable:
             first[index] = self._made.get(index) is buffer
             state["momentum_buffer"] = buffer
             self.table[index] = buffer.data_ptr()
-        self._active, self._moving, self._known = active, moving, self._buffers()
+        self._active, self._moving = active, moving
+        self._owners, self._known = self._buffers()
         self._present = [buffer for buffer in self._known if buffer is not None]
         self._addresses = list(map(Tensor.data_ptr, self._present))
         self.first = bytes(first)
@@ -106,16 +113,17 @@ class MomentumTable:
         """Has the table written anew: the parameters lie in memory in another way."""
         self._known = None
 
-    def _hold(self, buffers: list[Tensor | None]) -> bool:
+    def _hold(self, owners: list[Any], buffers: list[Tensor | None]) -> bool:
         """Whether the buffers are those of the step before, and where they were (``buffer.data = ...`` moves them)."""
         known = self._known
         return (
             known is not None
             and len(buffers) >= len(known)
             and all(map(is_, buffers, known))
+            and all(map(is_, owners, self._owners))  # somebody may have exchanged them
             and not any(buffer is not None for buffer in buffers[len(known) :])  # the state has more of other things
             and list(map(Tensor.data_ptr, self._present)) == self._addresses
         )
 
-    def _buffers(self) -> list[Tensor | None]:
+    def _buffers(self) -> tuple[list[Any], list[Tensor | None]]:
         return values_in_state(self._state, "momentum_buffer", self._plan.params)

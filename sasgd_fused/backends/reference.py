@@ -22,6 +22,15 @@ class ReferenceBackend(Backend):
         """The scales of all blocks, then one tensor after the other."""
         self.follow_parameters()
         scales = self._backward_scales(values)
+        try:
+            self._update_all(values, grad_scale, scales)
+        finally:  # after an interrupt too: part of the random numbers is used
+            self.note_rounding([index for index, grad in enumerate(self.grads) if grad is not None])
+            self.note_written()
+
+    def _update_all(
+        self, values: Sequence[GroupValues], grad_scale: float, scales: dict[int, tuple[float, float]]
+    ) -> None:
         for index, (param, grad) in enumerate(zip(self.plan.params, self.grads, strict=True)):
             if grad is None:
                 continue
@@ -37,8 +46,6 @@ class ReferenceBackend(Backend):
             store(weight, weight.double() - group.lr * g, bits_for_weight(*drawn))
             if weight.dtype != param.dtype:
                 param.copy_(weight)
-        self.note_rounding([index for index, grad in enumerate(self.grads) if grad is not None])
-        self.note_written()
 
     def _backward_scales(self, values: Sequence[GroupValues]) -> dict[int, tuple[float, float]]:
         """(s_b, d_b) of each scaled block that has a gradient, by the loop b = B..1 of equations (22) and (23)."""

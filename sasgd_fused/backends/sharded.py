@@ -76,12 +76,14 @@ class ShardedBackend(Backend):
             self._give_frozen_norms(numbers)
         else:
             self._inner.take_norms(self._current_norms()[self._places])
-        self._inner.step(numbers)
-        self._take_state_back()
-        active = [param for param in self.plan.params if param.grad is not None]
-        torch.autograd.graph.increment_version([param for param in active if is_sharded(param)])
         self._version_sum = -1
-        self._written = self._versions()
+        try:
+            self._inner.step(numbers)
+        finally:  # after an interrupt too: the local parts may be written
+            self._take_state_back()
+            active = [param for param in self.plan.params if param.grad is not None]
+            torch.autograd.graph.increment_version([param for param in active if is_sharded(param)])
+            self._written = self._versions()
         if not self.plan.options.freezes_norms:
             self._sum.start(self._spread(self._inner.local_norms()))
             self._version_sum = self._sum_of_versions()
@@ -175,7 +177,12 @@ class ShardedBackend(Backend):
         if self._version_sum != self._sum_of_versions():
             self._sum.start(self._spread(self._inner.measure_all()))
             self._version_sum = self._sum_of_versions()
-        return self._sum.wait()
+        norms = self._sum.wait()
+        if not norms.isfinite().all():
+            # Others may have put other weights in the place of those, unseen. Ranks that share a sum all see this.
+            self._sum.start_anew(self._spread(self._inner.measure_all()), ~norms.isfinite())
+            norms = self._sum.wait()
+        return norms
 
     def _give_frozen_norms(self, numbers: StepNumbers) -> None:
         values = numbers.on_host()

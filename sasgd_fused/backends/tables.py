@@ -48,6 +48,7 @@ class WeightTable:
         table: one address for each parameter: of what is updated.
         copies: one address for each parameter that has a master: where the rounded master goes; 0 for the others.
         gapped: dense copies, by index, of the parameters with gaps in memory; the kernel works on these.
+        away: indices of the parameters whose memory was taken away for a time.
     """
 
     def __init__(self, plan: StepPlan) -> None:
@@ -58,6 +59,7 @@ class WeightTable:
         self.table = array("Q")
         self.copies = array("Q", bytes(8 * len(plan.params)))
         self.gapped: dict[int, Tensor] = {}
+        self.away: set[int] = set()
 
     def is_current(self) -> bool:
         """Whether every parameter is where and as it was when the table was written."""
@@ -68,16 +70,11 @@ class WeightTable:
         )
 
     def rewrite(self) -> list[int]:
-        """Writes the table anew; returns the indices of the parameters whose memory is another.
-
-        Raises:
-            ValueError: a parameter's storage was taken away.
-        """
-        addresses = list(map(_address_of, self._params))
-        for param, address, name in zip(self._params, addresses, self._names, strict=True):
-            if address == 0 and param.numel():
-                raise ValueError(f"params: {name} has no memory of its own, want a plain dense tensor")
-        before, self._addresses = self._addresses, addresses
+        """Writes the table anew; returns the indices of the parameters whose memory is another."""
+        before, self._addresses = self._addresses, list(map(_address_of, self._params))
+        self.away = {
+            i for i, (p, a) in enumerate(zip(self._params, self._addresses, strict=True)) if not a and p.numel()
+        }
         self._strides = list(map(_strides_of, self._params))
         self.gapped = {i: torch.empty_like(p) for i, p in enumerate(self._params) if not is_dense(p)}
         self.table = array("Q", self._addresses)
@@ -85,6 +82,15 @@ class WeightTable:
         for index, dense in self.gapped.items():
             self.table[index] = dense.data_ptr()
         return [i for i, address in enumerate(self._addresses) if not before or address != before[i]]
+
+    def check_presence(self, active: Collection[int]) -> None:
+        """Checks that the memory of the parameters to be updated is there.
+
+        Raises:
+            ValueError: a parameter's storage was taken away.
+        """
+        for index in self.away.intersection(active):
+            raise ValueError(f"params: {self._names[index]} has no memory of its own, want a plain dense tensor")
 
     def place_masters(self, masters: Iterable[tuple[int, Tensor]]) -> None:
         """Has these be updated in the place of the parameters with these indices.
@@ -102,7 +108,8 @@ class WeightTable:
     def fill_gapped(self) -> None:
         """Copies the parameters with gaps to their dense copies."""
         for index, dense in self.gapped.items():
-            dense.copy_(self._params[index])
+            if index not in self.away:
+                dense.copy_(self._params[index])
 
     @torch.no_grad()
     def empty_gapped(self, active: Collection[int]) -> None:

@@ -1,0 +1,65 @@
+"""The memory of parameters: whether a kernel can reach it, whether it is there, and which parameters share it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sasgd_fused.shards import is_sharded, local_of
+
+
+def is_opaque(tensor: Tensor) -> bool:
+    """Whether it computes by rules of its own (quantized, wrapped, fake), and has no memory that a kernel could read.
+
+    DTensors are not meant: their local parts are plain tensors.
+    """
+    dispatch = type(tensor).__torch_dispatch__
+    return dispatch is not torch._C._disabled_torch_dispatch_impl and not is_sharded(tensor)
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether there is anything to compute with: not on the meta device, nor in FakeTensorMode."""
+    fake = sys.modules.get("torch._subclasses.fake_tensor")
+    return tensor.device.type != "meta" and not (fake and isinstance(tensor, fake.FakeTensor))
+
+
+def is_away(tensor: Tensor) -> bool:
+    """Whether its memory was taken away for a time, as by trainers that offload what they do not need."""
+    return tensor.numel() > 0 and tensor.data_ptr() == 0
+
+
+def find_sharing(tensors: Sequence[Tensor]) -> dict[int, set[int]]:
+    """Lists, for each tensor that lies over the same memory as others, which these are."""
+    places = sorted((*_span(tensor), index) for index, tensor in enumerate(tensors))
+    sharing: dict[int, set[int]] = {}
+    reaching: list[tuple[int, int]] = []  # those so far that end behind the present begin
+    for begin, end, index in places:
+        if begin == end:
+            continue
+        reaching = [(its_end, other) for its_end, other in reaching if its_end > begin]
+        for _, other in reaching:
+            sharing.setdefault(index, set()).add(other)
+            sharing.setdefault(other, set()).add(index)
+        reaching.append((end, index))
+    return sharing
+
+
+def ranks_among(sharing: dict[int, set[int]]) -> dict[int, int]:
+    """For each of these tensors, in how many turns others have to be updated before it; equal ranks share nothing."""
+    ranks: dict[int, int] = {}
+    for index in sorted(sharing):
+        ranks[index] = max((ranks[other] + 1 for other in sharing[index] if other < index), default=0)
+    return ranks
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """The first address and the one behind the last; two equal numbers where there is none."""
+    tensor = local_of(tensor)
+    if not tensor.numel() or is_opaque(tensor) or not has_values(tensor) or tensor.layout != torch.strided:
+        return 0, 0
+    begin = tensor.data_ptr()
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (begin, begin + (last + 1) * tensor.element_size()) if begin else (0, 0)
