@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import torch
@@ -63,7 +63,7 @@ def _compare(args: argparse.Namespace, parser: Parser) -> int:
             f"argument --dataset: got {settings.dataset} for {args.preset}, want {dataset} or {dataset}-tuning"
         )
     with parser.error_of("--backend", RuntimeError):
-        ScaleAmendedSGD([torch.zeros(1, device=settings.device)], backend=settings.backend)
+        ScaleAmendedSGD([torch.zeros(1, device=settings.device)], backend=cast(Any, settings.backend))
     methods = _tune(args, parser, settings)
     console = Console()
     out = _take_folder(args.out or Path(f"runs/compare-{args.preset}"), parser)

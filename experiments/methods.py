@@ -67,7 +67,7 @@ def _adamw(model: nn.Module, lr: float, weight_decay: float, backend: str | None
     return torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=True)
 
 
-def _amended(model: nn.Module, lr: float, weight_decay: float, backend: str | None, **options: Any) -> ScaleAmendedSGD:
+def _amended(model: nn.Module, lr: float, weight_decay: float, backend: Any, **options: Any) -> ScaleAmendedSGD:
     groups = parameter_groups(model)
     return ScaleAmendedSGD(groups, lr, MOMENTUM, weight_decay=weight_decay, backend=backend, **options)
 

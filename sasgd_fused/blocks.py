@@ -16,6 +16,8 @@ from sasgd_fused.options import OutputWidth, is_positive_int
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
+Matrices = Mapping[Tensor, tuple[int, int]]  # rows and columns
+
 
 @dataclass(frozen=True)
 class Block:
@@ -83,7 +85,7 @@ class ParameterNames:
 def find_blocks(
     groups: Sequence[Mapping[str, Any]],
     added: Collection[int] = (),
-    known: Mapping[Tensor, tuple[int, int]] | None = None,
+    known: Matrices | None = None,
 ) -> list[Block]:
     """Lists the blocks from input to output.
 
@@ -136,6 +138,7 @@ def warn_of_late_head(groups: Sequence[Mapping[str, Any]], heads: Sequence[Tenso
     It does not if its last block gives what the first of the others takes, as that of a stage that is unfrozen does.
     """
     before, late = find_blocks(groups[:-1]), list(_group_blocks(groups[-1], len(groups) - 1, {}))
+    late = [block for block in late if groups[-1]["params"][block.position].requires_grad]
     if not before or not late or not heads:
         return
     head = next((b for b in before if any(groups[b.group]["params"][b.position] is head for head in heads)), before[-1])
@@ -147,9 +150,9 @@ def warn_of_late_head(groups: Sequence[Mapping[str, Any]], heads: Sequence[Tenso
 
     if feeds(head, late[0]) and not feeds(late[-1], before[0]):
         warnings.warn(
-            f"add_param_group: {late[0].name} takes the {head.rows} outputs of {head.name} and looks like a new head, but "
-            "groups added later stand at the input end: its gradient is scaled, and the old head stays the head. Make "
-            "the optimizer from the whole model instead; it takes frozen parameters",
+            f"add_param_group: {late[0].name} takes the {head.rows} outputs of {head.name} and looks like a new head, "
+            "but groups added later stand at the input end: its gradient is scaled, and the old head stays the head. "
+            "Make the optimizer from the whole model instead; it takes frozen parameters",
             stacklevel=3,
         )
 
@@ -235,7 +238,7 @@ def block_options(group: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
     return group.get("amend", True), group.get("rows"), group.get("columns"), group.get("heads")
 
 
-def _group_blocks(group: Mapping[str, Any], index: int, known: Mapping[Tensor, tuple[int, int]]) -> Iterator[Block]:
+def _group_blocks(group: Mapping[str, Any], index: int, known: Matrices) -> Iterator[Block]:
     amend, all_rows, all_columns, _ = block_options(group)
     for position, param in enumerate(group["params"]):
         rows, columns = _entry(all_rows, position), _entry(all_columns, position)

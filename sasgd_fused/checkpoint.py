@@ -26,13 +26,15 @@ _LOCAL_KEYS = ("foreach", "fused", "differentiable")
 
 def is_foreign(state_dict: Mapping[str, Any]) -> bool:
     """Whether a state dictionary was made by another optimizer, torch.optim.SGD for instance."""
-    return any("amend" not in group for group in state_dict["param_groups"])
+    groups = state_dict["param_groups"]
+    return any("amend" not in group and "decay" not in group for group in groups)
 
 
 def saved_options(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the optimizer that made a state dictionary, as far as it tells."""
-    group = next(iter(state_dict["param_groups"]), {})
-    return {name: group[name] for name in OPTION_NAMES if name in group}
+    for group in state_dict["param_groups"]:
+        return {name: group[name] for name in OPTION_NAMES if name in group}
+    return {}
 
 
 def warn_of_other_options(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:

@@ -32,10 +32,8 @@ def describe(name: str, options: Mapping[str, Any], groups: Sequence[Mapping[str
     lines = [f"{name} ({', '.join(f'{key}={value!r}' for key, value in shown.items())}"]
     for text, run in groupby(enumerate(groups), key=lambda item: _text_of(item[1])):
         indices = [index for index, _ in run]
-        one = len(indices) == 1
-        lines.append(
-            f"Parameter Group {indices[0]}" if one else f"Parameter Groups {indices[0]} to {indices[-1]}, each"
-        )
+        which = f" {indices[0]}" if len(indices) == 1 else f"s {indices[0]} to {indices[-1]}, each"
+        lines.append(f"Parameter Group{which}")
         lines.append(text)
     return "\n".join([*lines, ")"])
 

@@ -29,6 +29,7 @@ from sasgd_fused.options import (
     OutputWidth,
     Rounding,
     check_hyperparameters,
+    dtype_of,
     read_numbers,
 )
 from sasgd_fused.plan import PlannedBlock, check_distinct, takes_part
@@ -129,7 +130,16 @@ class ScaleAmendedSGD(SteppingOptimizer):
         if isinstance(params, (set, frozenset)):
             raise TypeError(f"params: got a {type(params).__name__}, want an ordered collection, such as a list")
         options = Options(
-            factors, head, decay, norms, eps, output_width, master_weights, momentum_dtype, rounding, rounding_seed
+            factors,
+            head,
+            decay,
+            norms,
+            eps,
+            output_width,
+            master_weights,
+            dtype_of(momentum_dtype),
+            rounding,
+            rounding_seed,
         )
         self._begin(options, candidate_backends(backend, foreach, fused))
         defaults = {

@@ -33,7 +33,7 @@ class Options:
     eps: float
     output_width: OutputWidth
     master_weights: bool = False
-    momentum_dtype: MomentumDtype = None
+    momentum_dtype: torch.dtype | None = None
     rounding: Rounding = "nearest"
     rounding_seed: int = 0
     # By these parameters draw random numbers in the place of their own places: ZeRO has many optimizers for one model.
@@ -54,8 +54,6 @@ class Options:
             raise ValueError(f"output_width: got {self.output_width!r}, want a positive integer, 'mean' or None")
         if not isinstance(self.master_weights, bool):
             raise TypeError(f"master_weights: got {self.master_weights!r}, want True or False")
-        if self.momentum_dtype in ("bfloat16", "torch.bfloat16"):
-            object.__setattr__(self, "momentum_dtype", torch.bfloat16)
         if self.momentum_dtype not in (None, torch.bfloat16):
             raise ValueError(f"momentum_dtype: got {self.momentum_dtype!r}, want torch.bfloat16 or None")
         _check_choice("rounding", self.rounding, get_args(Rounding))
@@ -172,6 +170,11 @@ def check_hyperparameters(group: Mapping[str, Any]) -> None:
     _check_flags(group)
     if group.get("differentiable"):
         raise ValueError("differentiable: got True, want False (the update is not differentiable)")
+
+
+def dtype_of(given: Any) -> Any:
+    """The dtype that a name means; anything else as it is, for `Options` to check."""
+    return torch.bfloat16 if given in ("bfloat16", "torch.bfloat16") else given
 
 
 def is_positive_int(value: object) -> bool:

@@ -213,7 +213,11 @@ def make_plans(
     for chosen in order:
         of_place = {entries[k][0]: i for i, k in enumerate(chosen)}
         params = [entries[k][1] for k in chosen]
-        here = [block for block in blocks if (block.group, block.position) in of_place]
+        here = []
+        for block in blocks:
+            i = of_place.get((block.group, block.position))
+            if i is not None and params[i].numel():  # else its memory is away
+                here.append(block)
         columns = effective_columns(here, [factors[block] for block in here])
         planned = []
         for block, effective in zip(here, columns, strict=True):

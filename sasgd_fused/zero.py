@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from sasgd_fused.blocks import parameter_groups
 from sasgd_fused.optimizer import ScaleAmendedSGD
+from sasgd_fused.options import FactorRule, Head, OutputWidth
 
 
 def zero_redundancy_arguments(
     model: nn.Module,
-    factors: str | Mapping[Any, float] = "width",
-    head: str = "amended",
-    output_width: int | None = None,
+    factors: FactorRule | Mapping[Any, float] = "width",
+    head: Head = "amended",
+    output_width: OutputWidth = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Makes arguments for ZeroRedundancyOptimizer by which each rank takes the steps of one optimizer for all.

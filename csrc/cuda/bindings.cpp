@@ -29,6 +29,14 @@ void attach(CudaPlan& plan, uint64_t tables, uint64_t row_norm_sq, uint64_t stal
   plan.attach({tables, row_norm_sq, stale_steps, flags, rounding_steps}, stream);
 }
 
+// A weight whose memory was taken away for a time has no address.
+void check_weight(const CudaPlan& plan, size_t t) {
+  const bool has_address = t < plan.weight_addresses.size() && plan.weight_addresses[t];
+  if (plan.tensors()[t].numel && !has_address) {
+    throw std::invalid_argument("weights: got a null address for tensor " + std::to_string(t));
+  }
+}
+
 void place(CudaPlan& plan, const py::buffer& weights, const py::buffer& momentum_buffers, const py::buffer& copies,
            uint64_t stream) {
   const size_t count = plan.tensors().size();
@@ -36,17 +44,18 @@ void place(CudaPlan& plan, const py::buffer& weights, const py::buffer& momentum
   const Array<uint64_t> buffer_addresses("momentum_buffers", momentum_buffers, count);
   const Array<uint64_t> copy_addresses("copies", copies, count);
   for (size_t t = 0; t < count; ++t) {
-    if (plan.tensors()[t].numel && !weight_addresses[t]) {
-      throw std::invalid_argument("weights: got a null address for tensor " + std::to_string(t));
-    }
     check_copy(plan.tensors()[t], t, copy_addresses[t]);
   }
+  plan.weight_addresses.assign(weight_addresses.data(), weight_addresses.data() + count);
   const py::gil_scoped_release unlocked;
   plan.place(weight_addresses.data(), buffer_addresses.data(), copy_addresses.data(), stream);
 }
 
 void measure(CudaPlan& plan, const py::buffer& chosen_blocks, uint64_t stream) {
   const Array<uint8_t> chosen("chosen_blocks", chosen_blocks, plan.blocks().size());
+  for (size_t b = 0; b < plan.blocks().size(); ++b) {
+    if (chosen[b]) check_weight(plan, static_cast<size_t>(plan.blocks()[b].tensor));
+  }
   const py::gil_scoped_release unlocked;
   plan.measure(chosen.data(), stream);
 }
@@ -58,7 +67,10 @@ void step(CudaPlan& plan, const py::buffer& grads, const py::buffer& grad_dtypes
   const Array<uint8_t> dtypes("grad_dtypes", grad_dtypes, count);
   const std::vector<GroupValues> groups = group_values(values, plan.group_count());
   const Array<uint64_t> lrs("lr_addresses", lr_addresses, groups.size(), Length::kAtLeast);
-  for (size_t t = 0; t < count; ++t) checked_grad_dtype(plan.tensors()[t], t, dtypes[t]);
+  for (size_t t = 0; t < count; ++t) {
+    checked_grad_dtype(plan.tensors()[t], t, dtypes[t]);
+    if (grad_addresses[t]) check_weight(plan, t);
+  }
   const py::gil_scoped_release unlocked;
   plan.step(grad_addresses.data(), dtypes.data(), groups.data(), lrs.data(), {grad_scale, found_inf}, stream);
 }

@@ -71,6 +71,9 @@ class CudaBackend(DeviceBackend):
             addresses[group] = lr.data_ptr()
         return addresses
 
+    def _launched_steps(self) -> int:
+        return self._kernel.steps
+
     def _is_capturing(self) -> bool:
         return bool(self._kernel.is_capturing(self._current_stream()))
 

@@ -6,7 +6,6 @@ import math
 from array import array
 from collections.abc import Collection, Mapping, Sequence
 from operator import is_
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,8 +27,6 @@ class DeviceBackend(KernelBackend):
     The host learns of them later: a step looks whether a copy has arrived, `settle` waits for it. Subclasses send
     tables and launch kernels, on the current stream.
     """
-
-    _kernel: Any  # the subclass's plan in the kernel's terms; counts the `steps` that it launched
 
     def __init__(self, plan: StepPlan, state: State) -> None:
         super().__init__(plan, state)
@@ -82,14 +79,14 @@ class DeviceBackend(KernelBackend):
             for number in (numbers.grad_scale, numbers.found_inf)
         )
         lrs = {group: self._float_on_device(lr) for group, lr in numbers.device_lrs.items()}
-        steps = self._kernel.steps
+        steps = self._launched_steps()
         try:
             self._measure_blocks(self._unmeasured_among(active))
             self._launch_step(values, lrs, grad_scale, found_inf)
         finally:
             if is_captured:
                 _captured.append(self._memory())
-            if self._kernel.steps != steps:  # an interrupt comes after the launch, but before this
+            if self._launched_steps() != steps:  # an interrupt comes after the launch, but before this
                 self._note_step(active, numbers, is_captured)
             if is_captured:
                 self._unmeasured = unmeasured
@@ -171,6 +168,10 @@ class DeviceBackend(KernelBackend):
             grad_scale: what the gradients were multiplied by, or None for 1.
             found_inf: not 0 if nothing is to be changed; None for 0.
         """
+        raise NotImplementedError
+
+    def _launched_steps(self) -> int:
+        """How many steps were launched so far."""
         raise NotImplementedError
 
     def _is_capturing(self) -> bool:

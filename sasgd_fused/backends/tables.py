@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sasgd_fused.layout import has_layout_of, in_layout_of, is_dense
+from sasgd_fused.memory import is_away
 from sasgd_fused.plan import StepPlan
 
 _grad_of = attrgetter("grad")
@@ -72,9 +73,7 @@ class WeightTable:
     def rewrite(self) -> list[int]:
         """Writes the table anew; returns the indices of the parameters whose memory is another."""
         before, self._addresses = self._addresses, list(map(_address_of, self._params))
-        self.away = {
-            i for i, (p, a) in enumerate(zip(self._params, self._addresses, strict=True)) if not a and p.numel()
-        }
+        self.away = {index for index, param in enumerate(self._params) if is_away(param)}
         self._strides = list(map(_strides_of, self._params))
         self.gapped = {i: torch.empty_like(p) for i, p in enumerate(self._params) if not is_dense(p)}
         self.table = array("Q", self._addresses)

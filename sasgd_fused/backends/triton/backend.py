@@ -63,6 +63,9 @@ class TritonBackend(DeviceBackend):
     def _sum_squares(self) -> Tensor:
         return self._kernel.sum_squares
 
+    def _launched_steps(self) -> int:
+        return self._kernel.steps
+
     def _is_capturing(self) -> bool:
         return self._kernel.is_capturing()
 
