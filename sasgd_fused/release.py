@@ -42,11 +42,12 @@ class GradientRelease:
         before, self._handles = self._handles, {}
         for param in params:
             held = before.pop(id(param), None)
-            if held is None or held[1].id not in (param._post_accumulate_grad_hooks or ()):  # gone with a swap
-                if not param.requires_grad:
-                    continue
+            if held is None and param.requires_grad:
                 held = param, param.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
-            self._handles[id(param)] = held
+            elif held and param.grad is not None:  # torch forgets hooks of a parameter that was swapped
+                param._post_accumulate_grad_hooks = param._post_accumulate_grad_hooks
+            if held:
+                self._handles[id(param)] = held
         for _, handle in before.values():
             handle.remove()
 

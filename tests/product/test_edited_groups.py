@@ -200,7 +200,9 @@ def head_and_backbone() -> tuple[list[Parameter], list[Parameter]]:
 def test_a_head_that_is_added_later_is_not_silent() -> None:
     backbone, head = head_and_backbone()
     optimizer = ScaleAmendedSGD(backbone, head="plain")
-    with pytest.warns(UserWarning, match="parameter 0 of group 1 takes the 16 outputs of parameter 1 of group 0 and lo"):
+    with pytest.warns(
+        UserWarning, match="parameter 0 of group 1 takes the 16 outputs of parameter 1 of group 0 and lo"
+    ):
         optimizer.add_param_group({"params": head})
 
 

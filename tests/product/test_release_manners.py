@@ -1,0 +1,92 @@
+"""Gradient release beside checkpointing of activations, and with parameters that torch swaps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sasgd_fused import ScaleAmendedSGD, parameter_groups
+
+pytestmark = pytest.mark.usefixtures("default_device")
+
+Segment = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+
+
+def at_once(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return function(x)
+
+
+def network() -> nn.ModuleDict:
+    torch.manual_seed(0)
+    return nn.ModuleDict({"twice": nn.Linear(4, 4), "once": nn.Linear(4, 4), "head": nn.Linear(4, 2)})
+
+
+def train(segment: Segment, release: bool, uses: int = 2) -> list[Tensor]:
+    model = network()
+    optimizer = ScaleAmendedSGD(parameter_groups(model), lr=0.1, momentum=0.9)
+    if release:
+        optimizer.release_gradients_in_backward()
+    for _ in range(3):
+        h = torch.ones(3, 4, requires_grad=True)
+        for _ in range(uses):
+            h = segment(lambda x: model["twice"](x).tanh(), h)
+        h = segment(lambda x: model["once"](x).tanh(), h)
+        model["head"](h).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return [param.detach() for param in model.parameters()]
+
+
+@pytest.mark.parametrize("uses", [1, 2, 3])
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointing_changes_nothing(use_reentrant: bool, uses: int) -> None:
+    """A reentrant segment gives its part of a gradient in a backward of its own; `step` has the sum."""
+    segment: Segment = partial(checkpoint, use_reentrant=use_reentrant)
+    torch.testing.assert_close(train(segment, True, uses), train(at_once, False, uses), rtol=0, atol=0)
+
+
+def test_a_second_part_after_the_update_is_refused() -> None:
+    """What is used outside of the reentrant segment too is updated before the segment is computed again."""
+    model = network()
+    optimizer = ScaleAmendedSGD(parameter_groups(model), lr=0.1)
+    optimizer.release_gradients_in_backward()
+    layer = model["twice"]
+    for _ in range(2):  # the second time after a backward that failed
+        h = checkpoint(layer, torch.ones(3, 4, requires_grad=True), use_reentrant=True)
+        with pytest.raises(RuntimeError, match="second part of a gradient .* want checkpoint.*use_reentrant=False"):
+            layer(h).sum().backward()
+        optimizer.zero_grad()
+    model["once"](checkpoint(layer, torch.ones(3, 4, requires_grad=True), use_reentrant=True)).sum().backward()
+
+
+def test_a_model_may_be_converted_by_swapping() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = ScaleAmendedSGD(model.parameters(), lr=0.1)
+    optimizer.release_gradients_in_backward()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model.to(torch.bfloat16)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    for _ in range(2):
+        before = model.weight.detach().clone()
+        model(torch.ones(1, 3, dtype=torch.bfloat16)).sum().backward()
+        optimizer.step()
+        assert not model.weight.equal(before)
+    assert model.weight.grad is None  # within backward again
+
+
+def test_parameters_that_left_are_let_go() -> None:
+    weights = [nn.Parameter(torch.ones(2, 2)) for _ in range(2)]
+    optimizer = ScaleAmendedSGD([{"params": [weight]} for weight in weights], lr=0.1)
+    optimizer.release_gradients_in_backward()
+    del optimizer.param_groups[1]
+    optimizer.step()
+    sum(weight.sum() for weight in weights).backward()
+    assert weights[0].grad is None
+    assert weights[1].grad is not None
