@@ -110,7 +110,7 @@ class LayerReport(tuple[LayerRow, ...]):
 
     def _repr_html_(self) -> str:
         """Returns the table as HTML, which notebooks show."""
-        lines = []
+        lines: list[str] = []
         for line in self._table():
             tag = "td" if lines else "th"
             lines.append("".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line))
