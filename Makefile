@@ -26,7 +26,10 @@ test: build ## Run the tests of every promise on every backend, in under five mi
 test-kernels: build ## Run what a change of a kernel needs besides: sanitizers, mistakes, compiled code, full grids
 	$(IN_VENV) pytest --numprocesses=auto --dist=loadgroup -m kernels
 
-test-all: build ## Run everything, with more examples drawn at random
+# timm without what it needs: its optimizers need torch alone, its models a torchvision that was built for this torch.
+test-all: build ## Run everything, with more examples drawn at random and other people's frameworks
+	SASGD_BUILD_NATIVE=0 $(PIP_INSTALL) -c constraints.txt -e ".[frameworks]"
+	$(PIP_INSTALL) -c constraints.txt --no-deps timm
 	$(IN_VENV) pytest --numprocesses=auto --dist=loadgroup -m "" --hypothesis-profile=all
 
 # Always run: ninja knows better than make what is out of date.
@@ -47,7 +50,6 @@ format: $(INSTALLED) ## Format all sources
 	$(IN_VENV) ruff format .
 	"$(VENV)/bin/clang-format" -i $(CXX_FILES)
 
-# timm without what it needs: its optimizers need torch alone, its models a torchvision that was built for this torch.
 bench: build ## Measure the optimizers against each other: runs/bench.md and runs/bench.png
 	$(PIP_INSTALL) -c constraints.txt -e ".[bench]"
 	$(PIP_INSTALL) -c constraints.txt --no-deps timm

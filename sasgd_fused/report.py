@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import html
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from statistics import median
+from typing import Any, SupportsIndex, overload
 
 from sasgd_fused.backends.base import Backend
 from sasgd_fused.factors import decay_scale, layer_scale
@@ -11,6 +15,10 @@ from sasgd_fused.options import GroupValues
 
 # From here on a step's decay overshoots; it diverged at 1.5.
 LARGE_DECAY = 0.5
+# A layer whose effective learning rate is so many times below the median's hardly moves.
+SMALL_LR = 100
+# The columns that change in training.
+LOGGED = ("row_norm_sq", "layer_scale", "effective_lr", "decay_per_step")
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class LayerRow:
         decay_per_step: lr · d_b, or lr · λ for a block that is not scaled.
         stale_steps: steps that used the norm of weights that had been written unseen.
         at_eps_floor: whether row_norm_sq is below `eps`.
+        at_small_lr: whether it is scaled and effective_lr 100 times below the median of all blocks.
     """
 
     name: str
@@ -44,6 +53,7 @@ class LayerRow:
     decay_per_step: float
     stale_steps: int
     at_eps_floor: bool
+    at_small_lr: bool = False
 
     @property
     def marks(self) -> list[str]:
@@ -51,6 +61,8 @@ class LayerRow:
         marks = []
         if self.at_eps_floor:
             marks.append("at the eps floor")
+        if self.at_small_lr:
+            marks.append(f"effective lr {SMALL_LR} times below the median")
         if self.decay_per_step > LARGE_DECAY:
             marks.append(f"decay per step over {LARGE_DECAY}")
         if self.stale_steps:
@@ -59,21 +71,71 @@ class LayerRow:
 
 
 class LayerReport(tuple[LayerRow, ...]):
-    """A tuple of `LayerRow`, input first, that prints as a table."""
+    """A tuple of `LayerRow`, input first, that prints as a table, in a notebook too. A slice of it is a report."""
 
-    def __str__(self) -> str:
-        names = [field.name for field in fields(LayerRow) if field.type != "bool" and field.name != "stale_steps"]
-        table = [[*names, "marks"]]
-        for row in self:
-            cells = [getattr(row, name) for name in names]
-            texts = [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells]
-            table.append([*texts, "; ".join(row.marks)])
+    @overload
+    def __getitem__(self, index: SupportsIndex, /) -> LayerRow: ...
+    @overload
+    def __getitem__(self, index: slice[Any, Any, Any], /) -> LayerReport: ...
+    def __getitem__(self, index: SupportsIndex | slice[Any, Any, Any], /) -> LayerRow | LayerReport:
+        found = super().__getitem__(index)
+        return found if isinstance(found, LayerRow) else LayerReport(found)
+
+    def scalars(self) -> dict[str, float]:
+        """Returns what is worth logging at every step, for TensorBoard, Lightning's ``log_dict``, wandb and others.
+
+        Returns:
+            ``"<column>/<name>"`` → value, of the columns row_norm_sq, layer_scale, effective_lr and decay_per_step. A
+            name that came before gets a number: ``"layer_scale/0.weight_2"``.
+
+        Example:
+            >>> for key, value in optimizer.layer_report().scalars().items():
+            ...     writer.add_scalar(key, value, step)
+        """
+        named = list(zip(_distinct([row.name for row in self]), self, strict=True))
+        return {f"{column}/{name}": getattr(row, column) for column in LOGGED for name, row in named}
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Returns the fields of each row, for ``pandas.DataFrame`` or JSON."""
+        return [asdict(row) for row in self]
+
+    def __repr__(self) -> str:
+        table = self._table()
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = []
-        for line in table:
-            _, *numbers = (cell.rjust(width) for cell, width in zip(line[:-1], widths, strict=False))
-            lines.append("  ".join([line[0].ljust(widths[0]), *numbers, line[-1]]).rstrip())
+        for name, *numbers, marks in table:
+            cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=False)]
+            lines.append("  ".join([name.ljust(widths[0]), *cells, marks]).rstrip())
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Returns the table as HTML, which notebooks show."""
+        lines: list[str] = []
+        for line in self._table():
+            tag = "td" if lines else "th"
+            lines.append("".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line))
+        return "<table>\n" + "".join(f"<tr>{line}</tr>\n" for line in lines) + "</table>"
+
+    def _table(self) -> list[list[str]]:
+        columns = [field.name for field in fields(LayerRow) if field.type != "bool" and field.name != "stale_steps"]
+        table = [[*columns, "marks"]]
+        for row in self:
+            cells = [getattr(row, column) for column in columns]
+            texts = [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells]
+            table.append([*texts, "; ".join(row.marks)])
+        return table
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Appends ``_2``, ``_3`` and so on to a name that came before, unless that is another's name."""
+    found: dict[str, None] = {}
+    for name in names:
+        number, chosen = 1, name
+        while chosen in found or (number > 1 and chosen in names):
+            number += 1
+            chosen = f"{name}_{number}"
+        found[chosen] = None
+    return list(found)
 
 
 def make_report(backends: Sequence[Backend], values: Sequence[GroupValues]) -> LayerReport:
@@ -104,4 +166,6 @@ def make_report(backends: Sequence[Backend], values: Sequence[GroupValues]) -> L
                     at_eps_floor=planned.scaled and row_norm_sq < plan.options.eps,
                 )
             )
-    return LayerReport(rows)
+    rates = [row.effective_lr for row in rows if math.isfinite(row.effective_lr)]
+    least = median(rates) / SMALL_LR if rates else 0.0
+    return LayerReport(replace(row, at_small_lr=row.scaled and row.effective_lr < least) for row in rows)

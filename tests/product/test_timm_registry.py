@@ -19,7 +19,9 @@ pytestmark = pytest.mark.usefixtures("default_device")
 @pytest.fixture
 def registry() -> Any:
     """One of its own: timm's stays as it is."""
-    factory = pytest.importorskip("timm.optim", reason="timm is not installed")._optim_factory
+    factory = pytest.importorskip(
+        "timm.optim", reason="timm, or the torchvision that it needs, is not installed"
+    )._optim_factory
     registry = factory.OptimizerRegistry()
     registry.register(factory.OptimInfo(name="sasgd", opt_class=ScaleAmendedSGD, has_momentum=True))
     return registry
@@ -54,6 +56,17 @@ def test_timm_takes_weight_decay_off_vectors(registry: Any) -> None:
 def test_timm_takes_our_groups(registry: Any) -> None:
     optimizer = registry.create_optimizer(network(), "sasgd", param_group_fn=parameter_groups, head="plain")
     assert [(row.name, row.scaled) for row in optimizer.layer_report()] == [("0.weight", True), ("3.weight", False)]
+
+
+def test_timms_factory_takes_our_groups(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the function that its training script calls."""
+    factory = pytest.importorskip("timm.optim")._optim_factory
+    monkeypatch.setattr(factory, "default_registry", registry)
+    model = network()
+    optimizer = factory.create_optimizer_v2(model, opt="sasgd", lr=0.01, param_group_fn=parameter_groups, head="plain")
+    assert [(row.name, row.scaled) for row in optimizer.layer_report()] == [("0.weight", True), ("3.weight", False)]
+    losses = train(model, optimizer, 5)
+    assert losses[-1] < losses[0]
 
 
 def test_timm_lookahead_goes_on_from_a_checkpoint(registry: Any) -> None:

@@ -1,0 +1,1 @@
+"""Training by other people's frameworks, which `make test-all` installs."""
