@@ -133,8 +133,10 @@ MISTAKES = {
         "checkpoint", "if kept.dtype != dtypes[key]:", "if False:", "test_storage.py native"
     ),
     "deals a checkpoint out in the groups' order": Mistake(
-        "checkpoint", '[keys[place] for place in group["model_order"]]', "[keys.pop(0) for _ in group['model_order']]",
-        "test_checkpoints.py",
+        "checkpoint",
+        '[key_of[place] for place in group["model_order"]]',
+        '[keys.pop(0) for _ in group["model_order"]]',
+        "test_checkpoints_of_models.py",
     ),
     "keeps a released gradient": Mistake("release", "            param.grad = None", "", "test_release.py native"),
     "reports the decay of the group alone": Mistake(
