@@ -30,18 +30,18 @@ class ParameterGroups(list[dict[str, Any]]):
 def parameter_groups(model: nn.Module, heads: Heads | None = None) -> ParameterGroups:
     """Makes parameter groups from the types of a model's modules.
 
-    The weights of linear layers, convolutions (grouped and transposed ones with their true numbers of rows and
-    columns) and the projections of nn.MultiheadAttention form a group that is amended, in the order of the modules; a
-    weight or module that comes more than once stands at its last place. It does not matter whether they are pruned,
-    parametrized by one tensor of the weight's size (spectral_norm, orthogonal), scripted, traced or exported. So do
-    the weights of other modules with integers ``out_features`` and ``in_features``, or ``out_channels`` and
-    ``in_channels``, if they have just that size. All else (biases, norms, embeddings, positions, class tokens, layer
-    scales, loose parameters) forms a group with ``amend=False`` before it.
+    The weights of linear layers and convolutions, grouped and transposed ones with their true numbers of rows and
+    columns, and the projections of nn.MultiheadAttention form a group that is amended, in the order of the modules; a
+    weight or module that comes more than once stands at its last place. They may be pruned, parametrized by one tensor
+    of the weight's size (spectral_norm, orthogonal), scripted, traced or exported. So may be the weights of other
+    modules with integers ``out_features`` and ``in_features``, or ``out_channels`` and ``in_channels``, which count if
+    they have just these sizes. All else (biases, norms, embeddings, positions, class tokens, layer scales, loose
+    parameters) forms a group with ``amend=False`` before it.
 
-    Warns where trainable weights of layers take the plain step all the same: parametrized by several tensors
-    (weight_norm), flattened by FSDP1, recurrent, of nn.Bilinear, or of modules of unknown type if they are more than
-    1 % of the elements of all matrices. Warns, too, if `heads` is not given and another weight than the last seems to
-    give an output.
+    Warns of weights of layers that take the plain step all the same, unless they are frozen: parametrized by several
+    tensors (weight_norm), flattened or sharded by FSDP1, recurrent, of nn.Bilinear, or of modules of unknown type if
+    these have more than 1 % of the elements of all matrices. Warns, too, if the heads are not known and another weight
+    than the last seems to give an output.
 
     Args:
         model: the network. Frozen parameters are included, so that they can be unfrozen later.

@@ -10,7 +10,10 @@ from torch import nn
 from torch.nn import Parameter
 
 _HEAD_WORDS = frozenset(
-    ["head", "heads", "classifier", "classifiers", "cls", "logit", "logits", "predictor", "pred", "score", "scores"]
+    [
+        *("head", "heads", "classifier", "classifiers", "cls", "logit", "logits", "predictor", "predictors", "pred"),
+        *("score", "scores", "policy", "actor", "critic"),
+    ]
 )
 
 Heads = str | nn.Module | Iterable[str | nn.Module]
@@ -73,7 +76,7 @@ def classifiers(
     except (TypeError, NotImplementedError):  # another method of that name
         return []
     own = set(model.modules())
-    modules = got if isinstance(got, (tuple, list)) else [got]
+    modules = got if isinstance(got, (tuple, list, nn.ModuleList)) else [got]
     others = other_outputs(amended, names)
     found = []
     for module in modules:
@@ -89,7 +92,7 @@ def other_outputs(
 ) -> list[Parameter]:
     """Guesses, by shapes and names, which amended weights give outputs beside the last one.
 
-    Such a weight has as many rows as the last one, or the name of a head, and no later one takes its rows.
+    Such a weight is trained, has as many rows as the last one or the name of a head, and no later one takes its rows.
 
     Args:
         amended: the rows and columns of the amended weights, from input to output.
@@ -100,7 +103,7 @@ def other_outputs(
     for place, param in enumerate(params[:-1]):
         rows, _ = amended[param]
         words = {word for name in names[param] for word in re.split(r"[._\d]+", name.lower())}
-        if rows != amended[params[-1]][0] and not words & _HEAD_WORDS:
+        if not param.requires_grad or (rows != amended[params[-1]][0] and not words & _HEAD_WORDS):
             continue
         if not any(_takes(amended[later], later, rows, param) for later in params[place + 1 :]):
             found.append(param)
