@@ -30,7 +30,7 @@ def named_heads(model: nn.Module, heads: Heads, amended: Sequence[Parameter]) ->
     Raises:
         ValueError: one of `heads` is not the model's or has no amended weight, or there are none.
     """
-    several = [heads] if isinstance(heads, (str, nn.Module)) else list(heads)
+    several = [heads] if isinstance(heads, (str, nn.Module)) or not isinstance(heads, Iterable) else list(heads)
     if not several:
         raise ValueError("heads: got none, want at least one name or module, or None")
     modules = dict(model.named_modules(remove_duplicate=False))

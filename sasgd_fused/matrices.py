@@ -147,11 +147,12 @@ def _layer_matrix(module: Any, param: Parameter) -> tuple[int, int] | None:
 
 def _custom_matrix(module: nn.Module, param: Parameter) -> tuple[int, int] | None:
     """The rows and columns that a module names, if its weight has just these sizes."""
-    groups = getattr(module, "groups", 1)
+    groups: Any = getattr(module, "groups", 1)
     if not is_positive_int(groups):
         return None
     for outputs, inputs in _SIZES:
-        rows, columns = getattr(module, outputs, None), getattr(module, inputs, None)
+        rows: Any = getattr(module, outputs, None)
+        columns: Any = getattr(module, inputs, None)
         if not is_positive_int(rows) or not is_positive_int(columns):
             continue
         if param.dim() < 2 or (outputs == "out_features" and param.dim() > 2):

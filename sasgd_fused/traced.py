@@ -28,11 +28,10 @@ def matrix_in_trace(module: nn.Module, param: Parameter) -> tuple[int, int] | No
     nodes = [node for node in module.graph.nodes() if node.kind() in ("aten::linear", "aten::_convolution")]
     if len(nodes) != 1:
         return None
-    transposed, groups = False, 1
-    if nodes[0].kind() == "aten::_convolution":
-        inputs = list(nodes[0].inputs())
-        transposed, groups = inputs[6].toIValue(), inputs[8].toIValue()
-    return _matrix(param, transposed, groups)
+    if nodes[0].kind() == "aten::linear":
+        return _matrix(param, False, 1)
+    inputs: list[Any] = list(nodes[0].inputs())
+    return _matrix(param, inputs[6].toIValue(), inputs[8].toIValue())
 
 
 def matrices_in_graphs(model: nn.Module) -> dict[Parameter, tuple[int, int] | None]:
@@ -60,7 +59,7 @@ def matrices_in_graphs(model: nn.Module) -> dict[Parameter, tuple[int, int] | No
 
 
 def _matrix(param: Parameter, transposed: bool, groups: int) -> tuple[int, int] | None:
-    if param.dim() < 2:
+    if param.dim() < 2 or not param.numel():
         return None
     first, second = param.shape[:2]
     return (second * groups, first) if transposed else (first, second * groups)

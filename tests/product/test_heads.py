@@ -84,7 +84,7 @@ def test_a_tied_head_stands_at_its_last_place() -> None:
         (["classifier", nn.Linear(2, 2)], "got a Linear that is not one of its modules, want names of modules"),
         ("classifier.1", "got 'classifier.1', which has no amended weight, want modules or parameters that have one"),
         ("classifier.2.bias", r"got 'classifier\.2\.bias', which has no amended weight"),
-        ([3], "got a int that is not one of its modules"),
+        (3, "got a int that is not one of its modules"),
         ([], "got none, want at least one name or module, or None"),
     ],
 )
