@@ -1,6 +1,6 @@
 """Scale-amended SGD for PyTorch in one fused step. See `ScaleAmendedSGD`."""
 
-from sasgd_fused.blocks import parameter_groups
+from sasgd_fused.groups import parameter_groups
 from sasgd_fused.optimizer import ScaleAmendedSGD
 from sasgd_fused.report import LayerReport, LayerRow
 from sasgd_fused.zero import zero_redundancy_arguments

@@ -8,13 +8,9 @@ from dataclasses import dataclass
 from operator import is_
 from typing import Any
 
-from torch import Tensor, nn
-from torch.nn import Parameter
+from torch import Tensor
 
 from sasgd_fused.options import OutputWidth, is_positive_int
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 Matrices = Mapping[Tensor, tuple[int, int]]  # rows and columns
 
@@ -182,57 +178,6 @@ def check_block_options(group: Mapping[str, Any]) -> None:
                 raise ValueError(f"{name}: got {entry!r}, want a positive integer or None")
 
 
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Makes parameter groups from the types of a model's modules.
-
-    The weights of linear layers and convolutions, grouped and transposed ones with their true numbers of rows and
-    columns, form a group that is amended, in the order of the modules; a weight or module that comes more than once
-    stands at its last place. All else (biases, norms,
-    embeddings, positions, class tokens, layer scales, loose parameters) forms a group with ``amend=False`` before it.
-
-    Args:
-        model: the network. Frozen parameters are included, so that they can be unfrozen later.
-
-    Returns:
-        One or two groups for `ScaleAmendedSGD` (or any torch optimizer), with names. ``model_order`` holds each
-        parameter's place in ``model.parameters()``: by it `ScaleAmendedSGD.load_state_dict` takes a checkpoint of an
-        optimizer that was made from ``model.parameters()``.
-
-    Raises:
-        ValueError: the model has no parameters.
-
-    Example:
-        >>> optimizer = ScaleAmendedSGD(parameter_groups(model), lr=0.01, momentum=0.9)
-    """
-    named = list(model.named_parameters())
-    if not named:
-        raise ValueError(f"model: got {type(model).__name__} without parameters, want at least one")
-    names = {param: name for name, param in named}
-    order = {param: place for place, (_, param) in enumerate(named)}
-    shapes: dict[Parameter, tuple[int, int] | None] = {}
-    for param, shape in _last_uses(model):
-        shapes.pop(param, None)  # a tied weight moves to its last use
-        shapes[param] = shape
-    groups: list[dict[str, Any]] = []
-    for amend in (False, True):
-        chosen = [param for param, shape in shapes.items() if (shape is not None) == amend]
-        if not amend:
-            chosen.sort(key=order.__getitem__)
-        if not chosen:
-            continue
-        group: dict[str, Any] = {
-            "params": [(names[param], param) for param in chosen],
-            "amend": amend,
-            "model_order": [order[param] for param in chosen],
-        }
-        if amend:
-            matrices = [shape for param in chosen if (shape := shapes[param])]
-            group["rows"] = [rows for rows, _ in matrices]
-            group["columns"] = [columns for _, columns in matrices]
-        groups.append(group)
-    return groups
-
-
 def block_options(group: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
     """The group's `amend`, `rows`, `columns` and `heads`; groups of other optimizers have none of them."""
     return group.get("amend", True), group.get("rows"), group.get("columns"), group.get("heads")
@@ -257,18 +202,3 @@ def _place(group: int, position: int) -> str:
 
 def _entry(value: int | Sequence[int | None] | None, position: int) -> int | None:
     return value if value is None or isinstance(value, int) else value[position]
-
-
-def _last_uses(model: nn.Module) -> Iterator[tuple[Parameter, tuple[int, int] | None]]:
-    """Every (parameter, matrix shape or None) in the order of the modules; a tied parameter comes again."""
-    for _, module in model.named_modules(remove_duplicate=False):
-        for name, param in module.named_parameters(recurse=False, remove_duplicate=False):
-            yield param, _matrix_shape(module) if name == "weight" and param.numel() else None
-
-
-def _matrix_shape(module: nn.Module) -> tuple[int, int] | None:
-    if isinstance(module, nn.Linear):
-        return module.out_features, module.in_features
-    if isinstance(module, (*_CONVOLUTIONS, *_TRANSPOSED)):
-        return module.out_channels, module.in_channels
-    return None

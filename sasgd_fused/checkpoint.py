@@ -52,7 +52,8 @@ def adapt(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) ->
     """Makes a state dictionary fit an optimizer's groups; the original is left as it is.
 
     A checkpoint with a single group, made from ``model.parameters()``, is dealt out to groups made by
-    `parameter_groups`, which know each parameter's place in that order.
+    `parameter_groups`, which know each parameter's place in that order. So is one whose groups `parameter_groups` made
+    when it amended other weights.
 
     Args:
         state_dict: what `state_dict()` of this optimizer or of torch.optim.SGD gave.
@@ -64,8 +65,10 @@ def adapt(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) ->
     saved = [dict(group) for group in state_dict["param_groups"]]
     sizes = [len(group["params"]) for group in groups]
     # Where parameter_groups made the checkpoint's group too, it knows its order and fits as it is.
-    if len(saved) == 1 and "model_order" not in saved[0] and len(saved[0]["params"]) == sum(sizes):
-        saved = _deal_out(saved[0], groups)
+    if len(saved) == 1 and "model_order" not in saved[0]:
+        saved = _deal_out(saved, [range(sum(sizes))], groups)
+    elif [len(group["params"]) for group in saved] != sizes:
+        saved = _deal_out(saved, [group.get("model_order", ()) for group in saved], groups)
     if [len(group["params"]) for group in saved] != sizes:
         raise ValueError(
             f"state_dict: got parameter groups of {[len(group['params']) for group in saved]} parameters, "
@@ -149,15 +152,21 @@ def without_momentum(state: Mapping[Any, dict[str, Any]], keys: Collection[Any])
     return {key: entry for key, entry in kept.items() if entry or key not in keys}
 
 
-def _deal_out(saved: dict[str, Any], groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    places = [place for group in groups for place in group.get("model_order", ())]
-    if sorted(places) != list(range(len(saved["params"]))):  # not made by parameter_groups, or of several models
-        return [saved]
-    keys = saved["params"]
+def _deal_out(
+    saved: list[dict[str, Any]], orders: Sequence[Sequence[int]], groups: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Gives each group its parameters' keys, and the values of a saved group that was amended as it is."""
+    places = [place for order in orders for place in order]
+    keys = [key for group in saved for key in group["params"]]
+    wanted = [place for group in groups for place in group.get("model_order", ())]
+    if not sorted(places) == sorted(wanted) == list(range(len(keys))):  # not by parameter_groups, or several models
+        return saved
+    key_of = dict(zip(places, keys, strict=True))
     dealt = []
     for group in groups:
-        mine = {**saved, "params": [keys[place] for place in group["model_order"]]}
-        for key in ("param_names", *OUR_KEYS):  # these were for one group, and the groups know better
+        like = next((each for each in saved if each.get("amend") == group["amend"]), saved[-1])
+        mine = {**like, "params": [key_of[place] for place in group["model_order"]]}
+        for key in ("param_names", *OUR_KEYS):  # these were for other groups, and the groups know better
             mine.pop(key, None)
         dealt.append(mine)
     return dealt

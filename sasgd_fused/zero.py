@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sasgd_fused.blocks import parameter_groups
+from sasgd_fused.groups import parameter_groups
+from sasgd_fused.heads import Heads
 from sasgd_fused.optimizer import ScaleAmendedSGD
 from sasgd_fused.options import FactorRule, Head, OutputWidth
 
@@ -18,6 +19,7 @@ def zero_redundancy_arguments(
     factors: FactorRule | Mapping[Any, float] = "width",
     head: Head = "amended",
     output_width: OutputWidth = None,
+    heads: Heads | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Makes arguments for ZeroRedundancyOptimizer by which each rank takes the steps of one optimizer for all.
@@ -32,6 +34,7 @@ def zero_redundancy_arguments(
         factors: as in `ScaleAmendedSGD`, as are the following.
         head: ``"amended"`` or ``"plain"``.
         output_width: n_B, if it is not the rows of the last block.
+        heads: as in `parameter_groups`.
         options: others of `ScaleAmendedSGD` that are no hyperparameters, such as ``decay``, ``norms``, ``backend``.
 
     Returns:
@@ -44,7 +47,9 @@ def zero_redundancy_arguments(
         >>> arguments = zero_redundancy_arguments(model, head="plain", norms="freeze", decay="shape")
         >>> optimizer = ZeroRedundancyOptimizer(**arguments, lr=0.01, momentum=0.9)
     """
-    whole = ScaleAmendedSGD(parameter_groups(model), factors=factors, head=head, output_width=output_width, **options)
+    whole = ScaleAmendedSGD(
+        parameter_groups(model, heads), factors=factors, head=head, output_width=output_width, **options
+    )
     # ZeroRedundancyOptimizer deals out a group's parameters, but not lists that belong to them: numbers only.
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     mapping = {}

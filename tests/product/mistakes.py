@@ -133,9 +133,16 @@ MISTAKES = {
         "checkpoint", "if kept.dtype != dtypes[key]:", "if False:", "test_storage.py native"
     ),
     "deals a checkpoint out in the groups' order": Mistake(
-        "checkpoint", '[keys[place] for place in group["model_order"]]', "[keys.pop(0) for _ in group['model_order']]",
-        "test_checkpoints.py",
+        "checkpoint",
+        '[key_of[place] for place in group["model_order"]]',
+        '[keys.pop(0) for _ in group["model_order"]]',
+        "test_checkpoints_of_models.py",
     ),
+    "leaves a pruned weight plain": Mistake(
+        "matrices", 're.sub(r"(_orig)+$", "", name)', "name", "test_weights_by_other_names.py"
+    ),
+    "warns of every loose matrix": Mistake("groups", "_LARGE * total", "0 * total", "test_plain_matrices.py"),
+    "takes a layer for an output": Mistake("heads", "if not any(_takes(", "if all(_takes(", "test_heads.py"),
     "keeps a released gradient": Mistake("release", "            param.grad = None", "", "test_release.py native"),
     "reports the decay of the group alone": Mistake(
         "report", "decay_per_step=group.lr * decay", "decay_per_step=group.lr * group.weight_decay",

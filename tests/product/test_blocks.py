@@ -31,7 +31,8 @@ class Network(nn.Module):
 def test_types_decide_what_is_amended() -> None:
     plain, amended = parameter_groups(Network())
     assert [name for name, _ in amended["params"]] == [
-        *("conv.weight", "depthwise.weight", "transposed.weight", "attention.out_proj.weight", "head.weight")
+        *("conv.weight", "depthwise.weight", "transposed.weight", "attention.in_proj_weight"),
+        *("attention.out_proj.weight", "head.weight"),
     ]
     assert "amend" not in plain or plain["amend"] is False
     named = dict(Network().named_parameters())

@@ -138,7 +138,7 @@ def test_names_may_be_edited_too() -> None:
 
 
 def test_a_checkpoint_with_other_names_leaves_ours() -> None:
-    model, optimizer = named_network()
+    _, optimizer = named_network()
     saved = optimizer.state_dict()
     for group in saved["param_groups"]:
         group["param_names"] = [f"module.{name}" for name in group["param_names"]]
@@ -151,7 +151,7 @@ def test_a_group_without_names_beside_named_ones() -> None:
     _, optimizer = named_network()
     backbone = nn.Linear(4, 3)
     optimizer.add_param_group({"params": backbone.parameters()})
-    assert [row.name for row in optimizer.layer_report()][0] == "parameter 0 of group 2"
+    assert next(row.name for row in optimizer.layer_report()) == "parameter 0 of group 2"
     optimizer.name_parameters(nn.ModuleDict({"backbone": backbone}))
     assert [row.name for row in optimizer.layer_report()][:2] == ["backbone.weight", "0.weight"]
 
@@ -188,7 +188,7 @@ def test_a_hand_made_group_is_checked() -> None:
     bad = Parameter(torch.ones(2, 2, dtype=torch.complex64))
     optimizer.param_groups.append({**optimizer.param_groups[0], "params": [bad]})
     weight.grad = torch.ones(2, 2)
-    with pytest.raises(ValueError, match="params: parameter 0 of group 1 is torch.complex64, want one of"):
+    with pytest.raises(ValueError, match=r"params: parameter 0 of group 1 is .*complex64, want one of"):
         optimizer.step()
     assert weight.eq(1).all()
 
@@ -200,9 +200,7 @@ def head_and_backbone() -> tuple[list[Parameter], list[Parameter]]:
 def test_a_head_that_is_added_later_is_not_silent() -> None:
     backbone, head = head_and_backbone()
     optimizer = ScaleAmendedSGD(backbone, head="plain")
-    with pytest.warns(
-        UserWarning, match="parameter 0 of group 1 takes the 16 outputs of parameter 1 of group 0 and lo"
-    ):
+    with pytest.warns(UserWarning, match="parameter 0 of group 1 takes the 16 outputs of parameter 1 of"):
         optimizer.add_param_group({"params": head})
 
 
