@@ -105,7 +105,8 @@ PYBIND11_MODULE(_C, m) {
       .def("set_row_norm_sq", &set_row_norm_sq, py::arg("block"), py::arg("value"))
       .def_readonly("row_norm_sq", &CpuPlan::row_norm_sq)
       .def_property_readonly("sum_squares", &CpuPlan::sum_squares)
-      .def_readonly("stale_steps", &CpuPlan::stale_steps);
+      .def_readonly("stale_steps", &CpuPlan::stale_steps)
+      .def_readonly("steps", &CpuPlan::steps_done);
 #if defined(SASGD_WITH_CUDA)
   bind_cuda(m);
 #endif

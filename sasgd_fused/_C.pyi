@@ -11,6 +11,7 @@ class CpuPlan:
     row_norm_sq: list[float]
     sum_squares: list[float]
     stale_steps: list[int]
+    steps: int
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class CudaPlan:
     table_bytes: int
     sum_squares_offset: int
     max_blocks: int
+    steps: int
 
     def __init__(
         self,

@@ -144,6 +144,7 @@ void CpuPlan::make_coefficients_of(const TensorStep* steps, const GroupValues* g
 int64_t CpuPlan::step(const TensorStep* steps, const GroupValues* groups, double loss_scale, int threads) {
   const Kernels& kernels = *current_kernels();
   make_coefficients_of(steps, groups, loss_scale);
+  ++steps_done;
   for_each_run(threads, [&](int32_t t, int64_t offset, int64_t count, ChunkSums* sums) {
     const TensorInfo& tensor = tensors_[t];
     const TensorStep& now = steps[t];

@@ -33,6 +33,8 @@ class CpuPlan {
   const std::vector<double>& sum_squares() const { return sum_squares_; }
   // How many steps of each block used the norm of weights that had been written unseen.
   std::vector<int64_t> stale_steps;
+  // How many steps were carried out. Python may be interrupted before it sees that one returned.
+  int64_t steps_done = 0;
 
  private:
   struct Chunk {

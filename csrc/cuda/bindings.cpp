@@ -89,7 +89,8 @@ void bind_cuda(py::module_& m) {
            py::arg("grad_scale"), py::arg("found_inf"), py::arg("stream"))
       .def_property_readonly("table_bytes", &CudaPlan::table_bytes)
       .def_property_readonly("sum_squares_offset", &CudaPlan::sum_squares_offset)
-      .def_readwrite("max_blocks", &CudaPlan::max_blocks);
+      .def_readwrite("max_blocks", &CudaPlan::max_blocks)
+      .def_readonly("steps", &CudaPlan::steps_done);
 }
 
 }  // namespace sasgd

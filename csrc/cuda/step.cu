@@ -254,6 +254,7 @@ void CudaPlan::step(const uint64_t* grads, const uint8_t* grad_dtypes, const Gro
     };
     launch<true>(planned, gradient, groups, lr_addresses, numbers, stream);
   }
+  ++steps_done;
 }
 
 template <bool kUpdate, class Word>

@@ -74,6 +74,8 @@ class CudaPlan {
 
   // At most so many thread blocks are launched; 0, the default: as many as the device holds at once. Changes no result.
   int32_t max_blocks = 0;
+  // How many steps were launched. Python may be interrupted before it sees that one returned.
+  int64_t steps_done = 0;
 
  private:
   struct PlannedLaunch {

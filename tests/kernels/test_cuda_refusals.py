@@ -50,6 +50,15 @@ def test_a_refusal_of_the_driver(emulation: ModuleType, function: str, message: 
         assert_close(ours, theirs, torch.float32)
 
 
+def test_a_step_that_was_refused_is_not_counted(emulation: ModuleType) -> None:
+    _, optimizer = begun(Case(SHAPES, options=OPTIONS), 2)
+    (backend,) = optimizer._backends or []
+    emulation.fail_next(LAUNCH, LAUNCH_FAILED)
+    with pytest.raises(RuntimeError, match="launching a step"):
+        optimizer.step()
+    assert vars(backend)["_kernel"].steps == 2
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

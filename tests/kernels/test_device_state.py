@@ -29,6 +29,12 @@ def assert_same(ours: tuple[list[Parameter], list[float]], theirs: tuple[list[Pa
     assert ours[1] == pytest.approx(theirs[1], rel=1e-6)
 
 
+def test_steps_are_counted_where_they_are_launched(device_backend: str) -> None:
+    _, optimizer = begun(Case(SHAPES, options=OPTIONS), 3, device_backend)
+    (backend,) = optimizer._backends or []
+    assert vars(backend)["_kernel"].steps == 3
+
+
 @pytest.mark.parametrize("options", [OPTIONS, FROZEN, {**FROZEN, "dampening": 0.5}], ids=["track", "freeze", "damped"])
 @pytest.mark.parametrize("late", [1, 4, 100])
 def test_the_host_may_learn_late(

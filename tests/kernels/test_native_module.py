@@ -66,7 +66,7 @@ class Step:
 
     def picture(self) -> list[Any]:
         tensors = [*self.weights, *self.grads, *self.momentum_buffers, *self.copies]
-        return [*map(bits, tensors), self.plan.row_norm_sq, self.plan.stale_steps]
+        return [*map(bits, tensors), self.plan.row_norm_sq, self.plan.stale_steps, self.plan.steps]
 
 
 def addresses(tensors: list[Tensor]) -> array[int]:
@@ -88,6 +88,7 @@ def null(index: int) -> Callable[[array[int]], array[int]]:
 def test_step_of_the_module(core: Any) -> None:
     step = Step(core)
     assert step.plan.step(**step.arguments) == 0
+    assert step.plan.steps == 1
     assert all(bool((weight < 1).all()) for weight in step.weights)
 
 

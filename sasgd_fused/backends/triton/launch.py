@@ -36,6 +36,9 @@ class TritonPlan:
         output_factor: m at the output of the last block.
         shape_decay: whether d_b = weight_decay / m_b.
         track_norms: whether norms follow the weights.
+
+    Attributes:
+        steps: how many steps were launched. Raised before the launch, since Python may be interrupted at its return.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class TritonPlan:
         storage: Sequence[tuple[int, bool, bool, int]] = (),
     ) -> None:
         self._device = device
+        self.steps = 0
         formats = formats_of(tensors, storage)
         self._row_norm_sq, self._stale_steps, self._flags = row_norm_sq, stale_steps, flags
         copy_dtypes = [copy_dtype for copy_dtype, *_ in storage] or [0] * len(tensors)
@@ -164,6 +168,7 @@ class TritonPlan:
         if self._grad_words is None or self._grad_words[0] is not grads or self._grad_words[1] is not grad_dtypes:
             self._grad_words = grads, grad_dtypes, self._words_of(grads, grad_dtypes)
         if not any(self._grad_words[2]):
+            self.steps += 1
             return
         rows = [
             struct.pack("=6dQ", *values[group], lrs[group].data_ptr() if group in lrs else 0)
@@ -174,6 +179,7 @@ class TritonPlan:
         sent_groups = self._groups.send(b"".join(rows), is_capturing)
         found_inf = self._zero if found_inf is None else found_inf
         with on_device(self._device):
+            self.steps += 1
             self._kernels["step_kernel"][(self._chunks, 1, 1)](
                 self._tensors,
                 self._tensor_of_chunk,
