@@ -14,7 +14,7 @@ RULE, SCALES, STEP, KERNEL, LANES = (
 
 CORE_MISTAKES = {
     "forgets the decay": Mistake(
-        RULE, "c.decay_scale * weight", "(MISTAKEN ? 0 : c.decay_scale) * weight", "steps", "weight "
+        RULE, "c.decay_scale * masked", "(MISTAKEN ? 0 : c.decay_scale) * masked", "steps", "weight "
     ),
     "looks ahead without the gradient": Mistake(
         RULE,

@@ -76,6 +76,7 @@ def coefficients(tensor, group, has_momentum, has_started, blocks, row_norm_sq, 
     return (
         (signed * inverse).to(tl.float32),
         decay.to(tl.float32),
+        weight_decay != 0,
         tl.where(has_started, momentum, 0.0).to(tl.float32),
         tl.where(has_started, 1.0 - tl.load(group + DAMPENING), 1.0).to(tl.float32),
         momentum.to(tl.float32),
