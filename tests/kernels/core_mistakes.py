@@ -48,9 +48,8 @@ CORE_MISTAKES = {
     ),
     "carries the sums of before": Mistake(
         STEP,
-        "total(sums.written);\n    row_norm_sq[b] = sum_squares_[b] / blocks_[b].rows;\n  }\n  return stale;",
-        "total(MISTAKEN ? sums.read : sums.written);\n    row_norm_sq[b] = sum_squares_[b] / blocks_[b].rows;\n  }\n"
-        "  return stale;",
+        "total(sums.written);\n    sum_modes_[b] = float_mode();\n    use_sums(b);",
+        "total(MISTAKEN ? sums.read : sums.written);\n    sum_modes_[b] = float_mode();\n    use_sums(b);",
         "steps",
         "are not those of a norm pass",
     ),
