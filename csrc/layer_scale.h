@@ -36,6 +36,8 @@ SASGD_HOST_DEVICE bool same_bits(double a, double b) {
   return bits_of_a == bits_of_b || (a != a && b != b);
 }
 
+SASGD_HOST_DEVICE bool is_finite(double x) { return x - x == 0.0; }
+
 // The coefficients of a tensor from its group's values and, for a scaled block, its scales.
 SASGD_HOST_DEVICE UpdateCoefficients make_coefficients(const GroupValues& group, double scale, double decay,
                                                        double inverse_loss_scale, bool first) {

@@ -249,9 +249,7 @@ class DeviceBackend(KernelBackend):
                 self._flags.known[index] |= sets
             if self._freezes and block is not None and self.plan.blocks[block].scaled:
                 if numbers.values[group].lr != 0 or group in numbers.device_lrs:
-                    sets |= NORM_KEPT  # known once the norm is in the state
-                    if is_certain and group not in numbers.device_lrs:
-                        self._unmeasured[block] = 0
+                    sets |= NORM_KEPT  # if the norm is finite; known once it is in the state
                 elif not self._flags.known[index] & NORM_KEPT:
                     is_final = False  # a later step will keep it
                     if is_certain:

@@ -44,7 +44,7 @@ CORE_MISTAKES = {
     ),
     "forgets to maximize": Mistake(SCALES, "group.maximize ?", "group.maximize && !MISTAKEN ?", "steps", "weight "),
     "measures blocks that were not chosen": Mistake(
-        STEP, "if (!chosen_blocks[b]) continue;", "if (!chosen_blocks[b] && !MISTAKEN) continue;", "steps", "got "
+        STEP, "if (chosen_blocks[b]) use_sums(b);", "if (chosen_blocks[b] || MISTAKEN) use_sums(b);", "steps", "got "
     ),
     "carries the sums of before": Mistake(
         STEP,
