@@ -17,8 +17,8 @@ from sasgd_fused.backends.rounding_steps import RoundingSteps
 from sasgd_fused.options import GroupValues, StepNumbers
 from sasgd_fused.plan import State, StepPlan
 
-# What a CUDA graph writes when it is replayed; nobody knows when that happens for the last time.
-_captured: list[Sequence[Tensor]] = []
+# What a CUDA graph reads and writes when it is replayed, by id; nobody knows when that happens for the last time.
+_captured: dict[int, Tensor] = {}
 
 
 class DeviceBackend(KernelBackend):
@@ -84,7 +84,7 @@ class DeviceBackend(KernelBackend):
             self._launch_step(values, lrs, grad_scale, found_inf)
         finally:
             if is_captured:
-                _captured.append(self._memory())
+                _captured.update((id(tensor), tensor) for tensor in self._memory())
         self._momentum.launched()
         self._rounding.note_step()
         del grads  # freed memory is used again only by work that follows on the stream

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from sasgd_fused.backends import device
 from sasgd_fused.backends.cuda import CudaBackend
 from tests.helpers import Case, assert_close, assert_same_run
 from tests.kernels.emulated_cuda import EMULATED_CUDA, EmulatedCudaBackend
@@ -188,6 +189,16 @@ def test_a_capture_without_a_step_before_says_what_to_do(emulation: ModuleType) 
     optimizer.step()
     for ours, theirs in zip(params, case.run("reference", 1)[0], strict=True):
         assert_close(ours, theirs, torch.float32)
+
+
+def test_what_several_graphs_write_is_kept_once(emulation: ModuleType) -> None:
+    _, optimizer = begun(Case(SHAPES, options=OPTIONS))
+    with captured(emulation):
+        optimizer.step()
+    kept = len(device._captured)
+    with captured(emulation):
+        optimizer.step()
+    assert len(device._captured) == kept
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "every_second"])
