@@ -76,7 +76,7 @@ void set_row_norm_sq(CpuPlan& plan, size_t block, double value) {
     throw std::invalid_argument("block: got " + std::to_string(block) + ", want less than " +
                                 std::to_string(plan.row_norm_sq.size()));
   }
-  plan.row_norm_sq[block] = value;
+  plan.give_norm(block, value);
 }
 
 }  // namespace

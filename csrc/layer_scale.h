@@ -36,12 +36,16 @@ SASGD_HOST_DEVICE bool same_bits(double a, double b) {
   return bits_of_a == bits_of_b || (a != a && b != b);
 }
 
+SASGD_HOST_DEVICE bool is_finite(double x) { return x - x == 0.0; }
+
 // The coefficients of a tensor from its group's values and, for a scaled block, its scales.
 SASGD_HOST_DEVICE UpdateCoefficients make_coefficients(const GroupValues& group, double scale, double decay,
                                                        double inverse_loss_scale, bool first) {
   UpdateCoefficients c;
   c.grad_scale = static_cast<float>((group.maximize ? -scale : scale) * inverse_loss_scale);
-  c.decay_scale = static_cast<float>(decay);
+  const bool decays = group.weight_decay != 0;  // if not, an infinite scale times 0 is no number
+  c.decay_scale = decays ? static_cast<float>(decay) : -0.0f;
+  c.decay_mask = decays ? ~0u : 0u;
   c.carry = static_cast<float>(first ? 0.0 : group.momentum);
   c.share = static_cast<float>(first ? 1.0 : 1.0 - group.dampening);
   c.momentum = static_cast<float>(group.momentum);

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "plan.h"
 
@@ -21,20 +22,30 @@ namespace sasgd {
 
 // The coefficients of one tensor in one step, rounded once from float64.
 struct UpdateCoefficients {
-  float grad_scale;   // s_b, or 1; negated for maximize, divided by the loss scale
-  float decay_scale;  // d_b, or weight_decay
-  float carry;        // momentum, or 0 on this tensor's first update
-  float share;        // 1 - dampening, or 1 on this tensor's first update
+  float grad_scale;     // s_b, or 1; negated for maximize, divided by the loss scale
+  float decay_scale;    // d_b, or weight_decay; without decay -0: adding -0 * 0 changes no bit
+  uint32_t decay_mask;  // 0 without decay, else all bits: compilers make two loops of a condition
+  float carry;          // momentum, or 0 on this tensor's first update
+  float share;          // 1 - dampening, or 1 on this tensor's first update
   float momentum;
   float lr;
 };
 
 enum class Momentum { kNone, kClassic, kNesterov };
 
-// g = s_b grad + d_b W
+// The bits of a number that are set in the mask.
+SASGD_HOST_DEVICE float masked(float x, uint32_t mask) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  bits &= mask;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+// g = s_b grad + d_b W. Without decay it is s_b grad to the bit, whatever the weight: it may be infinite.
 template <class V>
 SASGD_HOST_DEVICE V amended_gradient(V grad, V weight, const UpdateCoefficients& c) {
-  return c.grad_scale * grad + c.decay_scale * weight;
+  return c.grad_scale * grad + c.decay_scale * masked(weight, c.decay_mask);
 }
 
 // buf = momentum * buf + (1 - dampening) * g

@@ -67,6 +67,8 @@ def layer_scale(row_norm_sq: float, backward_factor: float, eps: float) -> float
 
 def decay_scale(scale: float, backward_factor: float, weight_decay: float, decay: str) -> float:
     """d_b: s_b · λ for ``decay="amended"`` (the paper's footnote 5), λ / m_b for ``decay="shape"``."""
+    if weight_decay == 0:  # whatever the scale: it may be infinite
+        return 0.0
     return scale * weight_decay if decay == "amended" else weight_decay / backward_factor
 
 

@@ -55,6 +55,12 @@ inline Lanes operator*(float a, const Lanes& b) {
   return r;
 }
 
+inline Lanes masked(const Lanes& x, uint32_t mask) {
+  Lanes r;
+  for (int i = 0; i < kParts; ++i) r.part[i] = (FloatPart)((WordPart)x.part[i] & mask);
+  return r;
+}
+
 // Random bits for each lane.
 struct Words {
   WordPart part[kParts];

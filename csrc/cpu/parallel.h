@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "float_mode.h"
+
 #if defined(__has_feature)
 #if __has_feature(thread_sanitizer)
 #define __SANITIZE_THREAD__ 1  // as GCC says it
@@ -27,9 +29,11 @@ void __tsan_release(void* address);
 
 namespace sasgd {
 
-// Calls body(i) for 0 <= i < count on up to `threads` threads. body must not throw.
+// Calls body(i) for 0 <= i < count on up to `threads` threads, all in the caller's floating-point mode. body must not
+// throw.
 template <class Body>
 SASGD_TSAN_UNWATCHED void parallel_for(int64_t count, int threads, const Body& body) {
+  const uint64_t mode = float_mode();
   char token = 0;
   SASGD_TSAN_RELEASE(&token);
 #if defined(_OPENMP)
@@ -37,10 +41,13 @@ SASGD_TSAN_UNWATCHED void parallel_for(int64_t count, int threads, const Body& b
 #endif
   {
     SASGD_TSAN_ACQUIRE(&token);
+    const uint64_t own_mode = float_mode();
+    if (own_mode != mode) set_float_mode(mode);
 #if defined(_OPENMP)
 #pragma omp for schedule(dynamic, 1) nowait
 #endif
     for (int64_t i = 0; i < count; ++i) body(i);
+    if (own_mode != mode) set_float_mode(own_mode);
     SASGD_TSAN_RELEASE(&token);
   }
   SASGD_TSAN_ACQUIRE(&token);

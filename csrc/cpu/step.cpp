@@ -1,6 +1,7 @@
 #include "step.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 #include <utility>
@@ -80,6 +81,8 @@ CpuPlan::CpuPlan(std::vector<TensorInfo> tensors, std::vector<BlockInfo> blocks,
   row_norm_sq.resize(blocks_.size());
   stale_steps.resize(blocks_.size());
   sum_squares_.resize(blocks_.size());
+  sum_modes_.resize(blocks_.size());
+  given_.resize(blocks_.size());
   chunk_sums_.resize(chunks_.size());
   coefficients_.resize(tensors_.size());
 }
@@ -107,7 +110,7 @@ ChunkSums CpuPlan::sums_of(int32_t tensor) const {
   return sums;
 }
 
-void CpuPlan::measure(const uint64_t* weights, const uint8_t* chosen_blocks, int threads) {
+void CpuPlan::take_sums(const uint64_t* weights, const uint8_t* chosen_blocks, int threads) {
   const Kernels& kernels = *current_kernels();
   for_each_run(threads, [&](int32_t t, int64_t offset, int64_t count, ChunkSums* sums) {
     const TensorInfo& tensor = tensors_[t];
@@ -118,7 +121,40 @@ void CpuPlan::measure(const uint64_t* weights, const uint8_t* chosen_blocks, int
     if (!chosen_blocks[b]) continue;
     ChunkSums sums = sums_of(blocks_[b].tensor);
     sum_squares_[b] = total(sums.written);
-    row_norm_sq[b] = sum_squares_[b] / blocks_[b].rows;
+    sum_modes_[b] = float_mode();
+  }
+}
+
+void CpuPlan::measure(const uint64_t* weights, const uint8_t* chosen_blocks, int threads) {
+  take_sums(weights, chosen_blocks, threads);
+  for (size_t b = 0; b < blocks_.size(); ++b) {
+    if (chosen_blocks[b]) use_sums(b);
+  }
+}
+
+void CpuPlan::use_sums(size_t block) {
+  row_norm_sq[block] = sum_squares_[block] / blocks_[block].rows;
+  given_[block] = 0;
+}
+
+void CpuPlan::give_norm(size_t block, double norm) {
+  row_norm_sq[block] = norm;
+  given_[block] = 1;
+}
+
+void CpuPlan::retake_sums(const TensorStep* steps, int threads) {
+  const uint64_t mode = float_mode();
+  std::vector<uint8_t> chosen(blocks_.size());
+  for (size_t b = 0; b < blocks_.size(); ++b) {
+    const bool is_useful = std::isfinite(sum_squares_[b]) && sum_modes_[b] == mode;
+    chosen[b] = blocks_[b].scaled && steps[blocks_[b].tensor].grad && !is_useful;
+  }
+  if (std::find(chosen.begin(), chosen.end(), 1) == chosen.end()) return;
+  std::vector<uint64_t> weights;
+  for (size_t t = 0; t < tensors_.size(); ++t) weights.push_back(steps[t].weight);
+  take_sums(weights.data(), chosen.data(), threads);
+  for (size_t b = 0; b < blocks_.size(); ++b) {
+    if (chosen[b] && !given_[b]) use_sums(b);
   }
 }
 
@@ -143,6 +179,7 @@ void CpuPlan::make_coefficients_of(const TensorStep* steps, const GroupValues* g
 
 int64_t CpuPlan::step(const TensorStep* steps, const GroupValues* groups, double loss_scale, int threads) {
   const Kernels& kernels = *current_kernels();
+  if (options_.track_norms) retake_sums(steps, threads);
   make_coefficients_of(steps, groups, loss_scale);
   ++steps_done;
   for_each_run(threads, [&](int32_t t, int64_t offset, int64_t count, ChunkSums* sums) {
@@ -179,7 +216,8 @@ int64_t CpuPlan::carry_sums(const TensorStep* steps) {
       ++stale_steps[b];
     }
     sum_squares_[b] = total(sums.written);
-    row_norm_sq[b] = sum_squares_[b] / blocks_[b].rows;
+    sum_modes_[b] = float_mode();
+    use_sums(b);
   }
   return stale;
 }

@@ -16,12 +16,16 @@ class CpuPlan {
   // Throws std::invalid_argument if tensors and blocks do not refer to each other.
   CpuPlan(std::vector<TensorInfo> tensors, std::vector<BlockInfo> blocks, PlanOptions options);
 
-  // Norm pass: takes the norms of the chosen blocks from their weights. Addresses are those of all tensors.
+  // Norm pass: takes the norms of the chosen blocks from their weights. Addresses are those of all tensors; of tensors
+  // that are not chosen they may be null.
   void measure(const uint64_t* weights, const uint8_t* chosen_blocks, int threads);
 
   // One step. Returns how many scaled blocks had been written since their norms were taken, which only this step saw:
   // their scale was that of the weights before. The caller has checked addresses and sizes.
   int64_t step(const TensorStep* steps, const GroupValues* groups, double loss_scale, int threads);
+
+  // Has the next step use this norm of a block, whatever its weights are.
+  void give_norm(size_t block, double norm);
 
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
   const std::vector<BlockInfo>& blocks() const { return blocks_; }
@@ -47,6 +51,13 @@ class CpuPlan {
     int64_t end_chunk;
   };
 
+  // Takes the sums of squares of the chosen blocks.
+  void take_sums(const uint64_t* weights, const uint8_t* chosen_blocks, int threads);
+  // Has a block's norm be that of its sums.
+  void use_sums(size_t block);
+  // The same before a step of the blocks whose carried sums cannot be those of their weights or are of no use: they
+  // were taken in another floating-point mode, or are not finite although others may have put the weights right.
+  void retake_sums(const TensorStep* steps, int threads);
   void make_coefficients_of(const TensorStep* steps, const GroupValues* groups, double loss_scale);
   // Calls body(tensor, offset, count, sums) for stretches of whole chunks that together make up all tensors.
   template <class Body>
@@ -66,6 +77,8 @@ class CpuPlan {
   std::vector<Task> tasks_;
   std::vector<int64_t> first_chunk_;  // of each tensor; one more entry at the end
   std::vector<double> sum_squares_;   // of each block's weights, carried
+  std::vector<uint64_t> sum_modes_;   // the floating-point modes in which these were taken
+  std::vector<uint8_t> given_;        // of each block: its norm is not from these sums
   std::vector<ChunkSums> chunk_sums_;
   std::vector<UpdateCoefficients> coefficients_;
 };

@@ -23,6 +23,7 @@ struct ChunkWork {
   DType dtype;
   bool wide_grad;
   bool takes_sums;
+  bool is_left;  // a step takes the sums alone
   Momentum momentum;
   UpdateCoefficients coefficients;
 };

@@ -10,30 +10,42 @@
 namespace sasgd {
 namespace cuda {
 
+// Whether an error is that of a kernel that ran before, anybody's. Every later call reports it again.
+inline bool is_of_earlier_kernel(cudaError_t error) {
+  switch (error) {
+    case cudaErrorAssert:
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorHardwareStackError:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+      return true;
+    default:
+      return false;
+  }
+}
+
 inline void check(cudaError_t error, const std::string& attempt) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // so that no later call reports it again
   throw std::runtime_error("CUDA: " + attempt + " failed: " + cudaGetErrorName(error) + ", " +
-                           cudaGetErrorString(error));
+                           cudaGetErrorString(error) +
+                           (is_of_earlier_kernel(error)
+                                ? ". A kernel that was launched before failed, anybody's; with CUDA_LAUNCH_BLOCKING=1 "
+                                  "in the environment the error comes from its own call"
+                                : ""));
 }
 
-// Makes a device the current one, and the one before again.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    check(cudaGetDevice(&before_), "asking for the current device");
-    if (before_ == device) before_ = -1;
-    if (before_ >= 0) check(cudaSetDevice(device), "switching to device " + std::to_string(device));
-  }
-  ~DeviceGuard() {
-    if (before_ >= 0) cudaSetDevice(before_);
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int before_ = -1;
-};
+// Makes a device the current one. It is for the caller to have the one before again: cudaSetDevice would make a context
+// where there is none, hundreds of megabytes for each process. torch.cuda.device does not.
+inline void make_current(int device) {
+  int current = 0;
+  check(cudaGetDevice(&current), "asking for the current device");
+  if (current != device) check(cudaSetDevice(device), "switching to device " + std::to_string(device));
+}
 
 inline std::string version_name(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);

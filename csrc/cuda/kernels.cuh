@@ -37,6 +37,13 @@ __device__ __forceinline__ GroupValues group_values(const LaunchArgs<kWords>& ar
   return sent.values;
 }
 
+// Whether a step leaves a scaled block as it is, because the one before spoilt it: its norm is no number, which would
+// spoil again what others have put right since. The next step knows the norm, from what this one reads.
+__device__ __forceinline__ bool is_left(const LaunchHeader& header, int32_t block) {
+  const double norm = header.tables.row_norm_sq[block];
+  return header.track_norms && norm != norm;
+}
+
 // Looks up what a step does with a chunk; one thread does it for all.
 template <bool kMixed, int kWords>
 __device__ ChunkWork step_of_chunk(const LaunchArgs<kWords>& args, int32_t chunk) {
@@ -65,6 +72,7 @@ __device__ ChunkWork step_of_chunk(const LaunchArgs<kWords>& args, int32_t chunk
   double scale = 1.0, decay = group.weight_decay;
   if (tensor.block >= 0 && tables.blocks[tensor.block].scaled) {
     const double m = tables.blocks[tensor.block].backward_factor;
+    work.is_left = is_left(header, tensor.block);
     scale = layer_scale(tables.row_norm_sq[tensor.block], m, header.eps);
     decay = decay_scale(scale, m, group.weight_decay, header.shape_decay);
   }
@@ -169,22 +177,27 @@ __device__ __forceinline__ void finish_tensor(const LaunchArgs<kWords>& args, in
   if (!args.words[t - header.launch.first_tensor]) return;
   const TensorEntry tensor = tables.tensors[t];
   const int32_t b = tensor.block;
+  bool is_unknown = false;
   if constexpr (kUpdate) {
-    if (tables.addresses[t].momentum_buffer) tables.flags[t] |= kStarted;
+    is_unknown = b >= 0 && tables.blocks[b].scaled && is_left(header, b);
+    if (tables.addresses[t].momentum_buffer && !is_unknown) tables.flags[t] |= kStarted;
     if (kMixed && tensor.stochastic) ++tables.rounding_steps[t];
     if (b < 0) return;
     if (!header.track_norms) {
-      if (tables.blocks[b].scaled && group_values(args, tensor.group).lr != 0) tables.flags[t] |= kNormKept;
+      const bool is_update = tables.blocks[b].scaled && group_values(args, tensor.group).lr != 0;
+      if (is_update && is_finite(tables.row_norm_sq[b])) tables.flags[t] |= kNormKept;
       return;
     }
-    if (tables.blocks[b].scaled && !same_bits(tables.sums[tensor.root].read, tables.sum_squares[b])) {
+    if (tables.blocks[b].scaled && !is_unknown && !same_bits(tables.sums[tensor.root].read, tables.sum_squares[b])) {
       ++tables.stale_steps[b];
     }
   } else if (tables.flags[t] & kNormKept) {
     return;
   }
   tables.sum_squares[b] = tables.sums[tensor.root].written;
-  tables.row_norm_sq[b] = tables.sum_squares[b] / tables.blocks[b].rows;
+  const double norm = tables.sum_squares[b] / tables.blocks[b].rows;
+  // A norm pass leaves an infinite norm as it is: so infinite weights that nobody put right are noticed.
+  tables.row_norm_sq[b] = kUpdate && tables.blocks[b].scaled && !is_finite(norm) ? norm - norm : norm;
 }
 
 template <bool kUpdate, bool kMixed, int kWords>
@@ -206,6 +219,8 @@ __device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
     if (work.count > 0) {
       ThreadSums own;
       if constexpr (!kUpdate) {
+        own = sum_any(work);
+      } else if (work.is_left) {
         own = sum_any(work);
       } else if constexpr (kMixed) {
         own = update_any(work, MixedWork(shared_storage[0]));

@@ -24,7 +24,7 @@ using namespace cuda;
 
 int resident_blocks(int device, bool mixed) {
   const std::string attempt = "asking how many thread blocks device " + std::to_string(device) + " holds";
-  const DeviceGuard guard(device);
+  make_current(device);
   int multiprocessors = 0;
   check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), attempt);
   int least = std::numeric_limits<int>::max();
@@ -221,13 +221,13 @@ void CudaPlan::send(const void* to, const void* from, size_t bytes, uint64_t str
         "CUDA graph: tables of addresses have to be sent to the device, which a graph cannot record; take a step "
         "before the capture, with the same parameters");
   }
-  const DeviceGuard guard(device_);
+  make_current(device_);
   check(cudaMemcpyAsync(const_cast<void*>(to), from, bytes, cudaMemcpyHostToDevice, as_stream(stream)),
         "sending tables to device " + std::to_string(device_));
 }
 
 bool CudaPlan::is_capturing(uint64_t stream) const {
-  const DeviceGuard guard(device_);
+  make_current(device_);
   cudaStreamCaptureStatus status;
   check(cudaStreamIsCapturing(as_stream(stream), &status),
         "asking whether a stream of device " + std::to_string(device_) + " is being captured");
@@ -284,7 +284,7 @@ void CudaPlan::launch(const PlannedLaunch& planned, const Word& word_of, const G
   const auto run = [&](auto kernel, auto& args) {
     args.header = header;
     std::copy(words_.begin(), words_.end(), args.words);
-    const DeviceGuard guard(device_);
+    make_current(device_);
     int32_t blocks = std::min(planned.launch.end_chunk - planned.launch.first_chunk, resident_blocks_);
     if (max_blocks > 0) blocks = std::min(blocks, max_blocks);
     cudaLaunchConfig_t config{};

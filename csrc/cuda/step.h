@@ -40,8 +40,8 @@ int cuda_devices();
 int resident_blocks(int device, bool mixed = false);
 
 // Plans steps and launches them on a stream. A step never waits for the device; sending large tables may. Every call
-// takes a cudaStream_t as an integer and throws std::runtime_error, which says what was attempted, where the driver
-// refuses.
+// takes a cudaStream_t as an integer, leaves the plan's device the current one, and throws std::runtime_error, which
+// says what was attempted, where the driver refuses.
 class CudaPlan {
  public:
   // Throws std::invalid_argument if tensors and blocks do not refer to each other.

@@ -17,8 +17,8 @@ from sasgd_fused.backends.rounding_steps import RoundingSteps
 from sasgd_fused.options import GroupValues, StepNumbers
 from sasgd_fused.plan import State, StepPlan
 
-# What a CUDA graph writes when it is replayed; nobody knows when that happens for the last time.
-_captured: list[Sequence[Tensor]] = []
+# What a CUDA graph reads and writes when it is replayed, by id; nobody knows when that happens for the last time.
+_captured: dict[int, Tensor] = {}
 
 
 class DeviceBackend(KernelBackend):
@@ -85,7 +85,7 @@ class DeviceBackend(KernelBackend):
             self._launch_step(values, lrs, grad_scale, found_inf)
         finally:
             if is_captured:
-                _captured.append(self._memory())
+                _captured.update((id(tensor), tensor) for tensor in self._memory())
             if self._launched_steps() != steps:  # an interrupt comes after the launch, but before this
                 self._note_step(active, numbers, is_captured)
             if is_captured:
@@ -258,9 +258,7 @@ class DeviceBackend(KernelBackend):
                 self._flags.known[index] |= sets
             if self._freezes and block is not None and self.plan.blocks[block].scaled:
                 if numbers.values[group].lr != 0 or group in numbers.device_lrs:
-                    sets |= NORM_KEPT  # known once the norm is in the state
-                    if is_certain and group not in numbers.device_lrs:
-                        self._unmeasured[block] = 0
+                    sets |= NORM_KEPT  # if the norm is finite; known once it is in the state
                 elif not self._flags.known[index] & NORM_KEPT:
                     is_final = False  # a later step will keep it
                     if is_certain:

@@ -49,8 +49,10 @@ class ForeachBackend(Backend):
 
         grad_coefficients, decays = self._coefficients(active, groups, grad_scale)
         grads = list(torch._foreach_mul(grads, grad_coefficients))
-        if any(group.weight_decay for group in groups):
-            torch._foreach_add_(grads, torch._foreach_mul(weights, decays))
+        decaying = [k for k, group in enumerate(groups) if group.weight_decay != 0]
+        if decaying:  # only these: a weight may be infinite
+            decay = torch._foreach_mul([weights[k] for k in decaying], [decays[k] for k in decaying])
+            torch._foreach_add_([grads[k] for k in decaying], decay)
         try:
             self._apply_momentum(active, grads, groups)
             torch._foreach_mul_(grads, [-group.lr for group in groups])

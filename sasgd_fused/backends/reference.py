@@ -40,7 +40,9 @@ class ReferenceBackend(Backend):
             g = grad.double() * (sign / grad_scale)
             weight = self.weight_of(index)
             drawn = self.plan.storage[index], param, self.rounding_step_of(index)
-            g = scale * g + decay * weight.double()
+            g = scale * g
+            if group.weight_decay != 0:  # else the weight has no part in it: it may be infinite
+                g = g + decay * weight.double()
             if group.momentum != 0:
                 g = self._apply_momentum(index, g, group, bits_for_momentum(*drawn))
             store(weight, weight.double() - group.lr * g, bits_for_weight(*drawn))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -69,3 +72,21 @@ def test_an_overflow_on_one_device_stops_both(backend: str) -> None:
     before = [param.detach().clone() for param in params]
     scaler.step(optimizer)
     assert not any(map(torch.equal, params, before))
+
+
+ON_THE_SECOND = """
+import sys, torch
+from torch.nn import Parameter
+from sasgd_fused import ScaleAmendedSGD
+
+param = Parameter(torch.ones(8, 8, device="cuda:1"))
+param.grad = torch.ones_like(param)
+ScaleAmendedSGD([param], lr=0.1, backend=sys.argv[1]).step()
+assert not torch._C._cuda_hasPrimaryContext(0)
+"""
+
+
+def test_no_other_device_gets_a_context(backend: str) -> None:
+    """In a process of its own, since here both have one."""
+    done = subprocess.run([sys.executable, "-c", ON_THE_SECOND, backend], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ RULE, SCALES, STEP, KERNEL, LANES = (
 
 CORE_MISTAKES = {
     "forgets the decay": Mistake(
-        RULE, "c.decay_scale * weight", "(MISTAKEN ? 0 : c.decay_scale) * weight", "steps", "weight "
+        RULE, "c.decay_scale * masked", "(MISTAKEN ? 0 : c.decay_scale) * masked", "steps", "weight "
     ),
     "looks ahead without the gradient": Mistake(
         RULE,
@@ -44,13 +44,12 @@ CORE_MISTAKES = {
     ),
     "forgets to maximize": Mistake(SCALES, "group.maximize ?", "group.maximize && !MISTAKEN ?", "steps", "weight "),
     "measures blocks that were not chosen": Mistake(
-        STEP, "if (!chosen_blocks[b]) continue;", "if (!chosen_blocks[b] && !MISTAKEN) continue;", "steps", "got "
+        STEP, "if (chosen_blocks[b]) use_sums(b);", "if (chosen_blocks[b] || MISTAKEN) use_sums(b);", "steps", "got "
     ),
     "carries the sums of before": Mistake(
         STEP,
-        "total(sums.written);\n    row_norm_sq[b] = sum_squares_[b] / blocks_[b].rows;\n  }\n  return stale;",
-        "total(MISTAKEN ? sums.read : sums.written);\n    row_norm_sq[b] = sum_squares_[b] / blocks_[b].rows;\n  }\n"
-        "  return stale;",
+        "total(sums.written);\n    sum_modes_[b] = float_mode();\n    use_sums(b);",
+        "total(MISTAKEN ? sums.read : sums.written);\n    sum_modes_[b] = float_mode();\n    use_sums(b);",
         "steps",
         "are not those of a norm pass",
     ),

@@ -148,6 +148,20 @@ CUDA_MISTAKES = {
         "storage",
         "got 6, 6, 8, 9, ",
     ),
+    "goes on with a norm that is no number": Mistake(
+        KERNELS,
+        "header.track_norms && norm != norm",
+        "!MISTAKEN && header.track_norms && norm != norm",
+        "carried",
+        "put back, after",
+    ),
+    "carries a norm that is infinite": Mistake(
+        KERNELS,
+        "!is_finite(norm) ? norm - norm",
+        "!MISTAKEN && !is_finite(norm) ? norm - norm",
+        "carried",
+        "put back, after",
+    ),
     "takes every update for the first": Mistake(
         KERNELS, "!(tables.flags[t] & kStarted)", "MISTAKEN || !(tables.flags[t] & kStarted)", "steps", "momentum "
     ),

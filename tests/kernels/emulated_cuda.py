@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib.util
 import sys
 import sysconfig
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 
@@ -74,6 +75,18 @@ class EmulatedCudaBackend(CudaBackend):
 
     def _current_stream(self) -> int:
         return self.stream
+
+    @contextmanager
+    def _on_device(self) -> Iterator[None]:
+        """As torch.cuda.device: the device before is set again if it has a context."""
+        before = self.core.current_device()
+        if before != self.index:
+            self.core.set_device(self.index)
+        try:
+            yield
+        finally:
+            if before != self.index and self.core.has_context(before):
+                self.core.set_device(before)
 
     def _record_stream(self) -> None:
         pass

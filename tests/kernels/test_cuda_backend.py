@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from sasgd_fused.backends import device
 from sasgd_fused.backends.cuda import CudaBackend
 from tests.helpers import Case, assert_close, assert_same_run
 from tests.kernels.emulated_cuda import EMULATED_CUDA, EmulatedCudaBackend
@@ -121,6 +122,29 @@ def test_stream_and_device(emulation: ModuleType, monkeypatch: pytest.MonkeyPatc
     assert {device for _, device, _ in operations.new()} == {0}
 
 
+def test_no_other_device_gets_a_context(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would take hundreds of megabytes of it for each process: a norm pass, steps and addresses, and a report."""
+    monkeypatch.setattr(EmulatedCudaBackend, "index", 1)
+    params, optimizer = begun(Case(SHAPES, options=OPTIONS))
+    with torch.no_grad():
+        params[0].mul_(2)
+    optimizer.step()
+    optimizer.layer_report()
+    emulation.check_cuda_device(1)
+    assert emulation.has_context(1)
+    assert not emulation.has_context(0)
+
+
+@pytest.mark.parametrize("current", [0, 1])
+def test_the_current_device_stays(emulation: ModuleType, current: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    emulation.set_device(current)
+    for index in (0, 1):
+        monkeypatch.setattr(EmulatedCudaBackend, "index", index)
+        _, optimizer = begun(Case(SHAPES, options=OPTIONS))
+        optimizer.step()
+        assert emulation.current_device() == current
+
+
 @pytest.mark.parametrize("options", [OPTIONS, FROZEN], ids=["track", "freeze"])
 def test_a_captured_step(emulation: ModuleType, options: dict[str, Any]) -> None:
     """Norms are tracked in the graph; an overflow between replays leaves no trace."""
@@ -165,6 +189,16 @@ def test_a_capture_without_a_step_before_says_what_to_do(emulation: ModuleType) 
     optimizer.step()
     for ours, theirs in zip(params, case.run("reference", 1)[0], strict=True):
         assert_close(ours, theirs, torch.float32)
+
+
+def test_what_several_graphs_write_is_kept_once(emulation: ModuleType) -> None:
+    _, optimizer = begun(Case(SHAPES, options=OPTIONS))
+    with captured(emulation):
+        optimizer.step()
+    kept = len(device._captured)
+    with captured(emulation):
+        optimizer.step()
+    assert len(device._captured) == kept
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "every_second"])

@@ -174,3 +174,20 @@ def test_a_whole_training_step(rule: dict[str, Any], backend: str) -> None:
         assert_close(ours, theirs, torch.float32)
     norms, other_norms = ([row.row_norm_sq for row in o.layer_report()] for o in (optimizer, other))
     assert norms == pytest.approx(other_norms, rel=1e-5)
+
+
+@on_kernels
+@over_rules
+@pytest.mark.filterwarnings("ignore")  # of torch's own, about dynamo
+def test_the_graphs_of_reduce_overhead(rule: dict[str, Any], backend: str) -> None:
+    """Such a replay would run nothing of a step's Python: it has to stay outside of them, on any version of torch."""
+    case = Case(SHAPES, options=rule)
+    params = case.params()
+    optimizer = case.optimizer(params, backend)
+    grads, write = gradients(case, 6), fixed_grads(params)
+    step = torch.compile(optimizer.step, mode="reduce-overhead")
+    for values in grads:
+        write(values)
+        step()
+    for ours, theirs in zip(params, case.run(backend, 6)[0], strict=True):
+        assert_close(ours, theirs, torch.float32)

@@ -12,7 +12,7 @@ from tests.helpers import Case, assert_close
 from tests.kernels.emulated_runs import OPTIONS, SHAPES, begun
 
 LAUNCH, COPY = "cudaLaunchKernelEx", "cudaMemcpyAsync"
-LAUNCH_FAILED = 719
+LAUNCH_FAILED, ASSERTED, NOT_SUPPORTED = 719, 710, 801
 
 PLAN: dict[str, Any] = {
     "device": 0,
@@ -48,6 +48,22 @@ def test_a_refusal_of_the_driver(emulation: ModuleType, function: str, message: 
     optimizer.step()
     for ours, theirs in zip(params, case.run("reference", 1 if first else 3)[0], strict=True):
         assert_close(ours, theirs, torch.float32)
+
+
+@pytest.mark.parametrize("error", [LAUNCH_FAILED, ASSERTED])
+def test_the_failure_of_an_earlier_kernel_is_said_to_be_one(emulation: ModuleType, error: int) -> None:
+    """Whoever launched it: the step is only the next to ask the driver for anything."""
+    _, optimizer = begun(Case(SHAPES, options=OPTIONS))
+    emulation.fail_next("cudaStreamIsCapturing", error)
+    with pytest.raises(RuntimeError, match=r"A kernel that was launched before failed.* CUDA_LAUNCH_BLOCKING=1"):
+        optimizer.step()
+
+
+def test_a_refusal_that_is_the_calls_own_blames_no_kernel(emulation: ModuleType) -> None:
+    _, optimizer = begun(Case(SHAPES, options=OPTIONS))
+    emulation.fail_next(LAUNCH, NOT_SUPPORTED)
+    with pytest.raises(RuntimeError, match=r"cudaErrorNotSupported, an error of the emulated device$"):
+        optimizer.step()
 
 
 def test_a_step_that_was_refused_is_not_counted(emulation: ModuleType) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -119,6 +120,29 @@ def test_another_layout_before_the_first_update(device_backend: str) -> None:
         results.append(params)
     for ours, theirs in zip(*results, strict=True):
         assert_close(ours, theirs, torch.float32)
+
+
+@pytest.mark.parametrize("late", [1, 3])
+@pytest.mark.parametrize("spoilt", [math.nan, math.inf])
+def test_a_norm_that_is_not_finite_does_not_freeze(
+    device_backend: str, monkeypatch: pytest.MonkeyPatch, spoilt: float, late: int
+) -> None:
+    asked = itertools.count()
+    monkeypatch.setattr(Readback, "has_arrived", lambda self: next(asked) % late == late - 1)
+    case = Case(SHAPES, options=FROZEN)
+    params = case.params()
+    optimizer = case.optimizer(params, device_backend)
+    params[0].data[0] = spoilt
+    case.set_grads(params, 0)
+    optimizer.step()
+    params[0].data.copy_(case.params()[0])
+    optimizer.state[params[0]]["momentum_buffer"].zero_()
+    norm = float(params[0].detach().double().square().sum()) / SHAPES[0][0]
+    for step in range(1, 4):
+        case.set_grads(params, step)
+        optimizer.step()
+    assert bool(params[0].isfinite().all())
+    assert optimizer.state_dict()["state"][0]["row_norm_sq"] == pytest.approx(norm, rel=1e-6)
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sasgd_fused import ScaleAmendedSGD
-from tests.helpers import Case, assert_close, backends
+from tests.helpers import DEVICE, Case, assert_close, backends
 from tests.tiers import thin
 
 STEPS = 6
@@ -134,3 +136,30 @@ def test_a_group_may_differ_under_nesterov(group: dict[str, Any], backend: str) 
             optimizer.step()
     for a, b in zip(ours, theirs, strict=True):
         assert_close(a, b, torch.float32)
+
+
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_without_decay_a_weight_has_no_part_in_its_gradient(momentum: float, backend: str) -> None:
+    """An infinite one (a mask) stays what it is, also where another group decays; so does the sign of 0."""
+    weights = [math.inf, -math.inf, 1.0, -2.0, 0.0, -0.0, 0.0, -0.0]
+    grads = [1.0, -1.0, -0.0, 3.0, -0.0, -0.0, 0.0, 0.0]
+    results = []
+    for make in (partial(unamended_groups, backend=backend), partial(torch.optim.SGD, foreach=False)):
+        params = [Parameter(torch.tensor([values, values], device=DEVICE)) for values in (weights, grads)]
+        optimizer = make([{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.5}], lr=0.5)
+        for group in optimizer.param_groups:
+            group["momentum"] = momentum
+        for _ in range(2):
+            for param in params:
+                param.grad = torch.tensor([grads, grads], device=DEVICE)
+            optimizer.step()
+        results.append([param.detach() for param in params])
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
+        if not momentum:
+            assert torch.equal(ours.signbit(), theirs.signbit())
+
+
+def unamended_groups(groups: list[dict[str, Any]], **options: Any) -> ScaleAmendedSGD:
+    return ScaleAmendedSGD([{**group, "amend": False} for group in groups], **options)

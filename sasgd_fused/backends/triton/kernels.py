@@ -59,6 +59,17 @@ def learning_rate(group):
 
 
 @triton.jit
+def is_left(tensor, row_norm_sq):
+    """Whether a step leaves a tensor as it is: a scaled block whose norm, as the step before left it, is no number.
+
+    That would spoil again what others have put right since. The next step knows the norm, from what this one reads.
+    """
+    is_carried = (tl.load(tensor + TRAITS) & (SCALED | TRACKED)) == (SCALED | TRACKED)
+    norm = tl.load(row_norm_sq + tl.load(tensor + BLOCK), mask=is_carried, other=0.0)
+    return norm != norm
+
+
+@triton.jit
 def coefficients(tensor, group, has_momentum, has_started, blocks, row_norm_sq, loss_scale):
     """The coefficients of a tensor's update, rounded once from float64."""
     momentum = tl.load(group + MOMENTUM)
@@ -76,10 +87,12 @@ def coefficients(tensor, group, has_momentum, has_started, blocks, row_norm_sq, 
     return (
         (signed * inverse).to(tl.float32),
         decay.to(tl.float32),
+        weight_decay != 0,
         tl.where(has_started, momentum, 0.0).to(tl.float32),
         tl.where(has_started, 1.0 - tl.load(group + DAMPENING), 1.0).to(tl.float32),
         momentum.to(tl.float32),
         learning_rate(group).to(tl.float32),
+        is_left(tensor, row_norm_sq),
         has_momentum,
         tl.load(group + NESTEROV) != 0,
     )
@@ -184,11 +197,15 @@ def keep_norm(tensor, blocks, sums, all_chunks, sum_squares, row_norm_sq, stale_
     block = tl.load(tensor + BLOCK)
     if compare:
         is_stale = not same_bits(tl.load(root), tl.load(sum_squares + block))
-        if is_stale & ((tl.load(tensor + TRAITS) & SCALED) != 0):
+        if is_stale & ((tl.load(tensor + TRAITS) & SCALED) != 0) & (not is_left(tensor, row_norm_sq)):
             tl.store(stale_steps + block, tl.load(stale_steps + block) + 1)
     written = tl.load(root + 1)
+    norm = written / tl.load(blocks + block * BLOCK_WORDS + ROWS)
+    if compare:
+        # An infinite one becomes no number, but not in a norm pass: infinite weights that nobody put right are noticed.
+        norm = tl.where((tl.load(tensor + TRAITS) & SCALED) != 0, norm + (norm - norm), norm)
     tl.store(sum_squares + block, written)
-    tl.store(row_norm_sq + block, written / tl.load(blocks + block * BLOCK_WORDS + ROWS))
+    tl.store(row_norm_sq + block, norm)
 
 
 @triton.jit(do_not_specialize=["all_chunks", "found_inf"])
@@ -213,12 +230,14 @@ def finish_step_kernel(
         tensor = tensors + t * TENSOR_WORDS
         traits = tl.load(tensor + TRAITS)
         flag = tl.load(flags + t)
-        if tl.load(addresses + t * ADDRESS_WORDS + MOMENTUM_BUFFER) != 0:
+        if (tl.load(addresses + t * ADDRESS_WORDS + MOMENTUM_BUFFER) != 0) & (not is_left(tensor, row_norm_sq)):
             flag |= STARTED
         if traits & TRACKED:
             keep_norm(tensor, blocks, sums, all_chunks, sum_squares, row_norm_sq, stale_steps, True)
         elif ((traits & SCALED) != 0) & (learning_rate(groups + tl.load(tensor + GROUP) * GROUP_WORDS) != 0):
-            flag |= NORM_KEPT
+            norm = tl.load(row_norm_sq + tl.load(tensor + BLOCK))
+            if norm - norm == 0:  # finite
+                flag |= NORM_KEPT
         tl.store(flags + t, flag)
         if rounding_steps is not None:
             count = tl.load(rounding_steps + t)

@@ -66,7 +66,7 @@ def update_tiles(
     """Updates the tiles from vector `first` to `end`; adds the squares of what was read and is stored to the sums."""
     weight, grad, momentum_buffer, copy = memory
     read, written = sums
-    grad_scale, decay_scale, carry, share, momentum, lr, has_momentum, nesterov = c
+    grad_scale, decay_scale, decays, carry, share, momentum, lr, is_left, has_momentum, nesterov = c
     per_vector: tl.constexpr = 128 // W.primitive_bitwidth  # elements that are 16 bytes
     for at in range(first, end, LANES * ELEMENTS // per_vector):
         places, mask = tile(at, vectors, count, per_vector, as_vectors)
@@ -75,7 +75,7 @@ def update_tiles(
         before = tl.load(w, mask, other=0.0).to(tl.float32)
         g = tl.load(pointers(grad, places, G, grad_as_vectors), mask, other=0.0).to(tl.float32)
         buffer = tl.load(m, mask & has_momentum, other=0.0).to(tl.float32)
-        amended = amended_gradient(g, before, grad_scale, decay_scale)
+        amended = amended_gradient(g, before, grad_scale, decay_scale, decays)
         buffer = next_momentum(amended, buffer, carry, share)
         along = direction(amended, buffer, momentum, has_momentum, nesterov)
         if random is None:
@@ -85,11 +85,12 @@ def update_tiles(
             words = random_bits(offset + places.to(tl.uint32), key)
             for_weight, for_momentum = words, words >> 16
         stored = rounded(next_weight(before, along, lr), W, for_weight)
-        tl.store(m, rounded(buffer, M, for_momentum), mask & has_momentum)
-        tl.store(w, stored, mask)
+        to_store = mask & (not is_left)
+        tl.store(m, rounded(buffer, M, for_momentum), to_store & has_momentum)
+        tl.store(w, stored, to_store)
         if copy is not None:
-            tl.store(pointers(copy, places, C, as_vectors), stored.to(C), mask)
-        after = stored.to(tl.float32)
+            tl.store(pointers(copy, places, C, as_vectors), stored.to(C), to_store)
+        after = tl.where(is_left, before, stored.to(tl.float32))
         read = add_in_order(read, before * before, per_vector)
         written = add_in_order(written, after * after, per_vector)
     return read, written

@@ -11,9 +11,10 @@ import triton.language as tl
 
 
 @triton.jit
-def amended_gradient(grad, weight, grad_scale, decay_scale):
-    """What is to be descended: g = s_b grad + d_b W."""
-    return grad_scale * grad + decay_scale * weight
+def amended_gradient(grad, weight, grad_scale, decay_scale, decays):
+    """What is to be descended: g = s_b grad + d_b W. Without decay the weight has no part in it: it may be infinite."""
+    scaled = grad_scale * grad
+    return tl.where(decays, scaled + decay_scale * weight, scaled)
 
 
 @triton.jit

@@ -36,6 +36,9 @@ struct StreamOperation {
 
 const std::vector<StreamOperation>& stream_operations();
 
+// Whether anything was done on a device, or it was made the current one, which makes a context there.
+bool has_context(int device);
+
 // The next call of the runtime's function of that name fails; of cudaLaunchKernelEx also.
 void fail_next(const std::string& function, cudaError_t error);
 

@@ -27,6 +27,13 @@ PYBIND11_MODULE(emulated_cuda, m) {
         [](uint64_t stream) { sasgd_emulation::begin_capture(reinterpret_cast<cudaStream_t>(stream)); });
   m.def("end_capture", [](uint64_t stream) { sasgd_emulation::end_capture(reinterpret_cast<cudaStream_t>(stream)); });
   m.def("replay", [](uint64_t stream) { sasgd_emulation::replay(reinterpret_cast<cudaStream_t>(stream)); });
+  m.def("has_context", &sasgd_emulation::has_context);
+  m.def("current_device", [] {
+    int device = 0;
+    cudaGetDevice(&device);
+    return device;
+  });
+  m.def("set_device", [](int device) { cudaSetDevice(device); });
   m.def("stream_operations", [] {  // (function, device, stream, blocks, bytes)
     std::vector<std::tuple<std::string, int, uint64_t, unsigned, size_t>> operations;
     for (const auto& done : sasgd_emulation::stream_operations()) {

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <set>
 #include <utility>
 
 #include "control.h"
@@ -24,6 +25,7 @@ struct Capture {
 struct Runtime {
   Settings settings;
   int device = 0;
+  std::set<int> contexts;  // of the devices that have one
   cudaError_t last_error = cudaSuccess;
   std::map<std::string, cudaError_t> failures_to_come;
   std::map<cudaStream_t, Capture> captures;
@@ -53,6 +55,7 @@ cudaError_t finish(const char* function, const std::function<cudaError_t()>& cal
 bool is_capturing(cudaStream_t stream) { return runtime().captures[stream].is_open; }
 
 void note(const char* function, cudaStream_t stream, unsigned blocks, size_t bytes) {
+  runtime().contexts.insert(runtime().device);
   runtime().operations.push_back({function, runtime().device, stream, blocks, bytes});
 }
 
@@ -71,6 +74,8 @@ cudaError_t copy(const char* function, cudaStream_t stream, size_t bytes, const 
 Settings& settings() { return runtime().settings; }
 
 const std::vector<StreamOperation>& stream_operations() { return runtime().operations; }
+
+bool has_context(int device) { return runtime().contexts.count(device) != 0; }
 
 void fail_next(const std::string& function, cudaError_t error) { runtime().failures_to_come[function] = error; }
 
@@ -132,6 +137,7 @@ cudaError_t cudaSetDevice(int device) {
   return finish("cudaSetDevice", [&] {
     if (device < 0 || device >= settings().devices) return cudaErrorInvalidDevice;
     runtime().device = device;
+    runtime().contexts.insert(device);  // since CUDA 12
     return cudaSuccess;
   });
 }
@@ -147,6 +153,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int, size_t) {
   return finish("cudaOccupancyMaxActiveBlocksPerMultiprocessor", [&] {
+    runtime().contexts.insert(runtime().device);
     *blocks = settings().blocks_per_multiprocessor;
     return cudaSuccess;
   });
@@ -162,6 +169,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
 
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
   return finish("cudaStreamIsCapturing", [&] {
+    runtime().contexts.insert(runtime().device);
     *status = is_capturing(stream) ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
     return cudaSuccess;
   });
@@ -184,6 +192,7 @@ const char* cudaGetErrorName(cudaError_t error) {
     return #error;
   switch (error) {
     SASGD_NAME(cudaSuccess)
+    SASGD_NAME(cudaErrorAssert)
     SASGD_NAME(cudaErrorIllegalAddress)
     SASGD_NAME(cudaErrorInsufficientDriver)
     SASGD_NAME(cudaErrorInvalidConfiguration)

@@ -59,7 +59,7 @@ void check_far_places() {
     run.count = kCount;
     run.dtype = DType::kBFloat16;
     run.grad_dtype = DType::kFloat32;
-    run.coefficients = {1, 0, 0, 1, 0, 1};
+    run.coefficients = {1, -0.0f, 0, 0, 1, 0, 1};
     run.storage = {DType::kFloat32, false, true, kStream};
     run.offset = offset;
     run.rounding_step = kStep;

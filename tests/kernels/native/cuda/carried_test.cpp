@@ -1,4 +1,5 @@
 // What is carried from step to step: flags, norms that are kept, and those of weights that were written unseen.
+#include <limits>
 #include <vector>
 
 #include "../check.h"
@@ -117,6 +118,34 @@ void check_stale_steps() {
         static_cast<long long>(plan.stale_steps[2]));
 }
 
+// A block that a step spoilt and that was put back unseen is left alone for a step, and goes on in the next.
+void check_recovery() {
+  for (const float spoilt : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    Case now = small_case();
+    EmulatedPlan plan(now);
+    const Tensor good = now.tensors[2];
+    std::vector<TensorStep> inputs = now.inputs(0, true);
+    now.tensors[2].grad.set(0, spoilt);
+    plan.step(now, inputs);
+    now.note_step(inputs);
+    now.tensors[2] = good;  // which has had no update
+    plan.flags[2] = 0;
+    for (const bool is_left : {true, false}) {
+      inputs = now.inputs(0, true);
+      plan.place(inputs);
+      const Case before = now;
+      plan.step(now, inputs);
+      now.note_step(inputs);
+      now.tensors[2].started = !is_left;
+      CHECK(now.tensors[2].is_same(before.tensors[2]) == is_left, "put back, after %g", spoilt);
+      if (!is_left) check_step(before, now, inputs, plain_row_norm_sq(before));
+      CHECK(plan.flags[2] == (is_left ? 0 : kStarted), "flags of what was put back: got %d", plan.flags[2]);
+      CHECK(plan.row_norm_sq == EmulatedPlan(now).row_norm_sq, "norms of what was put back");
+    }
+    CHECK((plan.stale_steps == std::vector<int64_t>{0, 0, 0}), "what was put back was taken for stale");
+  }
+}
+
 // More tensors and groups than fit the arguments of one launch.
 void check_several_launches() {
   Case now;
@@ -143,6 +172,7 @@ void test_cuda_carried() {
   check_overflow();
   check_first_updates();
   check_stale_steps();
+  check_recovery();
   check_several_launches();
 }
 

@@ -1,0 +1,58 @@
+"""After a step that spoiled the weights training goes on once they are put back, in whatever way."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers import Case, backends, skips_on_device
+
+SHAPES = [(6, 5), (130, 140), (4, 6), (6,)]
+OPTIONS: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.1}
+
+
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("spoilt", [math.nan, math.inf])
+def test_weights_put_back_unseen(spoilt: float, momentum: float, backend: str) -> None:
+    """As if the step had not been; on a device, where nobody waits for a norm, one step later."""
+    case = Case(SHAPES, options={**OPTIONS, "momentum": momentum})
+    params, optimizer = case.run(backend, 2)
+    kept = [params[index] for index in (0, 1)]
+    kept += [optimizer.state[param]["momentum_buffer"] for param in kept] if momentum else []
+    backup = [tensor.detach().clone() for tensor in kept]
+    case.set_grads(params, 2)
+    for param in params[:2]:
+        param.grad[-1, 0] = spoilt
+    optimizer.step()
+    assert not any(bool(tensor.isfinite().all()) for tensor in kept)
+
+    for tensor, value in zip(kept, backup, strict=True):
+        tensor.data.copy_(value)
+    case.set_grads(params, 2)
+    if skips_on_device(backend):
+        optimizer.step()
+        assert all(map(torch.equal, kept, backup))
+    optimizer.step()
+    expected, _ = case.run(backend, 3)
+    assert all(map(torch.equal, params[:2], expected[:2]))
+    optimizer.step()
+    assert all(bool(param.isfinite().all()) for param in params)
+    assert not any(row.stale_steps for row in optimizer.layer_report())
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_a_network_that_is_not_finite_is_not_patched_up(backend: str) -> None:
+    """Nobody puts anything back: what is not finite stays so."""
+    case = Case(SHAPES, options=OPTIONS)
+    params, optimizer = case.run(backend, 1)
+    case.set_grads(params, 1)
+    params[0].grad.fill_(math.nan)
+    for step in range(2, 5):
+        optimizer.step()
+        assert bool(params[0].isnan().all())
+        case.set_grads(params, step)
+    assert not any(row.stale_steps for row in optimizer.layer_report())
