@@ -57,11 +57,13 @@ class ScaleAmendedSGD(SteppingOptimizer):
 
     Args:
         params: tensors, groups, or named parameters, as torch takes them; `parameter_groups` makes groups from a
-            model. float32, bfloat16, float16 or float64, dense, on any device. Besides the hyperparameters a group
-            may set ``amend`` (False: plain SGD, the block only keeps its place), and ``rows`` and ``columns``
-            (an integer, or a list with one entry for each parameter).
+            model. float32, bfloat16, float16 or float64, dense, on any device; frozen ones may be of any kind.
+            Besides the hyperparameters a group may set ``amend`` (False: plain SGD, the block only keeps its place),
+            ``rows`` and ``columns`` (an integer, or a list with one entry for each parameter), and ``heads`` (a list
+            that says of each parameter whether it is at one of the network's outputs).
         lr: learning rate, a float or a tensor with one element, which the native kernel reads on the GPU. A good
-            first try is a good SGD lr · n_B / (mean rows of the hidden blocks), with n_B the units of the last block.
+            first try is a good SGD lr with ``output_width="mean"``, or else that · n_B / (mean rows of the hidden
+            blocks).
         momentum: momentum factor μ.
         dampening: dampening τ of the momentum.
         weight_decay: weight decay λ.
@@ -74,14 +76,16 @@ class ScaleAmendedSGD(SteppingOptimizer):
         factors: the backward factors m_b: ``"width"``, n_B / rows_b, equal to the paper's wherever widths match;
             ``"product"``, equations (22)-(24) literally in the order of the parameters; or a mapping from a
             parameter or its name to m_b.
-        head: ``"plain"`` leaves the last block unscaled; ``"amended"`` scales it, as the paper does.
+        head: ``"plain"`` leaves the last block, or those that the groups' ``heads`` mark, unscaled; ``"amended"``
+            scales them, as the paper does.
         decay: ``"amended"``, d_b = s_b λ, as the paper does; ``"shape"``, d_b = λ / m_b.
         norms: ``"track"`` follows the weights; ``"freeze"`` keeps the norms of the first update.
         eps: floor of ‖W‖²_{2,μ}, so that a block initialised with zeros can move.
-        output_width: n_B, if it is not the rows of the last block.
+        output_width: n_B, if it is not the rows of the head, of the largest if there are several: a number, or
+            ``"mean"``, the mean rows of the hidden blocks at construction.
         master_weights: whether a bfloat16 or float16 parameter has a float32 copy in the state, ``master_weight``,
             which is updated and whose norm is taken; the parameter is that, rounded. Its momentum is float32 too.
-        momentum_dtype: torch.bfloat16 has momentum take half the memory of float32 parameters or masters.
+        momentum_dtype: torch.bfloat16, or its name, has momentum take half the memory of float32 parameters or masters.
         rounding: of bfloat16 weights and momentum buffers: ``"nearest"``, or ``"stochastic"``, up or down by chance,
             such that the mean is the exact value and small updates are not lost.
         rounding_seed: of the random numbers for that, an integer whose low 64 bits count; the state counts the steps of
@@ -277,7 +281,8 @@ class ScaleAmendedSGD(SteppingOptimizer):
         the step before left, so nothing has to be known of other parameters. `step` goes on to be called, for
         schedulers and hooks; it updates what was given a gradient otherwise.
 
-        Each backward is a step: gradients are not accumulated over several. Options of groups that decide on blocks,
+        Each backward is a step: gradients are not accumulated over several. Gradients from reentrant checkpointing,
+        whose parts come one by one, wait for `step`, which takes their sum. Options of groups that decide on blocks,
         such as ``amend``, hold from the `step` after their change on. What needs all gradients at once does not
         work with it: clipping by their global norm, GradScaler, and the averaging of DistributedDataParallel, which
         comes after the update.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Collection, Sequence
 from operator import attrgetter, is_
@@ -81,6 +82,10 @@ class KernelBackend(Backend):
         """The carried norms, after a norm pass over those among them that are not those of the weights."""
         asked = self._bring_up_to_date(blocks)
         norms = self._carried_norms()
+        spoilt = [block for block in asked if not math.isfinite(norms[block]) and self._is_there(block)]
+        if spoilt and not self._freezes:  # others may have put the weights right since, unseen
+            self._measure_blocks(spoilt)
+            norms = self._carried_norms()
         return [norms[block] for block in asked]
 
     def _bring_up_to_date(self, blocks: Sequence[PlannedBlock]) -> list[int]:
@@ -93,9 +98,12 @@ class KernelBackend(Backend):
         self.follow_parameters()
         self._find_stale()
         asked = [self._block_of[planned.param] for planned in blocks]
-        there = [block for block in asked if self.plan.blocks[block].param not in self._weights.away]
-        self._measure_blocks([block for block in there if self._freezes or self._unmeasured[block]])
+        chosen = (block for block in asked if self._freezes or self._unmeasured[block])
+        self._measure_blocks(list(filter(self._is_there, chosen)))
         return asked
+
+    def _is_there(self, block: int) -> bool:
+        return self.plan.blocks[block].param not in self._weights.away
 
     def follow_parameters(self) -> None:
         """Also gives the kernel the masters that are others than before; their norms may be too."""

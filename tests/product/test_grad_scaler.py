@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -174,3 +175,21 @@ def test_a_disabled_scaler(backend: str) -> None:
         scaler_step(scaler, optimizer)
     expected, plain = case.run(backend)
     assert results(optimizer, params) == results(plain, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype", "inside"),
+    [
+        ({}, torch.float32, False),
+        ({"foreach": True}, torch.float32, False),
+        ({"fused": False}, torch.float32, False),
+        ({"backend": "reference"}, torch.float32, True),
+        ({"fused": True}, torch.float32, True),
+        ({}, torch.float16, True),  # which GradScaler refuses to unscale
+    ],
+)
+def test_who_unscales(options: dict[str, Any], dtype: torch.dtype, inside: bool) -> None:
+    """As with torch.optim.SGD: GradScaler itself, so that a trainer may clip, unless a fused step was asked for."""
+    optimizer = ScaleAmendedSGD([Parameter(torch.ones(2, 2, dtype=dtype, device=DEVICE))], lr=0.1, **options)
+    assert getattr(optimizer, "_step_supports_amp_scaling", False) is inside
+    assert getattr(copy.deepcopy(optimizer), "_step_supports_amp_scaling", False) is inside

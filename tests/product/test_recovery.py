@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import Parameter
 
+from sasgd_fused import ScaleAmendedSGD
 from tests.helpers import Case, backends, skips_on_device
 
 SHAPES = [(6, 5), (130, 140), (4, 6), (6,)]
@@ -56,3 +58,33 @@ def test_a_network_that_is_not_finite_is_not_patched_up(backend: str) -> None:
         assert bool(params[0].isnan().all())
         case.set_grads(params, step)
     assert not any(row.stale_steps for row in optimizer.layer_report())
+
+
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("spoilt", [math.nan, math.inf])
+def test_a_norm_that_is_not_finite_is_not_frozen(spoilt: float, backend: str) -> None:
+    """Weights that were spoilt before the first update are put right; their norm is frozen then."""
+    params = [Parameter(torch.ones(2, 3)), Parameter(torch.ones(4, 2))]
+    optimizer = ScaleAmendedSGD(params, lr=0.1, norms="freeze", backend=backend)
+    params[0].data[0, 0] = spoilt
+    for step in range(5):
+        for param in params:
+            param.grad = torch.full_like(param, 0.01)
+        optimizer.step()
+        if step == 1:
+            params[0].data.fill_(2.0)
+    assert params[0].isfinite().all()
+    assert not params[0].eq(2.0).any()
+    state = optimizer.state_dict()["state"]
+    assert state[0]["row_norm_sq"] == pytest.approx(12.0)
+    assert state[1]["row_norm_sq"] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("backend", backends(("native",)))
+def test_a_report_before_that_step_is_right_too(backend: str) -> None:
+    weight = Parameter(torch.ones(2, 2))
+    optimizer = ScaleAmendedSGD([weight], lr=0.1, backend=backend)
+    weight.grad = torch.full((2, 2), math.nan)
+    optimizer.step()
+    weight.data.fill_(3.0)
+    assert optimizer.layer_report()[0].row_norm_sq == 18.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import Parameter
 
 from sasgd_fused import ScaleAmendedSGD, parameter_groups
-from tests.helpers import DEVICE, FAST_BACKENDS, backends
+from tests.helpers import DEVICE, FAST_BACKENDS, assert_close, backends
 
 pytestmark = pytest.mark.usefixtures("default_device")
 
@@ -152,3 +152,25 @@ def test_a_strided_view_without_gradient_is_not_written(backend: str) -> None:
     version = views[1]._version
     optimizer.step()
     assert views[1]._version == version
+
+
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("norms", ["track", "freeze"])
+def test_exchanged_entries_of_the_state(norms: Literal["track", "freeze"], backend: str) -> None:
+    """The same buffers and norms, in the same order of the dictionary, belong to others now."""
+
+    def train(name: str) -> list[Parameter]:
+        params = [Parameter(torch.full((3, 3), k + 1.0)) for k in range(3)]
+        optimizer = ScaleAmendedSGD(params, lr=0.01, momentum=0.9, norms=norms, backend=name)
+        for step in range(3):
+            for k, param in enumerate(params):
+                param.grad = torch.full_like(param, 0.1 * (k + 1))
+            if step == 1:
+                entries = [optimizer.state.pop(param) for param in params]
+                for param, entry in zip((params[2], params[0], params[1]), entries, strict=True):
+                    optimizer.state[param] = entry
+            optimizer.step()
+        return params
+
+    for actual, expected in zip(train(backend), train("reference"), strict=True):
+        assert_close(actual, expected, torch.float32)
