@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -197,13 +198,17 @@ class Backend:
             for weight, planned in zip(weights, blocks, strict=True)
         ]
 
-    def keep_norm(self, planned: PlannedBlock, row_norm_sq: float, lr: float) -> None:
+    def keep_norm(
+        self, planned: PlannedBlock, row_norm_sq: float, lr: float, entry: dict[str, Any] | None = None
+    ) -> None:
         """Stores the norm at a block's first update if norms freeze; a step with lr = 0 is no update.
 
         Such a step leaves a NaN, which is none: by it torch.distributed.checkpoint learns that there is a norm to load.
-        So does one whose weights are not finite, since whoever puts others in their place goes on with those.
+        So does one whose weights are not finite, since whoever puts others in their place goes on with those. The norm
+        goes to the parameter's entry of the state, or to the given one, which somebody may have moved since.
         """
-        if self.plan.options.freezes_norms and self._given is None and self.frozen_row_norm_sq(planned) is None:
-            self.state[self.plan.params[planned.param]]["row_norm_sq"] = (
-                row_norm_sq if lr != 0 and math.isfinite(row_norm_sq) else math.nan
-            )
+        if not self.plan.options.freezes_norms or self._given is not None:
+            return
+        entry = self.state[self.plan.params[planned.param]] if entry is None else entry
+        if (kept := entry.get("row_norm_sq")) is None or not math.isfinite(kept):
+            entry["row_norm_sq"] = row_norm_sq if lr != 0 and math.isfinite(row_norm_sq) else math.nan

@@ -6,6 +6,7 @@ import math
 from array import array
 from collections.abc import Collection, Mapping, Sequence
 from operator import is_
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ class DeviceBackend(KernelBackend):
         self._placed: tuple[array[int], ...] | None = None  # the tables that the device has
         self._buffers: dict[int, Tensor] = {}  # the momentum buffers among them
         self._settled: list[int] | None = None  # the list of updated parameters whose flags no step changes any more
+        self._entries: dict[int, dict[str, Any] | None] = {}  # of the state: where a norm on its way will be kept
         self._in_graph = False
         if self._freezes:
             self._take_kept_norms()
@@ -259,6 +261,7 @@ class DeviceBackend(KernelBackend):
             if self._freezes and block is not None and self.plan.blocks[block].scaled:
                 if numbers.values[group].lr != 0 or group in numbers.device_lrs:
                     sets |= NORM_KEPT  # if the norm is finite; known once it is in the state
+                    self._entries[block] = self.state.get(self.plan.params[index])
                 elif not self._flags.known[index] & NORM_KEPT:
                     is_final = False  # a later step will keep it
                     if is_certain:
@@ -281,10 +284,10 @@ class DeviceBackend(KernelBackend):
         if self._freezes:
             for block, planned in enumerate(self.plan.blocks):
                 if flags[planned.param] & ~self._flags.known[planned.param] & NORM_KEPT:
-                    self.keep_norm(planned, norms[block], lr=1.0)
+                    self.keep_norm(planned, norms[block], lr=1.0, entry=self._entries.get(block))
                 if planned.scaled:  # a norm that is not finite is not kept
                     self._unmeasured[block] = self.frozen_row_norm_sq(planned) is None
-            self._kept = self._norms_in_state()
+            self._kept = [norms[b] for b, planned in enumerate(self.plan.blocks) if flags[planned.param] & NORM_KEPT]
         has_started = any(flag & STARTED for flag in flags)
         for index, flag in enumerate(flags):
             is_empty = not self.plan.params[index].numel()
