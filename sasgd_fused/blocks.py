@@ -165,7 +165,8 @@ def check_block_options(group: Mapping[str, Any]) -> None:
     if not isinstance(amend, bool):
         raise TypeError(f"amend: got {amend!r}, want True or False")
     count = len(group["params"])
-    if heads is not None and [type(head) for head in heads] != [bool] * count:
+    flags = list(map(type, heads)) if isinstance(heads, (list, tuple)) else None
+    if heads is not None and flags != [bool] * count:
         raise ValueError(f"heads: got {heads!r} for {count} parameters, want True or False for each, or None")
     for name, value in (("rows", rows), ("columns", columns)):
         entries = value if isinstance(value, (list, tuple)) else [value] * count

@@ -79,7 +79,7 @@ class CudaBackend(DeviceBackend):
         return addresses
 
     def _launched_steps(self) -> int:
-        return self._kernel.steps
+        return int(self._kernel.steps)
 
     def _is_capturing(self) -> bool:
         with self._on_device():

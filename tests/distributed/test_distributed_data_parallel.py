@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import signal
 import time
+import warnings
 from typing import Any
 
 import pytest
@@ -207,3 +209,26 @@ def never_return(rank: int) -> None:
 def test_a_run_that_takes_too_long_is_ended() -> None:
     with pytest.raises(RankError, match="rank 0 was still running, and was stopped\nrank 1 was still running"):
         run_ranks(2, never_return, seconds=1)
+
+
+def hand_over(rank: int) -> list[str]:
+    """The class itself, and then what is prepared from the whole model."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    told = []
+    model = network()
+    for arguments in (
+        {"params": model.parameters(), "optimizer_class": ScaleAmendedSGD},
+        {"params": model.parameters(), "optimizer_class": functools.partial(ScaleAmendedSGD, head="plain")},
+        zero_redundancy_arguments(model, head="plain"),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ZeroRedundancyOptimizer(**arguments, lr=0.1)
+        told.append(" ".join(str(warning.message) for warning in caught))
+    return told
+
+
+def test_zero_over_the_class_itself_warns() -> None:
+    for told in run_ranks(2, hand_over):
+        assert ["want **zero_redundancy_arguments(model)" in text for text in told] == [True, True, False]

@@ -75,7 +75,8 @@ def test_a_frozen_parameter_that_is_trained_after_all_is_checked() -> None:
 @pytest.mark.parametrize("amend", [True, False])
 @pytest.mark.parametrize("backend", ["foreach", "reference", None])
 def test_trained_parameters_that_are_wrapped(backend: Any, amend: bool) -> None:
-    ours, plain = Parameter(wrapped(3, 2)), Parameter(torch.ones(3, 2))
+    plain = Parameter(torch.ones(3, 2))
+    ours: Any = Parameter(wrapped(3, 2))
     beside, other = Parameter(torch.ones(2, 3)), Parameter(torch.ones(2, 3))
     optimizers = [
         ScaleAmendedSGD([{"params": params, "amend": amend}], lr=0.1, momentum=0.9, backend=name)

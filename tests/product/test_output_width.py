@@ -62,9 +62,9 @@ def test_several_heads_are_plain_and_the_largest_counts(backend: str) -> None:
     assert [row.scaled for row in optimizer.layer_report()] == [True, False, False]
 
 
-@pytest.mark.parametrize("heads", ["last", [True], [1, 0, 0]])
+@pytest.mark.parametrize("heads", ["last", 3, [True], [1, 0, 0]])
 def test_heads_that_are_no_flags_are_refused(heads: object) -> None:
     groups = parameter_groups(network())
     groups[1]["heads"] = heads
-    with pytest.raises(ValueError, match="heads: got .* for 3 parameters, want True or False for each, or None"):
+    with pytest.raises(ValueError, match=r"heads: got .* for 3 parameters, want True or False for each, or None"):
         ScaleAmendedSGD(groups)

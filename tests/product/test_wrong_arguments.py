@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
 from torch.nn import Parameter
 
 from sasgd_fused import ScaleAmendedSGD
+from sasgd_fused.backends import BACKENDS
 from tests.helpers import DEVICE, message
+from tests.kernels.emulated_cuda import EMULATED_CUDA
 
 pytestmark = pytest.mark.usefixtures("default_device")
 
@@ -122,3 +124,18 @@ def test_options_of_16_bit_storage(options: dict[str, Any], error: type[Exceptio
     params = [Parameter(ones(2, 2, dtype=torch.float16))]
     with pytest.raises(error, match=text):
         ScaleAmendedSGD(params, lr=0.1, **options)
+
+
+def test_a_type_checker_knows_the_choices() -> None:
+    """Those that the optimizer takes, so that a typo is found before it runs."""
+    hints = get_type_hints(ScaleAmendedSGD.__init__)
+    choices = {
+        name: {value for part in (hint, *get_args(hint)) if get_origin(part) is Literal for value in get_args(part)}
+        for name, hint in hints.items()
+    }
+    assert choices["backend"] == BACKENDS.keys() - {EMULATED_CUDA}
+    for name in ("factors", "head", "decay", "norms", "rounding", "output_width", "momentum_dtype"):
+        assert choices[name]
+        assert "str" not in str(hints[name]).replace("Mapping", "")
+        for value in choices[name]:
+            ScaleAmendedSGD([Parameter(torch.ones(2, 2))], **{name: value})

@@ -1,0 +1,76 @@
+"""Sharded parameters whose weights were spoilt, or whose step was interrupted: training goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.distributed.ranks import run_ranks
+from tests.distributed.sharded_runs import backward, network, optimizer_for, outcome, shard, train, whole
+from tests.helpers import backends, cpu_only
+
+pytestmark = cpu_only("processes that talk through gloo")
+
+
+def local(param: Any) -> Tensor:
+    part: Tensor = param.to_local() if hasattr(param, "to_local") else param
+    return part.detach()
+
+
+def recover(rank: int, backend: str) -> list[Any]:
+    model = network()
+    part, parts = shard(model, "fully sharded")
+    optimizer = optimizer_for(model, "track", backend=backend)
+    train(model, optimizer, range(2), part, parts)
+    backup = [local(param).clone() for param in model.parameters()]
+    backward(model, 2, part, parts)
+    for param in model.parameters():
+        local(param.grad).fill_(float("nan"))
+    optimizer.step()
+    for param, value in zip(model.parameters(), backup, strict=True):
+        local(param).data.copy_(value)
+        optimizer.state[param].pop("momentum_buffer")
+    train(model, optimizer, range(2, 5), part, parts)
+    return [whole(param).isfinite().all().item() for param in model.parameters()]
+
+
+@pytest.mark.parametrize("backend", backends(("native", "foreach")))
+def test_weights_put_back_unseen(backend: str) -> None:
+    for finite in run_ranks(2, recover, backend):
+        assert all(finite)
+
+
+def interrupt(rank: int) -> list[Any]:
+    """After the step of the local parts, before what follows it."""
+    model = network()
+    part, parts = shard(model, "fully sharded")
+    optimizer = optimizer_for(model, "freeze", backend="native")
+    backward(model, 0, part, parts)
+    optimizer.layer_report()
+    (sharded,) = optimizer._backends or []
+    inner = vars(sharded)["_inner"]
+    step = inner.step
+
+    def interrupted(*args: Any) -> None:
+        step(*args)
+        raise KeyboardInterrupt
+
+    inner.step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    del inner.step
+    optimizer.zero_grad()
+    train(model, optimizer, range(1, 3), part, parts)
+    return [outcome(model, optimizer)]
+
+
+def test_momentum_of_an_interrupted_step_is_there() -> None:
+    ((actual,), *_) = run_ranks(2, interrupt)
+    model = network()
+    optimizer = optimizer_for(model, "freeze", backend="native")
+    train(model, optimizer, range(3))
+    for ours, theirs in zip(actual["momentum"], outcome(model, optimizer)["momentum"], strict=True):
+        torch.testing.assert_close(ours, theirs)
