@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Collection, Sequence
-from operator import attrgetter, is_
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sasgd_fused.backends.base import Backend
-from sasgd_fused.backends.momentum import MomentumTable, values_in_state
+from sasgd_fused.backends.momentum import MomentumTable, Owners, values_in_state
 from sasgd_fused.backends.tables import GradientTable, WeightTable
 from sasgd_fused.memory import find_sharing
 from sasgd_fused.plan import PlannedBlock, State, StepPlan
@@ -44,8 +44,8 @@ class KernelBackend(Backend):
         self._unmeasured = bytearray(b"\1" * len(plan.blocks))  # 1: the kernel's norm is not the one to be used
         self._warned = False
         self._kept: list[float] = []
-        self._seen: list[float | None] = []
-        self._owners: list[Any] = []  # of these
+        self._seen: list[float | None] | None = None
+        self._owners = Owners(state, self._block_params)  # of these
 
     @classmethod
     def why_not_these(cls, dtypes: Collection[torch.dtype]) -> str | None:
@@ -193,9 +193,9 @@ class KernelBackend(Backend):
         if self._given is not None:
             return
         if self._freezes:
-            owners, seen = values_in_state(self.state, "row_norm_sq", self._block_params)
-            if seen != self._seen or len(owners) != len(self._owners) or not all(map(is_, owners, self._owners)):
-                self._owners, self._seen = owners, seen
+            seen = values_in_state(self.state, "row_norm_sq", self._block_params)
+            if seen != self._seen or not self._owners.hold():
+                self._seen, self._owners = seen, Owners(self.state, self._block_params)
                 if self._norms_in_state() != self._kept:  # somebody emptied or edited the state
                     self._learn_norms()
                     self._take_kept_norms()

@@ -15,19 +15,31 @@ from sasgd_fused.options import GroupValues
 from sasgd_fused.plan import State, StepPlan
 
 
-def values_in_state(state: State, key: str, params: Sequence[Tensor]) -> tuple[list[Any], list[Any]]:
-    """One entry of each of these parameters' state, or, if they are not few, of everybody's, which is quicker.
-
-    Returns:
-        Whose they are, and the entries.
-    """
+def values_in_state(state: State, key: str, params: Sequence[Tensor]) -> list[Any]:
+    """One entry of each of these parameters' state, or, if they are not few, of everybody's, which is quicker."""
     if 4 * len(params) < len(state):
-        return list(params), [state[param].get(key) if param in state else None for param in params]
+        return [state[param].get(key) if param in state else None for param in params]
     try:
-        return list(state), [of_param.get(key) for of_param in state.values()]
+        return [of_param.get(key) for of_param in state.values()]
     except AttributeError:  # others may have put anything else into the state
-        items = [(whose, of_param) for whose, of_param in state.items() if isinstance(of_param, dict)]
-        return [whose for whose, _ in items], [of_param.get(key) for _, of_param in items]
+        return [of_param.get(key) for of_param in state.values() if isinstance(of_param, dict)]
+
+
+class Owners:
+    """Whose the values in a state are: somebody may exchange entries, so that they come in the same order.
+
+    Args:
+        state: the optimizer's, as it is now.
+        params: those whose values were taken.
+    """
+
+    def __init__(self, state: State, params: Sequence[Tensor]) -> None:
+        self._state = state
+        self._keys = [] if 4 * len(params) < len(state) else list(state)  # taken by parameter, they are its own
+
+    def hold(self) -> bool:
+        """Whether they are the same still; more may have come behind."""
+        return len(self._state) >= len(self._keys) and all(map(is_, self._state, self._keys))
 
 
 class MomentumTable:
@@ -47,7 +59,7 @@ class MomentumTable:
         self._made: dict[int, Tensor] = {}
         self.first = self._no_first
         self._known: list[Tensor | None] | None = None
-        self._owners: list[Any] = []  # of these
+        self._owners = Owners(state, plan.params)  # of these
         self._present: list[Tensor] = []
         self._addresses: list[int] = []
         self._active: list[int] = []
@@ -59,9 +71,9 @@ class MomentumTable:
         Raises:
             ValueError: a buffer does not have its parameter's shape.
         """
-        owners, buffers = self._buffers()
-        if self._hold(owners, buffers):
-            self._owners, self._known = owners, buffers
+        buffers = self._buffers()
+        if self._hold(buffers):
+            self._known = buffers
             return
         self._known = None
         self._plan.check_momentum(self._state)
@@ -99,7 +111,7 @@ class MomentumTable:
             state["momentum_buffer"] = buffer
             self.table[index] = buffer.data_ptr()
         self._active, self._moving = active, moving
-        self._owners, self._known = self._buffers()
+        self._known, self._owners = self._buffers(), Owners(self._state, self._plan.params)
         self._present = [buffer for buffer in self._known if buffer is not None]
         self._addresses = list(map(Tensor.data_ptr, self._present))
         self.first = bytes(first)
@@ -113,17 +125,17 @@ class MomentumTable:
         """Has the table written anew: the parameters lie in memory in another way."""
         self._known = None
 
-    def _hold(self, owners: list[Any], buffers: list[Tensor | None]) -> bool:
+    def _hold(self, buffers: list[Tensor | None]) -> bool:
         """Whether the buffers are those of the step before, and where they were (``buffer.data = ...`` moves them)."""
         known = self._known
         return (
             known is not None
             and len(buffers) >= len(known)
             and all(map(is_, buffers, known))
-            and all(map(is_, owners, self._owners))  # somebody may have exchanged them
+            and self._owners.hold()
             and not any(buffer is not None for buffer in buffers[len(known) :])  # the state has more of other things
             and list(map(Tensor.data_ptr, self._present)) == self._addresses
         )
 
-    def _buffers(self) -> tuple[list[Any], list[Tensor | None]]:
+    def _buffers(self) -> list[Tensor | None]:
         return values_in_state(self._state, "momentum_buffer", self._plan.params)
