@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -42,40 +41,53 @@ def parameter_name(group: Mapping[str, Any], group_index: int, position: int) ->
     return names[position] if names else _place(group_index, position)
 
 
-class ParameterNames:
-    """Has the names in groups follow their parameters when somebody edits the list of either.
+class ParameterLists:
+    """Has the lists in groups that have an entry for each parameter follow when somebody edits the parameters.
 
     Args:
-        groups: the optimizer's parameter groups, whose names, if they have any, are right.
+        groups: the optimizer's parameter groups, whose lists are right.
     """
 
+    _KEYS = ("param_names", "rows", "columns", "heads", "model_order")
+
     def __init__(self, groups: Sequence[Mapping[str, Any]] = ()) -> None:
-        self._of_param: dict[Tensor, str] = {}
-        self._seen: list[list[Tensor]] = []
+        self._of_param: dict[str, dict[Tensor, Any]] = {key: {} for key in self._KEYS}
+        self._seen: list[tuple[list[Tensor], dict[str, list[Any]]]] = []
         self.note(groups)
 
     def note(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        """Takes the groups' names as they are."""
+        """Takes the groups' lists as they are."""
+        self._seen = []
         for group in groups:
-            self._of_param.update(zip(group["params"], group.get("param_names", ()), strict=False))
-        self._seen = [list(group["params"]) for group in groups]
+            lists = {key: list(group[key]) for key in self._KEYS if isinstance(group.get(key), (list, tuple))}
+            for key, values in lists.items():
+                self._of_param[key].update(zip(group["params"], values, strict=False))
+            self._seen.append((list(group["params"]), lists))
 
     def follow(self, groups: Sequence[dict[str, Any]]) -> None:
-        """Gives every parameter the name that it had, or else the one at its place in a list of as many."""
+        """Gives every parameter the entry that it had, unless the list was edited too; a new one's is unknown."""
         for index, group in enumerate(groups):
-            params, names = group["params"], group.get("param_names")
-            if names is None:
-                continue
-            seen = self._seen[index] if index < len(self._seen) else []
-            if len(names) == len(params) == len(seen) and all(map(is_, params, seen)):
-                continue  # whoever gave other names, meant it
-            own = set(map(self._of_param.get, params))
-            given = names if len(names) == len(params) else [None] * len(params)
-            group["param_names"] = [
-                self._of_param.get(param) or (name if name and name not in own else _place(index, position))
-                for position, (param, name) in enumerate(zip(params, given, strict=True))
-            ]
+            params = group["params"]
+            near = self._seen[index : index + 1]
+            if any(len(seen) == len(params) and all(map(is_, seen, params)) for seen, _ in (*near, *self._seen)):
+                continue  # whoever gave another list, meant it
+            for key in self._KEYS:
+                values = group.get(key)
+                if not isinstance(values, (list, tuple)):
+                    continue
+                is_old = any(lists.get(key) == list(values) for _, lists in self._seen)
+                if is_old or len(values) != len(params):
+                    group[key] = [
+                        self._of_param[key].get(param, _unknown(key, index, position))
+                        for position, param in enumerate(params)
+                    ]
+            if None in group.get("model_order", ()):
+                del group["model_order"]
         self.note(groups)
+
+
+def _unknown(key: str, group: int, position: int) -> Any:
+    return {"param_names": _place(group, position), "heads": False}.get(key)
 
 
 def find_blocks(
@@ -128,29 +140,42 @@ def find_outputs(
     return heads, max(blocks[head].rows for head in heads)
 
 
-def warn_of_late_head(groups: Sequence[Mapping[str, Any]], heads: Sequence[Tensor]) -> None:
-    """Warns if the last group looks like a new head: its first block takes what the old head gives.
+class OldHead(NamedTuple):
+    """The head before a group that looks like a new one.
+
+    Attributes:
+        new: the group's first block.
+        block: what it takes the outputs of.
+        is_there: whether that is a head; else the head was taken out before.
+    """
+
+    new: Block
+    block: Block
+    is_there: bool
+
+
+def find_old_head(groups: Sequence[Mapping[str, Any]], heads: Sequence[Tensor]) -> OldHead | None:
+    """Finds what the last group looks like a new head of: its first block takes what that gives.
 
     It does not if its last block gives what the first of the others takes, as that of a stage that is unfrozen does.
     """
     before, late = find_blocks(groups[:-1]), list(_group_blocks(groups[-1], len(groups) - 1, {}))
-    late = [block for block in late if groups[-1]["params"][block.position].requires_grad]
-    if not before or not late or not heads:
-        return
-    head = next((b for b in before if any(groups[b.group]["params"][b.position] is head for head in heads)), before[-1])
-    tensors = {block: groups[block.group]["params"][block.position] for block in (before[0], head, late[0], late[-1])}
+    late = [block for block in late if block.amend and groups[-1]["params"][block.position].requires_grad]
+    if not before or not late or not heads or groups[-1].get("heads"):
+        return None
+    tensors = {block: groups[block.group]["params"][block.position] for block in (*before, *late)}
+    head = next((block for block in before if any(tensors[block] is head for head in heads)), None)
+    last = head or before[-1]
 
     def feeds(one: Block, other: Block) -> bool:
-        flattens = tensors[one].dim() > 2 and tensors[other].dim() == 2
-        return other.columns == one.rows or (flattens and other.columns % one.rows == 0)
+        is_flattened = tensors[one].dim() > 2 and tensors[other].dim() == 2
+        is_alike = tensors[one].dim() == tensors[other].dim() or is_flattened
+        return (other.columns == one.rows and is_alike) or (is_flattened and other.columns % one.rows == 0)
 
-    if feeds(head, late[0]) and not feeds(late[-1], before[0]):
-        warnings.warn(
-            f"add_param_group: {late[0].name} takes the {head.rows} outputs of {head.name} and looks like a new head, "
-            "but groups added later stand at the input end: its gradient is scaled, and the old head stays the head. "
-            "Make the optimizer from the whole model instead; it takes frozen parameters",
-            stacklevel=3,
-        )
+    # Few channels are what any network begins with.
+    if last.rows > 3 and feeds(last, late[0]) and not feeds(late[-1], before[0]):
+        return OldHead(late[0], last, head is not None)
+    return None
 
 
 def check_block_options(group: Mapping[str, Any]) -> None:
@@ -165,11 +190,11 @@ def check_block_options(group: Mapping[str, Any]) -> None:
     if not isinstance(amend, bool):
         raise TypeError(f"amend: got {amend!r}, want True or False")
     count = len(group["params"])
-    flags = list(map(type, heads)) if isinstance(heads, (list, tuple)) else None
+    flags = list(map(type, heads)) if _is_list(heads) else None
     if heads is not None and flags != [bool] * count:
         raise ValueError(f"heads: got {heads!r} for {count} parameters, want True or False for each, or None")
     for name, value in (("rows", rows), ("columns", columns)):
-        entries = value if isinstance(value, (list, tuple)) else [value] * count
+        entries = value if _is_list(value) else [value] * count
         if len(entries) != count:
             raise ValueError(
                 f"{name}: got {len(entries)} entries for {count} parameters, want one for each, or one integer"
@@ -203,3 +228,7 @@ def _place(group: int, position: int) -> str:
 
 def _entry(value: int | Sequence[int | None] | None, position: int) -> int | None:
     return value if value is None or isinstance(value, int) else value[position]
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))

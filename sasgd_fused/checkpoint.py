@@ -101,7 +101,8 @@ def check_shapes(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, An
     for param, name, saved in saved_states(state_dict, groups):
         for key in _LIKE_PARAMETER:
             kept = saved.get(key)
-            if isinstance(kept, Tensor) and kept.shape != param.shape:
+            is_away = not param.numel() and param.grad is None  # for a time
+            if isinstance(kept, Tensor) and kept.shape != param.shape and not is_away:
                 raise ValueError(
                     f"state_dict: {key} of {name} has shape {tuple(kept.shape)}, "
                     f"want the parameter's, {tuple(param.shape)}"
@@ -138,7 +139,7 @@ def restore_precision(state: dict[str, Any], saved: Mapping[str, Any], param: Te
         if kept.dtype != dtypes[key]:
             # A copy: a master that two optimizers share would be the weights of two models.
             kept = saved[key].to(device=param.device, dtype=dtypes[key], copy=True)
-        if not is_sharded(param) and not has_layout_of(kept, param):
+        if not is_sharded(param) and kept.shape == param.shape and not has_layout_of(kept, param):
             kept = in_layout_of(kept, param, kept.dtype)
         state[key] = kept
 
@@ -150,6 +151,29 @@ def without_momentum(state: Mapping[Any, dict[str, Any]], keys: Collection[Any])
         for key, entry in state.items()
     }
     return {key: entry for key, entry in kept.items() if entry or key not in keys}
+
+
+def complete(
+    state_dict: dict[str, Any], params: Sequence[Tensor], unstarted: Sequence[Tensor], options: Mapping[str, Any]
+) -> None:
+    """Completes a state dictionary, in place.
+
+    Args:
+        state_dict: as torch makes it.
+        params: all parameters, in the order of the groups.
+        unstarted: those whose momentum buffers have not started, which are left out.
+        options: the optimizer's, for every group.
+    """
+    if unstarted:
+        places = {id(param): place for place, param in enumerate(params)}
+        state_dict["state"] = without_momentum(state_dict["state"], {places[id(param)] for param in unstarted})
+    if state_dict["state"]:
+        # torch.distributed.checkpoint wants an entry for every parameter that is trained, or none at all.
+        for place, param in enumerate(params):
+            if param.requires_grad:
+                state_dict["state"].setdefault(place, {})
+    for group in state_dict["param_groups"]:
+        group.update(options)
 
 
 def _deal_out(
@@ -164,7 +188,7 @@ def _deal_out(
     key_of = dict(zip(places, keys, strict=True))
     dealt = []
     for group in groups:
-        like = next((each for each in saved if each.get("amend") == group["amend"]), saved[-1])
+        like = next((each for each in saved if each.get("amend") == group.get("amend", True)), saved[-1])
         mine = {**like, "params": [key_of[place] for place in group["model_order"]]}
         for key in ("param_names", *OUR_KEYS):  # these were for other groups, and the groups know better
             mine.pop(key, None)

@@ -43,21 +43,22 @@ class StepInGraph:
         """Is what the operator does; see `_step`."""
         update = self._update()
         assert update, "the optimizer is alive: its step is being taken"
-        own = [self.params[place] for place in places]
+        traced = self.params  # the update may find the groups changed, and have other params then
+        own = [traced[place] for place in places]
         with torch.no_grad():
             # A graph may keep what it has written so far apart, and have its present weights updated in a copy.
             apart = [(p, given, p.clone()) for p, given in zip(own, params, strict=True) if _differ(p, given)]
             for param, given, _ in apart:
                 param.copy_(given)
-        gradients = [param.grad for param in self.params]
+        gradients = [param.grad for param in traced]
         try:
-            for param in self.params:
+            for param in traced:
                 param.grad = None
             for param, grad in zip(own, grads, strict=True):
                 param.grad = grad
             update()
         finally:
-            for param, kept in zip(self.params, gradients, strict=True):
+            for param, kept in zip(traced, gradients, strict=True):
                 param.grad = kept
             with torch.no_grad():
                 for param, given, before in apart:

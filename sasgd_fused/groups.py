@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -101,7 +101,7 @@ def parameter_groups(model: nn.Module, heads: Heads | None = None) -> ParameterG
                 group["heads"] = [param in set(known) for param in chosen]
         groups.append(group)
     groups.summary = _summary(roles, names, amended, plain, known or amended[-1:])
-    if message := _plain_message(roles, names):
+    if message := _plain_message(roles, names, known):
         warnings.warn(message, stacklevel=2)
     others = [] if known else other_outputs(matrices, all_names)
     if others:
@@ -114,7 +114,9 @@ def parameter_groups(model: nn.Module, heads: Heads | None = None) -> ParameterG
     return groups
 
 
-def _plain_message(roles: Mapping[Parameter, Role], names: Mapping[Parameter, str]) -> str:
+def _plain_message(
+    roles: Mapping[Parameter, Role], names: Mapping[Parameter, str], heads: Collection[Parameter]
+) -> str:
     """What to warn of: a layer's weights that take the plain step."""
     trained = {param: role for param, role in roles.items() if param.requires_grad}
     total = sum(param.numel() for param, role in trained.items() if not role.why or role.warn != "never")
@@ -126,6 +128,14 @@ def _plain_message(roles: Mapping[Parameter, Role], names: Mapping[Parameter, st
     if not reasons:
         return ""
     parts = [f"{len(params)} {why} ({_listed(params, names)})" for why, params in reasons.items()]
+    amended = [param for param, role in roles.items() if not role.why]
+    places = {param: place for place, param in enumerate(roles)}
+    if (
+        amended
+        and not heads
+        and any(places[param] > places[amended[-1]] for params in reasons.values() for param in params)
+    ):
+        parts.append(f"so that {names[amended[-1]]} counts as the head")
     return (
         f"model: got {_amount([param for params in reasons.values() for param in params])} that take the plain SGD "
         f"step: {'; '.join(parts)}. Want the weights of linear layers and convolutions as one tensor each, or a "

@@ -18,7 +18,8 @@ _LAYERS = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
 )
-_SIZES = (("out_features", "in_features"), ("out_channels", "in_channels"))
+# The last are those of Conv1D in transformers, whose weight is the transpose of a linear layer's.
+_SIZES = (("out_features", "in_features"), ("out_channels", "in_channels"), ("nf", "nx"))
 _PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 _RECURRENT = {"RNNBase", "RNNCellBase", "LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"}
 

@@ -28,7 +28,17 @@ def has_values(tensor: Tensor) -> bool:
 
 def is_away(tensor: Tensor) -> bool:
     """Whether its memory was taken away for a time, as by trainers that offload what they do not need."""
-    return tensor.numel() > 0 and tensor.data_ptr() == 0
+    return tensor.numel() > 0 and not is_opaque(tensor) and tensor.data_ptr() == 0
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Whether its values can be read."""
+    return has_values(tensor) and (is_opaque(tensor) or not is_away(tensor))
+
+
+def addresses_of(tensors: Sequence[Tensor]) -> list[int]:
+    """Where they lie, as far as they have memory of their own."""
+    return [0 if is_opaque(tensor) else local_of(tensor).data_ptr() for tensor in tensors]
 
 
 def find_sharing(tensors: Sequence[Tensor]) -> dict[int, set[int]]:

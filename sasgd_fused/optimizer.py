@@ -16,7 +16,7 @@ from torch.optim.optimizer import ParamsT
 
 from sasgd_fused import checkpoint
 from sasgd_fused.backends import candidate_backends
-from sasgd_fused.blocks import ParameterNames, check_block_options, parameter_name, warn_of_late_head
+from sasgd_fused.blocks import ParameterLists, check_block_options, find_old_head, parameter_name
 from sasgd_fused.describe import describe
 from sasgd_fused.options import (
     BackendName,
@@ -32,7 +32,7 @@ from sasgd_fused.options import (
     dtype_of,
     read_numbers,
 )
-from sasgd_fused.plan import PlannedBlock, check_distinct, takes_part
+from sasgd_fused.plan import PlannedBlock, check_distinct, check_parameter
 from sasgd_fused.release import GradientRelease
 from sasgd_fused.report import LayerReport, make_report
 from sasgd_fused.stepping import SteppingOptimizer
@@ -167,22 +167,37 @@ class ScaleAmendedSGD(SteppingOptimizer):
                 "want momentum > 0 and dampening = 0"
             )
         super().__init__(params, defaults)
-        # The groups do not have these: they hold for all of them.
-        self.defaults.update(options.arguments())
-        self._names.note(self.param_groups)
+        self._lists.note(self.param_groups)
         self._is_constructed = True
         self._make_backends()
-        dtypes = {param.dtype for group in self.param_groups for param in group["params"]}
-        if fused or backend or torch.float16 in dtypes:
-            # GradScaler then sets grad_scale and found_inf for a step instead of unscaling the gradients itself, which
-            # it refuses to do to float16 ones.
-            self._step_supports_amp_scaling = True
-        if sys._getframe(1).f_globals.get("__name__") == "torch.distributed.optim.zero_redundancy_optimizer":
+        # The groups do not have these: they hold for all of them.
+        self.defaults.update(self._variant())
+        self._unscales = bool(fused or backend)
+        if fused and not backend and any(param.dtype == torch.float64 for param in self._original):
+            warnings.warn("fused: the kernels take no float64; 'foreach' takes the place of these", stacklevel=2)
+        caller = sys._getframe(1)
+        while caller.f_back and caller.f_code.co_name == "__init__":  # of a subclass
+            caller = caller.f_back
+        if caller.f_globals.get("__name__") == "torch.distributed.optim.zero_redundancy_optimizer":
             warnings.warn(
                 "ZeroRedundancyOptimizer: got ScaleAmendedSGD itself, which sees the parameters of one rank alone, so "
                 "that head and backward factors are not the model's; want **zero_redundancy_arguments(model)",
                 stacklevel=2,
             )
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """By this GradScaler sets grad_scale and found_inf for a step instead of unscaling the gradients itself.
+
+        As with torch.optim.SGD it is so for a fused step that was asked for; also for float16 parameters that are
+        trained, to whose gradients GradScaler refuses to do it.
+        """
+        params = (param for group in self.param_groups for param in group["params"])
+        return self._unscales or any(param.dtype == torch.float16 and param.requires_grad for param in params)
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, value: bool) -> None:
+        self._unscales = value
 
     def __repr__(self) -> str:
         return describe(type(self).__name__, self._options.arguments(), self.param_groups)
@@ -196,34 +211,47 @@ class ScaleAmendedSGD(SteppingOptimizer):
             TypeError, ValueError: the group or one of its parameters is not what is wanted; it is not added then.
         """
         groups, index = self.param_groups, len(self.param_groups)
-        if isinstance(param_group, dict) and not isinstance(param_group.get("params"), (Tensor, set)):
-            params = list(param_group["params"])
+        if isinstance(param_group, dict) and not isinstance(param_group.get("params"), set):
+            params = [given] if isinstance(given := param_group["params"], Tensor) else list(given)
             if groups and "param_names" in groups[0] and not any(isinstance(param, tuple) for param in params):
                 params = [(parameter_name({}, index, place), param) for place, param in enumerate(params)]
             check_distinct(params)
             param_group["params"] = params
         super().add_param_group(param_group)
         before = self._heads, self._output_width, self._matrices, self._backends
-        added = set(self._added)
+        original, added = set(self._original), set(self._added)
         try:
             for name, value in self._options.arguments().items():  # torch has put in the defaults
-                if (given := param_group.pop(name, value)) != value:
-                    raise ValueError(f"{name}: got {given!r} for one parameter group, want it for the whole optimizer")
+                if (own := param_group.pop(name, value)) not in (value, self.defaults.get(name)):
+                    raise ValueError(f"{name}: got {own!r} for one parameter group, want it for the whole optimizer")
             check_hyperparameters(param_group)
             check_block_options(param_group)
             for position, param in enumerate(param_group["params"]):
-                takes_part(param, parameter_name(param_group, index, position))
+                check_parameter(param, parameter_name(param_group, index, position))
             if self._is_constructed:
-                self._names.note(groups)
-                if index and param_group["params"]:
-                    self._added.add(param_group["params"][0])
-                    warn_of_late_head(groups, self._heads)
+                self._lists.note(groups)
+                self._place_group(param_group)
                 self._make_backends()
         except BaseException:
             self.param_groups.pop()
             self._heads, self._output_width, self._matrices, self._backends = before
-            self._names, self._added = ParameterNames(self.param_groups), added
+            self._lists, self._original, self._added = ParameterLists(self.param_groups), original, added
             raise
+
+    def _place_group(self, group: dict[str, Any]) -> None:
+        """Puts a new group at the input end, or at the output end if it looks like a head and there is none."""
+        if not self._originals or (old := find_old_head(self.param_groups, self._heads)) is None:
+            self._added.update(group["params"] if self._originals else [])
+        elif not old.is_there:
+            self._original.update(group["params"])
+        else:
+            self._added.update(group["params"])
+            warnings.warn(
+                f"add_param_group: {old.new.name} takes the {old.block.rows} outputs of {old.block.name} and looks "
+                "like a new head, but groups added later stand at the input end: it is scaled, and the old head stays "
+                "the head. Make the optimizer from the whole model instead; it takes frozen parameters",
+                stacklevel=3,
+            )
 
     def name_parameters(self, model: nn.Module) -> None:
         """Names the parameters as the model does, for reports, messages and a mapping of factors.
@@ -234,17 +262,26 @@ class ScaleAmendedSGD(SteppingOptimizer):
             model: whose ``named_parameters()`` are among this optimizer's; the others keep their names.
 
         Raises:
-            ValueError: none of this optimizer's parameters is the model's.
+            ValueError: none of this optimizer's parameters is the model's, or a mapping of factors lacks a name.
         """
         names = {param: name for name, param in model.named_parameters()}
         if not any(param in names for group in self.param_groups for param in group["params"]):
             raise ValueError(f"model: got a {type(model).__name__} with none of the optimizer's parameters")
+        self._lists.follow(self.param_groups)
+        before = [group.get("param_names") for group in self.param_groups]
         for index, group in enumerate(self.param_groups):
             group["param_names"] = [
                 names.get(param) or parameter_name(group, index, place) for place, param in enumerate(group["params"])
             ]
-        self._names.note(self.param_groups)
-        self._make_backends()
+        try:
+            self._make_backends()
+        except ValueError:  # a mapping of factors goes by the names before
+            for group, old in zip(self.param_groups, before, strict=True):
+                group["param_names"] = old
+                if old is None:
+                    del group["param_names"]
+            raise
+        self._lists.note(self.param_groups)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -312,7 +349,7 @@ class ScaleAmendedSGD(SteppingOptimizer):
             backends = self._make_backends()
         for backend in backends:
             backend.settle()
-        return make_report(backends, read_numbers(self.param_groups).on_host())
+        return make_report(backends, read_numbers(self.param_groups).on_host(), self._order)
 
     def _draw_as(self, places: Mapping[Tensor, int]) -> None:
         """Has these parameters draw the random numbers of these places among an optimizer's, wherever they are here."""
@@ -338,29 +375,26 @@ class ScaleAmendedSGD(SteppingOptimizer):
         On a GPU this waits for the device.
         """
         unstarted = self._settle()
-        self._names.follow(self.param_groups)
-        state_dict = super().state_dict()
+        self._lists.follow(self.param_groups)
         params = [param for group in self.param_groups for param in group["params"]]
-        if unstarted:
-            places = {id(param): place for place, param in enumerate(params)}
-            state_dict["state"] = checkpoint.without_momentum(state_dict["state"], {places[id(p)] for p in unstarted})
-        if state_dict["state"]:
-            # torch.distributed.checkpoint wants an entry for every parameter that is trained, or none at all.
-            for place, param in enumerate(params):
-                if param.requires_grad:
-                    state_dict["state"].setdefault(place, {})
-        variant = self._variant()
-        for group in state_dict["param_groups"]:
-            group.update(variant)
-        return state_dict
+
+        def complete(_: Optimizer, state_dict: dict[str, Any]) -> None:
+            checkpoint.complete(state_dict, params, unstarted, self._variant())
+
+        handle = self.register_state_dict_post_hook(complete, prepend=True)  # before the user's own hooks
+        try:
+            return super().state_dict()
+        finally:
+            handle.remove()
 
     def _variant(self) -> dict[str, Any]:
-        """The options as a checkpoint has them: no dtypes, and a mapping of factors by the blocks' names."""
+        """The options as plain values: no dtypes, and a mapping of factors by the blocks' names."""
         variant = self._options.arguments()
         if variant["momentum_dtype"] is not None:
             variant["momentum_dtype"] = str(variant["momentum_dtype"])
         if isinstance(variant["factors"], dict):
-            variant["factors"] = {planned.block.name: planned.backward_factor for planned in self.planned_blocks()}
+            planned_blocks = (planned for backend in self._backends or [] for planned in backend.plan.blocks)
+            variant["factors"] = {planned.block.name: planned.backward_factor for planned in planned_blocks}
         return variant
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -374,7 +408,7 @@ class ScaleAmendedSGD(SteppingOptimizer):
                 changed then.
         """
         foreign, saved_variant = False, dict[str, Any]()
-        self._names.follow(self.param_groups)
+        self._lists.follow(self.param_groups)
         saved_states: list[tuple[Tensor, Mapping[str, Any], Storage]] = []
 
         def adapt(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
@@ -384,7 +418,8 @@ class ScaleAmendedSGD(SteppingOptimizer):
             checkpoint.check_shapes(adapted, self.param_groups)
             foreign = checkpoint.is_foreign(loaded)
             for param, name, saved in checkpoint.saved_states(adapted, self.param_groups):
-                saved_states.append((param, saved, storage_of(param.dtype, self._options, name)))
+                if saved:
+                    saved_states.append((param, saved, storage_of(param.dtype, self._options, name)))
             return adapted
 
         def restore(_: Optimizer) -> None:
@@ -402,7 +437,11 @@ class ScaleAmendedSGD(SteppingOptimizer):
         finally:
             for handle in handles:
                 handle.remove()
-        checkpoint.warn_of_other_options(saved_variant, self._variant() if saved_variant else {})
+        self._lists.note(self.param_groups)
+        if saved_variant:
+            if isinstance(self._options.factors, dict):
+                self._current_backends()  # they know the names
+            checkpoint.warn_of_other_options(saved_variant, self._variant())
         if foreign:
             warnings.warn(
                 "state_dict: this checkpoint is not of ScaleAmendedSGD; its lr, momentum and weight_decay are now in "
@@ -419,6 +458,12 @@ class ScaleAmendedSGD(SteppingOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        if "_lists" not in self.__dict__:  # from a file of version 0.1
+            self._originals = self.__dict__.pop("_initial_groups")
+            self._is_constructed, self._lists = True, ParameterLists(self.param_groups)
+            self._original, self._added = set(), set()
+            self._heads, self._output_width, self._matrices = [], 1.0, {}
+            self._unscales = True
         self._begin_again()
 
 
@@ -426,10 +471,12 @@ _PICKLED = (
     "_options",
     "_candidates",
     "_is_constructed",
+    "_original",
     "_added",
+    "_originals",
     "_heads",
     "_output_width",
     "_matrices",
-    "_names",
-    "_step_supports_amp_scaling",
+    "_lists",
+    "_unscales",
 )

@@ -197,7 +197,7 @@ def _check_number(name: str, value: Tensor, where: str) -> None:
 
 def _check_flags(group: Mapping[str, Any], where: str = "") -> None:
     for name in ("nesterov", "maximize"):
-        if isinstance(group[name], (str, bytes)):  # which are true, whatever they say
+        if group[name] not in (True, False):  # a string would be true, whatever it says
             raise TypeError(f"{name}{where}: got {group[name]!r}, want True or False")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import is_
 from typing import Any
 
@@ -55,6 +55,8 @@ class StepPlan:
         signatures: shape, dtype and device of each parameter.
         storage: how each is stored.
         overlaid: indices of the parameters that share memory with any other one of the optimizer.
+        neighbours: the parameters of all plans.
+        sharing: which of these share memory.
     """
 
     device: torch.device
@@ -66,6 +68,8 @@ class StepPlan:
     signatures: list[Signature]
     storage: list[Storage]
     overlaid: frozenset[int] = frozenset()
+    neighbours: Sequence[Tensor] = ()
+    sharing: Mapping[int, set[int]] = field(default_factory=dict)
 
     @property
     def has_masters(self) -> bool:
@@ -80,6 +84,10 @@ class StepPlan:
     def is_current(self) -> bool:
         """Whether the parameters still have the shapes, dtypes and device that the plan was made for."""
         return [_signature(param) for param in self.params] == self.signatures
+
+    def shares_otherwise(self) -> bool:
+        """Whether other parameters lie over the same memory than when the plan was made."""
+        return find_sharing(self.neighbours) != self.sharing
 
     def gather_gradients(self) -> list[Tensor | None]:
         """Takes each parameter's gradient, or None, after checking all of them.
@@ -174,7 +182,8 @@ def make_plans(
 ) -> list[StepPlan]:
     """Makes plans for all parameters that a step may update: one for every device, unless they differ in more.
 
-    Parameters without memory of their own have a plan for themselves. Of several over the same memory each has a later
+    Parameters without memory of their own have a plan for themselves, and so have those of float64, which no kernel
+    takes. Of several over the same memory each has a later
     plan than those before it, so that each is updated from what the others left.
 
     Args:
@@ -199,11 +208,13 @@ def make_plans(
         if takes_part(param, name):
             stream_place = given.get(param, len(given) + number)
             entries.append(((index, position), param, name, storage_of(param.dtype, options, name, stream_place)))
-    sharing = find_sharing([param for _, param, _, _ in entries])
+    everyone = [param for _, param, _, _ in entries]
+    sharing = find_sharing(everyone)
     ranks = ranks_among(sharing)
     parts: dict[Any, list[int]] = {}
     for k, (place, param, _, _) in enumerate(entries):
-        parts.setdefault(place if apart else (ranks.get(k, 0), param.device, is_opaque(param)), []).append(k)
+        kind = ranks.get(k, 0), param.device, is_opaque(param), param.dtype == torch.float64
+        parts.setdefault(place if apart else kind, []).append(k)
     order_of_blocks = {(block.group, block.position): place for place, block in enumerate(blocks)}
     if apart:  # then reports go from plan to plan: blocks from input to output
         order = sorted(parts.values(), key=lambda ks: order_of_blocks.get(entries[ks[0]][0], -1))
@@ -236,6 +247,8 @@ def make_plans(
                 signatures=[_signature(param) for param in params],
                 storage=[entries[k][3] for k in chosen],
                 overlaid=frozenset(i for i, k in enumerate(chosen) if k in sharing),
+                neighbours=everyone,
+                sharing=sharing,
             )
         )
     return plans
@@ -256,22 +269,34 @@ def check_distinct(params: Sequence[Any]) -> None:
 
 
 def takes_part(param: Tensor, name: str) -> bool:
-    """Whether a step may update a parameter: not a frozen one that no step could, such as a quantized weight.
+    """Whether a step may update a parameter: not one that no step could, such as a quantized weight.
+
+    Raises:
+        ValueError: it has a gradient, and is sparse, complex, integer, of an unsupported precision, or its elements
+            share memory.
+    """
+    reason = _why_not(param)
+    if reason and param.grad is not None:
+        raise ValueError(f"params: {name} {reason}")
+    return not reason and (param.requires_grad or param.grad is not None or not is_opaque(param))
+
+
+def check_parameter(param: Tensor, name: str) -> None:
+    """Checks that a parameter can be updated if it is to be trained.
 
     A tensor that is no `torch.nn.Parameter` is given its gradient by hand: it is not frozen.
 
     Raises:
-        ValueError: it is to be trained, and sparse, complex, integer, of an unsupported precision, or its elements
-            share memory.
+        ValueError: it is sparse, complex, integer, of an unsupported precision, or its elements share memory.
     """
-    is_frozen = isinstance(param, Parameter) and not param.requires_grad and param.grad is None
     reason = _why_not(param)
-    if reason and not is_frozen:
+    if reason and (param.requires_grad or not isinstance(param, Parameter)):
         raise ValueError(f"params: {name} {reason}")
-    return not is_frozen or not (reason or is_opaque(param))
 
 
 def _why_not(param: Tensor) -> str | None:
+    if param.is_nested:
+        return "is a nested tensor, want a dense one"
     if param.layout != torch.strided:
         return f"has layout {param.layout}, want a dense tensor"
     if param.dtype not in SUPPORTED_DTYPES:

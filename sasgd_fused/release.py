@@ -27,6 +27,7 @@ class GradientRelease:
         # By id, since torch swaps no parameter to which there are weak references (model.to of wrapped tensors).
         self._handles: dict[int, tuple[Tensor, RemovableHandle]] = {}
         self._updated: set[int] = set()  # in the backward that is under way
+        self._waiting: list[Tensor] = []
         self._task = -1  # torch's number for that; one that failed has not emptied the set
         self.is_on = False
 
@@ -71,16 +72,27 @@ class GradientRelease:
                     "update by the first; want checkpoint(..., use_reentrant=False) for layers that are used more "
                     "than once"
                 )
+            self._waiting.append(param)
             return  # `step` has the sum
         if self._task != torch._C._current_graph_task_id():
             self._task = torch._C._current_graph_task_id()
             self._updated.clear()
             torch.autograd.Variable._execution_engine.queue_callback(self._updated.clear)
         self._updated.add(id(param))
+        version = param._version
         try:
             update(param)
-        finally:  # after an interrupt too: a gradient is taken once
+        except BaseException:
+            if param._version != version:  # an interrupt after the update: a gradient is taken once
+                param.grad = None
+            raise
+        param.grad = None
+
+    def free_waiting(self) -> None:
+        """Frees the gradients that waited for `step`, which has taken them."""
+        for param in self._waiting:
             param.grad = None
+        self._waiting.clear()
 
 
 def _is_within_a_node() -> bool:

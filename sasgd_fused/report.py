@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from statistics import median
 from typing import Any, SupportsIndex, overload
@@ -138,9 +138,17 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def make_report(backends: Sequence[Backend], values: Sequence[GroupValues]) -> LayerReport:
-    """Reports on the blocks of all devices, with the weights and hyperparameters as they are now."""
-    rows = []
+def make_report(
+    backends: Sequence[Backend], values: Sequence[GroupValues], order: Mapping[tuple[int, int], int]
+) -> LayerReport:
+    """Reports on the blocks of all plans, with the weights and hyperparameters as they are now.
+
+    Args:
+        backends: of the plans.
+        values: hyperparameters of every group.
+        order: group and position of each block → its place, from input to output.
+    """
+    placed: list[tuple[int, LayerRow]] = []
     for backend in backends:
         plan = backend.plan
         norms = zip(plan.blocks, *backend.report(), strict=True)
@@ -150,22 +158,24 @@ def make_report(backends: Sequence[Backend], values: Sequence[GroupValues]) -> L
             if planned.scaled:
                 scale = layer_scale(row_norm_sq, planned.backward_factor, plan.options.eps)
                 decay = decay_scale(scale, planned.backward_factor, decay, plan.options.decay)
-            rows.append(
-                LayerRow(
-                    name=block.name,
-                    rows=block.rows,
-                    columns=block.columns,
-                    scaled=planned.scaled,
-                    row_norm_sq=row_norm_sq,
-                    column_norm_sq=row_norm_sq * block.rows / block.columns,
-                    backward_factor=planned.backward_factor,
-                    layer_scale=scale,
-                    effective_lr=group.lr * scale,
-                    decay_per_step=group.lr * decay,
-                    stale_steps=stale,
-                    at_eps_floor=planned.scaled and row_norm_sq < plan.options.eps,
-                )
+            row = LayerRow(
+                name=block.name,
+                rows=block.rows,
+                columns=block.columns,
+                scaled=planned.scaled,
+                row_norm_sq=row_norm_sq,
+                column_norm_sq=row_norm_sq * block.rows / block.columns,
+                backward_factor=planned.backward_factor,
+                layer_scale=scale,
+                effective_lr=group.lr * scale,
+                decay_per_step=group.lr * decay,
+                stale_steps=stale,
+                at_eps_floor=planned.scaled and row_norm_sq < plan.options.eps,
             )
+            placed.append((order[block.group, block.position], row))
+    rows = [row for _, row in sorted(placed, key=lambda item: item[0])]
     rates = [row.effective_lr for row in rows if math.isfinite(row.effective_lr)]
     least = median(rates) / SMALL_LR if rates else 0.0
-    return LayerReport(replace(row, at_small_lr=row.scaled and row.effective_lr < least) for row in rows)
+    return LayerReport(
+        replace(row, at_small_lr=True) if row.scaled and row.effective_lr < least else row for row in rows
+    )

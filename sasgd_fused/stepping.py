@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from sasgd_fused.backends import make_backend
 from sasgd_fused.backends.base import Backend
-from sasgd_fused.blocks import Block, ParameterNames, check_block_options, find_blocks, find_outputs
+from sasgd_fused.blocks import Block, ParameterLists, check_block_options, find_blocks, find_outputs
 from sasgd_fused.compiled import StepInGraph
 from sasgd_fused.options import Options, read_numbers
 from sasgd_fused.plan import Structure, make_plans
@@ -24,18 +24,22 @@ class SteppingOptimizer(Optimizer):
         self._options = options
         self._candidates = candidates
         self._is_constructed = False
-        self._added: set[Tensor] = set()  # the first parameter of each group that was added after construction
+        self._original: set[Tensor] = set()  # parameters of groups that were there at construction, or took their place
+        self._added: set[Tensor] = set()  # of groups that were added since
+        self._originals = 0  # how many groups of the former kind there were at the last look
         self._heads: list[Tensor] = []
         self._output_width = 1.0
         self._matrices: dict[Tensor, tuple[int, int]] = {}  # rows and columns of the blocks
-        self._names = ParameterNames()
+        self._lists = ParameterLists()
         self._structure = Structure([])
         self._begin_again()
 
     def _begin_again(self) -> None:
         """After loading; or in a copy, or from a file, which do not have what is bound to the optimizer itself."""
         self._backends: list[Backend] | None = None
-        self._left_out: list[Tensor] = []  # frozen parameters that no step could update
+        self._left_out: list[Tensor] = []  # parameters without gradient that no step could update
+        self._is_overlaid = False  # whether any share memory
+        self._order: dict[tuple[int, int], int] = {}  # of the blocks, by group and position
         if not hasattr(self, "_release"):
             self._release = GradientRelease(self._update_one)
             self._step_in_graph = StepInGraph(self._update)
@@ -44,14 +48,16 @@ class SteppingOptimizer(Optimizer):
 
     def _update_compiled(self) -> None:
         """Is traced."""
-        if any(map(is_sharded, self._step_in_graph.params)):
+        if self._is_overlaid or any(map(is_sharded, self._step_in_graph.params)):
             self._update_outside_graph()
         else:
             self._step_in_graph()
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _update_outside_graph(self) -> None:
-        self._update()  # an operator on DTensors would need to know how they are dealt out
+        # An operator on DTensors would need to know how they are dealt out, and a graph keeps what lies over the same
+        # memory apart.
+        self._update()
 
     def _update(self) -> None:
         backends = self._current_backends()
@@ -59,9 +65,10 @@ class SteppingOptimizer(Optimizer):
             self._release.attach(param for group in self.param_groups for param in group["params"])
             backends = [backend for backend in backends if backend.plan.params[0].grad is not None]
         self._run(backends)
+        self._release.free_waiting()
 
     def _update_one(self, param: Tensor) -> None:
-        if self._backends is None:
+        if self._backends is None or param not in self._backend_of:
             self._make_backends()
         if backend := self._backend_of.get(param):
             self._run([backend])
@@ -83,16 +90,36 @@ class SteppingOptimizer(Optimizer):
                 backend.release_gradients()
 
     def _find_blocks(self) -> list[Block]:
-        """The blocks as they are now; finds the network's outputs anew if nothing is left of the network before."""
+        """The blocks as they are now.
+
+        The network's outputs are found anew if nothing is left of the network before, or another head is in the place
+        of the old one.
+        """
         groups = self.param_groups
-        added = [k for k, group in enumerate(groups) if group["params"] and group["params"][0] in self._added]
+        added = [index for index, group in enumerate(groups) if self._is_added(index, group["params"])]
+        if len(added) == len(groups):  # nothing is left of the network before
+            added = []
+        for index, group in enumerate(groups):
+            (self._added if index in added else self._original).update(group["params"])
+        self._originals = len(groups) - len(added)
         blocks = find_blocks(groups, added, self._matrices)
         params = {groups[block.group]["params"][block.position]: block for block in blocks}
         is_new = not any(param in self._matrices for param in params)
-        if params and (is_new or any(group.get("heads") for group in groups)):
+        has_no_head = not any(head in params for head in self._heads)
+        if params and (is_new or (has_no_head and [*params][-1] not in self._matrices)):
             self._heads, self._output_width = find_outputs(params, groups, self._options.output_width)
+        elif any(group.get("heads") for group in groups):
+            heads, width = find_outputs(params, groups, self._options.output_width)
+            self._heads = heads
+            self._output_width = self._output_width if self._options.output_width == "mean" else width
         self._matrices = {param: (block.rows, block.columns) for param, block in params.items()}
+        self._order = {(block.group, block.position): place for place, block in enumerate(blocks)}
         return blocks
+
+    def _is_added(self, index: int, params: list[Tensor]) -> bool:
+        if any(param in self._original for param in params):
+            return False
+        return index >= self._originals > 0 or any(param in self._added for param in params)
 
     def _current_backends(self) -> list[Backend]:
         backends = self._backends
@@ -119,9 +146,9 @@ class SteppingOptimizer(Optimizer):
         for backend in self._backends or []:
             for param in backend.unstarted():
                 del backend.state[param]["momentum_buffer"]
+        self._lists.follow(self.param_groups)
         for group in self.param_groups:
             check_block_options(group)
-        self._names.follow(self.param_groups)
         self._are_apart = self._release.is_on
         blocks = self._find_blocks()
         plans = make_plans(
@@ -138,5 +165,6 @@ class SteppingOptimizer(Optimizer):
         params = [param for group in self.param_groups for param in group["params"]]
         updated = {param for plan in plans for param in plan.params}
         self._left_out = [param for param in params if param not in updated]
+        self._is_overlaid = any(plan.overlaid for plan in plans)
         self._step_in_graph.params = params
         return backends

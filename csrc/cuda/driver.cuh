@@ -22,6 +22,7 @@ inline bool is_of_earlier_kernel(cudaError_t error) {
     case cudaErrorMisalignedAddress:
     case cudaErrorInvalidAddressSpace:
     case cudaErrorInvalidPc:
+    case cudaErrorECCUncorrectable:
       return true;
     default:
       return false;

@@ -13,7 +13,7 @@ from sasgd_fused.backends.native import NativeBackend
 from sasgd_fused.backends.reference import ReferenceBackend
 from sasgd_fused.backends.sharded import ShardedBackend
 from sasgd_fused.backends.triton.backend import TritonBackend
-from sasgd_fused.memory import is_opaque
+from sasgd_fused.memory import has_values, is_opaque
 from sasgd_fused.plan import State, StepPlan
 from sasgd_fused.shards import is_sharded
 
@@ -34,6 +34,9 @@ def candidate_backends(backend: str | None, foreach: bool | None, fused: bool | 
     """
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend: got {backend!r}, want None or one of {', '.join(map(repr, BACKENDS))}")
+    for name, value in (("foreach", foreach), ("fused", fused)):
+        if isinstance(value, (str, bytes)):  # which are true, whatever they say
+            raise TypeError(f"{name}: got {value!r}, want True, False or None")
     if foreach and fused:
         raise ValueError("foreach, fused: got True for both, want at most one of them")
     if foreach or fused:
@@ -61,6 +64,7 @@ def make_backend(plan: StepPlan, state: State, candidates: tuple[str, ...]) -> B
         return ShardedBackend(plan, state, lambda plan, state: make_backend(plan, state, candidates))
     dtypes = {param.dtype for param in plan.params}
     opaque = next(filter(is_opaque, plan.params), None)
+    is_fake = plan.device.type != "meta" and not all(map(has_values, plan.params))
     reasons: dict[str, str] = {}
     for name in candidates:
         reason = BACKENDS[name].why_not(plan.device, dtypes)
@@ -75,8 +79,7 @@ def make_backend(plan: StepPlan, state: State, candidates: tuple[str, ...]) -> B
                 warnings.warn(f"{missing}; the slower {name!r} backend takes its place", stacklevel=4)
             return BACKENDS[name].create(plan, state)
         reasons[name] = reason
-    if candidates == FUSED and dtypes == {torch.float64}:
-        warnings.warn("fused: the kernels take no float64; the 'foreach' backend takes their place", stacklevel=4)
+    if candidates == FUSED and (dtypes == {torch.float64} or is_fake):
         return ForeachBackend.create(plan, state)
     told = "; ".join(f"{name!r}: {reason}" for name, reason in reasons.items())
     raise RuntimeError(f"backend: cannot run on {plan.device} with these parameters: {told}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sasgd_fused.backends.masters import MasterWeights
-from sasgd_fused.memory import has_values
+from sasgd_fused.memory import addresses_of, is_readable
 from sasgd_fused.options import GroupValues, StepNumbers
 from sasgd_fused.plan import PlannedBlock, State, StepPlan
 
@@ -30,6 +30,7 @@ class Backend:
         self.plan = plan
         self.state = state
         self.grads: list[Tensor | None] = []
+        self._addresses = addresses_of(plan.params)
         self._given: dict[PlannedBlock, float] | None = None  # norms in the place of those of the weights
         self._masters = MasterWeights(plan, state) if plan.has_masters else None
         self._stochastic = {k for k, s in enumerate(plan.storage) if s.is_stochastic and plan.params[k].numel()}
@@ -46,7 +47,13 @@ class Backend:
 
     def is_current(self) -> bool:
         """Whether the parameters are still what the plan and this were made for."""
-        return self.plan.is_current()
+        if not self.plan.is_current():
+            return False
+        addresses = addresses_of(self.plan.params)
+        if addresses == self._addresses:
+            return True
+        self._addresses = addresses
+        return not self.plan.shares_otherwise()
 
     def prepare(self) -> bool:
         """Gathers this step's gradients and checks them; changes neither weights nor state.
@@ -191,12 +198,13 @@ class Backend:
         """‖W_b‖²_{2,μ} = sum of squares / rows of present weights in float64, before equation (22)."""
         self.follow_parameters()
         weights = [self.weight_of(planned.param) for planned in blocks]
-        if not all(map(has_values, weights)):
-            return [math.nan] * len(blocks)
-        return [
-            float(weight.double().square().sum()) / planned.block.rows
+        norms = [
+            float(weight.double().square().sum()) / planned.block.rows if is_readable(weight) else math.nan
             for weight, planned in zip(weights, blocks, strict=True)
         ]
+        if self._masters and not all(map(math.isfinite, norms)) and self._masters.give_way():
+            return self.measure(blocks)
+        return norms
 
     def keep_norm(
         self, planned: PlannedBlock, row_norm_sq: float, lr: float, entry: dict[str, Any] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Sequence
 from itertools import chain
@@ -35,6 +36,8 @@ class CpuBackend(KernelBackend):
         if self._weights.gapped:
             self._weights.fill_gapped()
         self.follow_parameters()
+        if self._masters and not all(map(math.isfinite, self._kernel.row_norm_sq)):
+            self._masters.give_way()
         self._find_stale()
         self._measure_blocks(self._unmeasured_among(active))
         steps = self._kernel.steps

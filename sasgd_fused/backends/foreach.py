@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from sasgd_fused.backends.base import Backend
 from sasgd_fused.backends.rounding import bits_for_momentum, bits_for_weight, store
 from sasgd_fused.factors import decay_scale, layer_scale
-from sasgd_fused.memory import find_sharing, is_opaque
+from sasgd_fused.memory import is_away, is_opaque
 from sasgd_fused.options import GroupValues
 from sasgd_fused.plan import PlannedBlock, State, StepPlan
 
@@ -23,17 +24,6 @@ class ForeachBackend(Backend):
     def __init__(self, plan: StepPlan, state: State) -> None:
         super().__init__(plan, state)
         self._is_opaque = any(map(is_opaque, plan.params))
-        self._addresses: list[int] = []
-
-    def is_current(self) -> bool:
-        """Also whether no two parameters have come to lie over the same memory, of which one would lose its update."""
-        if not super().is_current():
-            return False
-        addresses = [] if self._is_opaque else list(map(Tensor.data_ptr, self.plan.params))
-        if addresses != self._addresses:
-            self._addresses = addresses
-            return not find_sharing(self.plan.params)
-        return True
 
     @torch.no_grad()
     def update(self, values: Sequence[GroupValues], grad_scale: float) -> None:
@@ -83,12 +73,14 @@ class ForeachBackend(Backend):
 
     def measure(self, blocks: Sequence[PlannedBlock]) -> list[float]:
         """The same in one call and one transfer for all blocks."""
-        if not blocks or self._is_opaque or self.plan.device.type == "meta":
+        if not blocks or self._is_opaque or self.plan.device.type == "meta" or any(map(is_away, self.plan.params)):
             return super().measure(blocks)
         self.follow_parameters()
         weights = [self.weight_of(planned.param) for planned in blocks]
         dtype = torch.float32 if self.plan.device.type == "mps" else torch.float64  # which Apple's GPUs lack
         sums = torch.stack(torch._foreach_norm(weights, 2, dtype)).square().tolist()
+        if self._masters and not all(map(math.isfinite, sums)) and self._masters.give_way():
+            return self.measure(blocks)
         return [total / planned.block.rows for total, planned in zip(sums, blocks, strict=True)]
 
     def _store_all(

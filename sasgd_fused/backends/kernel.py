@@ -14,7 +14,6 @@ from torch import Tensor
 from sasgd_fused.backends.base import Backend
 from sasgd_fused.backends.momentum import MomentumTable, Owners, values_in_state
 from sasgd_fused.backends.tables import GradientTable, WeightTable
-from sasgd_fused.memory import find_sharing
 from sasgd_fused.plan import PlannedBlock, State, StepPlan
 from sasgd_fused.storage import Storage
 
@@ -58,7 +57,7 @@ class KernelBackend(Backend):
     def prepare(self) -> bool:
         """Looks the tables over, and closer at what changed."""
         if not self._weights.is_current():
-            if not self.plan.is_current() or find_sharing(self.plan.params):
+            if not self.plan.is_current() or self.plan.shares_otherwise():
                 return False
             self._place_weights()
         if not self._gradients.gather():
@@ -170,12 +169,12 @@ class KernelBackend(Backend):
         raise NotImplementedError
 
     def _place_weights(self) -> None:
-        moved = self._weights.rewrite()
         self._has_placed_masters = False
         # Masters, gradients and momentum go by the weights' layouts, which may be others now (channels_last).
         self.compare_masters()
         self._gradients.invalidate()
         self._momentum.invalidate()
+        moved = self._weights.rewrite()
         if not self._freezes and self._given is None:
             for index in moved:
                 if index in self._block_of:

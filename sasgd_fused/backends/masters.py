@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sasgd_fused.layout import has_layout_of, in_layout_of
-from sasgd_fused.memory import is_away
+from sasgd_fused.memory import addresses_of, has_values, is_away
 from sasgd_fused.plan import State, StepPlan
 
 _version_of = attrgetter("_version")
@@ -67,6 +67,22 @@ class MasterWeights:
         self.note_written()
         return True
 
+    @torch.no_grad()
+    def give_way(self) -> bool:
+        """Has masters that are not finite take over parameters that are: others put these right, maybe unseen.
+
+        Returns:
+            Whether any did.
+        """
+        given = False
+        for param, master in zip(self._params.values(), self._known, strict=True):
+            if master is None or not has_values(param):
+                continue
+            if not master.isfinite().all() and param.isfinite().all():
+                master.copy_(param)
+                given = True
+        return given
+
     def note_written(self) -> None:
         """Notes that the parameters are what their masters round to."""
         self._versions = list(map(_version_of, self._params.values()))
@@ -81,8 +97,7 @@ class MasterWeights:
 
     def _places(self) -> list[int]:
         """Of parameters too: ``param.data = ...`` brings other values that no version counter shows."""
-        masters = (master for master in self._known if master is not None)
-        return [*map(Tensor.data_ptr, self._params.values()), *map(Tensor.data_ptr, masters)]
+        return addresses_of([*self._params.values(), *(master for master in self._known if master is not None)])
 
     def _in_state(self) -> Iterator[Any]:
         return (

@@ -72,15 +72,16 @@ class WeightTable:
 
     def rewrite(self) -> list[int]:
         """Writes the table anew; returns the indices of the parameters whose memory is another."""
-        before, self._addresses = self._addresses, list(map(_address_of, self._params))
+        before, addresses = self._addresses, list(map(_address_of, self._params))
         self.away = {index for index, param in enumerate(self._params) if is_away(param)}
-        self._strides = list(map(_strides_of, self._params))
         self.gapped = {i: torch.empty_like(p) for i, p in enumerate(self._params) if not is_dense(p)}
-        self.table = array("Q", self._addresses)
+        self.table = array("Q", addresses)
         self.copies = array("Q", bytes(8 * len(self._params)))
         for index, dense in self.gapped.items():
             self.table[index] = dense.data_ptr()
-        return [i for i, address in enumerate(self._addresses) if not before or address != before[i]]
+        # Last: if anything above was interrupted, the table is not current, and is written anew.
+        self._addresses, self._strides = addresses, list(map(_strides_of, self._params))
+        return [i for i, address in enumerate(addresses) if not before or address != before[i]]
 
     def check_presence(self, active: Collection[int]) -> None:
         """Checks that the memory of the parameters to be updated is there.

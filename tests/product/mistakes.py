@@ -49,32 +49,32 @@ MISTAKES = {
         "factors", "for block in reversed(blocks):", "for block in blocks:", "test_algorithm.py"
     ),
     "forgets the output width": Mistake(
-        "factors", "m = options.output_width / blocks[-1].rows", "m = 1.0", "test_algorithm.py foreach"
+        "factors", "m = output_width / blocks[-1].rows", "m = 1.0", "test_algorithm.py foreach"
     ),
     "gives the kernel columns of the wrong block": Mistake(
         "factors", "columns[b] = blocks[b].rows * factors[b]", "columns[b] = blocks[b - 1].rows * factors[b]",
         "test_algorithm.py native",
     ),
     "takes rows for columns": Mistake(
-        "blocks", '_entry(group["columns"], position)', '_entry(group["rows"], position)', "test_blocks.py"
+        "blocks", "_entry(all_columns, position)", "_entry(all_rows, position)", "test_blocks.py"
     ),
     "puts later groups behind": Mistake(
         "blocks",
-        "[*reversed(range(initial_groups, len(groups))), *range(initial_groups)]",
+        "[*sorted(added, reverse=True), *(index for index in range(len(groups)) if index not in added)]",
         "[*range(len(groups))]",
         "test_algorithm.py foreach",
     ),
     "scales a plain head": Mistake(
-        "plan", 'and not (params[k] is head and options.head == "plain")', "", "test_algorithm.py foreach"
+        "plan", 'and not (is_head and options.head == "plain")', "", "test_algorithm.py foreach"
     ),
     "takes a gradient of any shape": Mistake(
         "plan", "if grad.shape != param.shape:", "if grad.numel() != param.numel():", "test_errors.py foreach"
     ),
     "does not see that a group has changed": Mistake(
-        "plan", "and options == _block_options(group)", "", "test_blocks.py"
+        "plan", "and options == block_options(group)", "", "test_blocks.py"
     ),
     "reads one group's momentum for all": Mistake(
-        "options", 'float(group["momentum"]),', "0.9,", "test_sgd_equivalence.py foreach"
+        "options", 'ldexp(group["momentum"], 0), ldexp', "0.9, ldexp", "test_sgd_equivalence.py foreach"
     ),
     "steps in spite of an overflow": Mistake(
         "options", "self.found_inf is not None and bool", "self.found_inf is None and bool",
@@ -96,7 +96,7 @@ MISTAKES = {
         "backends.rounding", "upper = (bits + random) >> 16", "upper = bits >> 16", "test_rounding.py foreach"
     ),
     "keeps a norm of a step without learning rate": Mistake(
-        "backends.base", "row_norm_sq if lr != 0 else math.nan", "row_norm_sq", "test_norms.py foreach"
+        "backends.base", "lr != 0 and math.isfinite(row_norm_sq)", "math.isfinite(row_norm_sq)", "test_norms.py foreach"
     ),
     "overlooks what others wrote": Mistake(
         "backends.kernel", "if version_sum != self._version_sum:", "if False:", "test_norms.py native"
@@ -143,7 +143,33 @@ MISTAKES = {
     ),
     "warns of every loose matrix": Mistake("groups", "_LARGE * total", "0 * total", "test_plain_matrices.py"),
     "takes a layer for an output": Mistake("heads", "if not any(_takes(", "if all(_takes(", "test_heads.py"),
-    "keeps a released gradient": Mistake("release", "            param.grad = None", "", "test_release.py native"),
+    "keeps a released gradient": Mistake(
+        "release", "            raise\n        param.grad = None", "            raise", "test_release.py native"
+    ),
+    "updates by parts of a gradient": Mistake(
+        "release", "if _is_within_a_node():", "if False:", "test_release_manners.py"
+    ),
+    "keeps a norm that is not finite": Mistake(
+        "backends.base", "lr != 0 and math.isfinite(row_norm_sq)", "lr != 0", "test_recovery.py foreach"
+    ),
+    "has two over the same memory in one plan": Mistake(
+        "plan", "kind = ranks.get(k, 0), param", "kind = 0, param", "test_shared_memory.py foreach"
+    ),
+    "goes by the order of the state alone": Mistake(
+        "backends.momentum", "and self._owners.hold()", "", "test_surprises.py native"
+    ),
+    "notes nothing after an interrupt": Mistake(
+        "backends.cpu",
+        "        finally:\n",
+        "        except ZeroDivisionError:\n            pass\n        else:\n",
+        "test_interrupts.py native",
+    ),
+    "checks what no step touches": Mistake(
+        "plan", "if kept is None or param.grad is None:", "if kept is None:", "test_idle_parameters.py foreach"
+    ),
+    "leaves names where they stood": Mistake(
+        "blocks", "self._of_param[key].get(param, ", "{}.get(param, ", "test_edited_groups.py"
+    ),
     "reports the decay of the group alone": Mistake(
         "report", "decay_per_step=group.lr * decay", "decay_per_step=group.lr * group.weight_decay",
         "test_report.py foreach",

@@ -186,6 +186,7 @@ def test_a_hand_made_group_is_checked() -> None:
     weight = Parameter(torch.ones(2, 2))
     optimizer = ScaleAmendedSGD([weight], lr=0.1)
     bad = Parameter(torch.ones(2, 2, dtype=torch.complex64))
+    bad.grad = torch.ones_like(bad)
     optimizer.param_groups.append({**optimizer.param_groups[0], "params": [bad]})
     weight.grad = torch.ones(2, 2)
     with pytest.raises(ValueError, match=r"params: parameter 0 of group 1 is .*complex64, want one of"):
@@ -210,3 +211,84 @@ def test_a_stage_that_is_unfrozen_is_silent() -> None:
     optimizer.add_param_group({"params": backbone})
     optimizer.add_param_group({"params": [Parameter(torch.ones(8, 3)), Parameter(torch.ones(8))]})
     assert [row.rows for row in optimizer.layer_report()] == [8, 12, 16, 5]
+
+
+def test_rows_and_columns_follow_their_parameters_too() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Conv2d(8, 6, 3, groups=2), nn.Linear(6, 3))
+    optimizer = ScaleAmendedSGD(parameter_groups(model), lr=0.1)
+    weights = optimizer.param_groups[1]["params"]
+    weights.reverse()
+    assert [(row.name, row.rows, row.columns) for row in optimizer.layer_report()] == [
+        ("2.weight", 3, 6),
+        ("1.weight", 6, 8),
+        ("0.weight", 8, 4),
+    ]
+    del weights[1]
+    weights.append(Parameter(torch.ones(5, 7)))
+    assert [(row.rows, row.columns) for row in optimizer.layer_report()] == [(3, 6), (8, 4), (5, 7)]
+    assert "model_order" not in optimizer.param_groups[1]
+
+
+def test_a_head_that_takes_the_place_of_the_old_one() -> None:
+    """By hand in the list, in another group, or added where the old head's group was taken out."""
+    for way in range(4):
+        backbone, head = head_and_backbone()
+        optimizer = ScaleAmendedSGD([{"params": backbone}, {"params": head}], head="plain")
+        new = Parameter(torch.ones(7, 16))
+        if way == 0:
+            optimizer.param_groups[1]["params"][0] = new
+        elif way == 1:
+            optimizer.param_groups[1] = {**optimizer.param_groups[1], "params": [new]}
+        else:
+            del optimizer.param_groups[1]
+            if way == 2:
+                optimizer.param_groups[0]["params"].append(new)
+            else:
+                optimizer.add_param_group({"params": [new]})
+        last = optimizer.layer_report()[-1]
+        assert (last.rows, last.scaled, last.backward_factor) == (7, False, 1.0)
+
+
+def test_a_group_that_was_added_stays_where_it_is_when_it_loses_a_parameter() -> None:
+    optimizer = ScaleAmendedSGD([Parameter(torch.ones(rows, 9)) for rows in (5, 4)])
+    optimizer.add_param_group({"params": [Parameter(torch.ones(rows, 9)) for rows in (7, 6)]})
+    optimizer.param_groups[1]["params"].pop(0)
+    assert [row.rows for row in optimizer.layer_report()] == [6, 5, 4]
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        {"params": [Parameter(torch.ones(5, 16))], "amend": False},
+        {"params": [Parameter(torch.ones(5, 16))], "heads": [True]},
+        {"params": [Parameter(torch.ones(5, 16), requires_grad=False)]},
+        {"params": Parameter(torch.ones(5))},
+    ],
+)
+def test_a_group_that_says_what_it_is_warns_of_nothing(group: dict[str, Any]) -> None:
+    backbone, _ = head_and_backbone()
+    named = [(str(place), param) for place, param in enumerate(backbone)]
+    for params in (backbone, named):
+        optimizer = ScaleAmendedSGD(params, head="plain")
+        optimizer.add_param_group(dict(group))
+        assert len(optimizer.param_groups[1]["params"]) == 1
+
+
+@pytest.mark.parametrize("edit", [without_first, reversed_groups, cut])
+def test_a_compiled_step_follows_edits(edit: Callable[[Any], None]) -> None:
+    """And leaves each gradient where it was."""
+    ours, theirs = stages(), stages()
+    optimizer = ScaleAmendedSGD([{"params": [p], "amend": False} for p in ours], lr=0.1)
+    expected = SGD([{"params": [p]} for p in theirs], lr=0.1)
+    step = torch.compile(optimizer.step, backend="eager")
+    for turn in range(3):
+        for scale, params in enumerate(zip(ours, theirs, strict=True), 1):
+            for param in params:
+                param.grad = torch.full((2, 2), float(scale))
+        if turn == 1:
+            edit(optimizer)
+            edit(expected)
+        step()
+        expected.step()
+        assert [param.grad[0, 0].item() for param in ours] == [1.0, 2.0, 3.0]
+    torch.testing.assert_close(ours, theirs)

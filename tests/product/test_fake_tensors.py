@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn import Parameter
 
 from sasgd_fused import ScaleAmendedSGD, parameter_groups
 
@@ -16,6 +17,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"backend": "foreach"},
     {"backend": "reference"},
     {"norms": "freeze", "head": "plain", "decay": "shape"},
+    {"fused": True},
 ]
 
 
@@ -41,7 +43,17 @@ def test_fake_tensors(options: dict[str, Any]) -> None:
     assert all(isinstance(buffer, FakeTensor) for buffer in kept)
 
 
-@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_fake_tensors_of_16_bits_with_masters() -> None:
+    with FakeTensorMode():
+        weight = Parameter(torch.ones(3, 2, dtype=torch.bfloat16))
+        optimizer = ScaleAmendedSGD([weight], lr=0.1, momentum=0.9, master_weights=True)
+        for _ in range(2):
+            weight.grad = torch.ones_like(weight)
+            optimizer.step()
+    assert optimizer.state[weight]["master_weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("options", VARIANTS[:-1], ids=str)
 def test_the_meta_device(options: dict[str, Any]) -> None:
     kept = buffers(train(options, "meta"))
     assert [(tuple(buffer.shape), buffer.device.type) for buffer in kept[:2]] == [((4,), "meta"), ((2,), "meta")]

@@ -113,8 +113,7 @@ def test_memory_that_is_away_between_uses(backend: str) -> None:
     away.untyped_storage().resize_(0)
     weight.grad = torch.ones(4, 6)
     optimizer.step()
-    if backend in FAST_BACKENDS:  # the others read it
-        optimizer.layer_report()
+    assert len(optimizer.layer_report()) == 2
     away.untyped_storage().resize_(size)
     away.data.fill_(2.0)
     assert optimizer.layer_report()[0].row_norm_sq == pytest.approx(16.0)
@@ -170,3 +169,40 @@ def test_state_of_an_idle_parameter_may_be_anywhere(backend: str) -> None:
     optimizer.state[params[0]]["momentum_buffer"] = torch.ones(4, 4, device="meta")
     optimizer.step()
     assert params[1].device == DEVICE
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_a_checkpoint_while_memory_is_away(backend: str) -> None:
+    params = [Parameter(torch.ones(4, 4)) for _ in range(2)]
+    optimizer = ScaleAmendedSGD(params, lr=0.1, momentum=0.9, backend=backend)
+    for param in params:
+        param.grad = torch.ones(4, 4)
+    optimizer.step()
+    params[0].grad, kept = None, params[0].data
+    params[0].data = torch.empty(0)
+    optimizer.load_state_dict(optimizer.state_dict())
+    params[0].data = kept
+    for param in params:
+        param.grad = torch.ones(4, 4)
+    optimizer.step()
+    torch.testing.assert_close(params[0], params[1], rtol=0, atol=0)
+
+
+def test_a_frozen_float64_leaves_the_others_to_the_kernel() -> None:
+    frozen = Parameter(torch.ones(2, 2, dtype=torch.float64), requires_grad=False)
+    weight = Parameter(torch.ones(2, 2))
+    optimizer = ScaleAmendedSGD([frozen, weight], lr=0.1)
+    alone = ScaleAmendedSGD([weight], lr=0.1)
+    assert {backend.name for backend in optimizer._backends or []} >= {b.name for b in alone._backends or []}
+
+
+def test_a_parameter_that_is_packed_between_uses() -> None:
+    """It is trained, and float8 while there is no gradient."""
+    packed, weight = Parameter(torch.ones(2, 2)), Parameter(torch.ones(2, 2))
+    optimizer = ScaleAmendedSGD([packed, weight], lr=0.1, momentum=0.9)
+    for step in range(3):
+        packed.data = packed.data.to(torch.float8_e4m3fn if step == 1 else torch.float32)
+        packed.grad = None if step == 1 else torch.ones(2, 2)
+        weight.grad = torch.ones(2, 2)
+        optimizer.step()
+    assert packed.isfinite().all()

@@ -40,6 +40,9 @@ def test_it_is_that_of_the_network_at_construction() -> None:
     optimizer = ScaleAmendedSGD([Parameter(torch.ones(8, 4)), Parameter(torch.ones(2, 8))], output_width="mean")
     optimizer.add_param_group({"params": [Parameter(torch.ones(4, 3))]})
     assert [row.backward_factor for row in optimizer.layer_report()] == [2.0, 1.0, 4.0]
+    optimizer = ScaleAmendedSGD(parameter_groups(network(), heads=["2", "3"]), output_width="mean")
+    optimizer.add_param_group({"params": [("new", Parameter(torch.ones(4, 3)))]})
+    assert [row.backward_factor for row in optimizer.layer_report()] == [3.0, 1.0, 2.0, 4.0]
 
 
 def test_without_hidden_layers_it_is_the_head() -> None:

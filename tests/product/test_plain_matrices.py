@@ -90,7 +90,8 @@ def test_one_warning_tells_all_by_their_reasons() -> None:
     (warning,) = caught
     assert str(warning.message).startswith(
         "model: got 7 matrices of 896 elements that take the plain SGD step: "
-        "6 recurrent (1.weight_ih_l0, 1.weight_hh_l0, 4 more); 1 of nn.Bilinear (4.weight). Want "
+        "6 recurrent (1.weight_ih_l0, 1.weight_hh_l0, 4 more); 1 of nn.Bilinear (4.weight); "
+        "so that 0.weight counts as the head. Want "
     )
 
 

@@ -88,3 +88,16 @@ def test_a_report_before_that_step_is_right_too(backend: str) -> None:
     optimizer.step()
     weight.data.fill_(3.0)
     assert optimizer.layer_report()[0].row_norm_sq == 18.0
+
+
+@pytest.mark.parametrize("backend", backends(("native", "foreach", "reference")))
+def test_masters_of_weights_put_back_unseen(backend: str) -> None:
+    """On a device nobody waits to see it: refresh_norms() there."""
+    weight = Parameter(torch.ones(2, 2, dtype=torch.bfloat16))
+    optimizer = ScaleAmendedSGD([weight], lr=0.25, master_weights=True, backend=backend)
+    weight.grad = torch.full_like(weight, math.nan)
+    optimizer.step()
+    weight.data.fill_(1.0)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()  # s = 2
+    assert weight.eq(0.5).all()

@@ -38,7 +38,8 @@ def train(segment: Segment, release: bool, uses: int = 2) -> list[Tensor]:
         h = segment(lambda x: model["once"](x).tanh(), h)
         model["head"](h).square().sum().backward()
         optimizer.step()
-        optimizer.zero_grad()
+        if not release:  # what was waiting for the step is freed by it
+            optimizer.zero_grad()
     return [param.detach() for param in model.parameters()]
 
 
@@ -90,3 +91,40 @@ def test_parameters_that_left_are_let_go() -> None:
     sum(weight.sum() for weight in weights).backward()
     assert weights[0].grad is None
     assert weights[1].grad is not None
+
+
+def test_a_parameter_that_no_step_could_update_is_taken_up_later() -> None:
+    frozen = nn.Parameter(torch.ones(2, 2, dtype=torch.uint8), requires_grad=False)
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = ScaleAmendedSGD([frozen, weight], lr=0.1)
+    optimizer.release_gradients_in_backward()
+    frozen.data = torch.ones(2, 2)
+    frozen.requires_grad_()
+    optimizer.step()
+    (weight.sum() + frozen.sum()).backward()
+    assert frozen.grad is None
+    assert not frozen.eq(1).any()
+
+
+def test_a_refusal_keeps_the_gradient() -> None:
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = ScaleAmendedSGD([weight], lr=0.1)
+    optimizer.release_gradients_in_backward()
+    optimizer.param_groups[0]["lr"] = "0.1"
+    with pytest.raises(TypeError, match=r"lr of parameter group 0: got '0\.1'"):
+        weight.sum().backward()
+    assert weight.grad is not None
+    assert weight.eq(1).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_memory_that_comes_to_be_shared() -> None:
+    weights = [nn.Parameter(torch.ones(2, 2)) for _ in range(2)]
+    optimizer = ScaleAmendedSGD(weights, lr=0.01)
+    optimizer.release_gradients_in_backward()
+    for step in range(4):
+        if step == 1:
+            weights[1].data = weights[0].data
+        sum(weight.sum() for weight in weights).backward()
+        optimizer.step()
+    assert not any(row.stale_steps for row in optimizer.layer_report())

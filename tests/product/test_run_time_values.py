@@ -96,7 +96,7 @@ def test_options_of_a_configuration_file() -> None:
 def test_a_fused_step_over_float64_is_taken_by_foreach() -> None:
     """As torch's takes it."""
     weight = Parameter(torch.ones(2, 2, dtype=torch.float64))
-    with pytest.warns(UserWarning, match="fused: the kernels take no float64; the 'foreach' backend takes their place"):
+    with pytest.warns(UserWarning, match="fused: the kernels take no float64; 'foreach' takes the place of these"):
         optimizer = ScaleAmendedSGD([weight], lr=0.1, fused=True)
     weight.grad = torch.ones_like(weight)
     optimizer.step()

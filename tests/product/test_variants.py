@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import json
 from typing import Any
 
 import pytest
@@ -136,3 +138,32 @@ def test_torchs_distributed_checkpoint_takes_state_of_some(options: dict[str, An
 
 def test_an_optimizer_without_state_saves_none() -> None:
     assert trained()[1].state_dict()["state"] == {}
+
+
+def test_defaults_are_plain_data() -> None:
+    model = network()
+    factors = dict.fromkeys(parameter_groups(model)[1]["params"], 2.0)
+    by_param = {param: value for (_, param), value in factors.items()}
+    optimizer = ScaleAmendedSGD(parameter_groups(model), factors=by_param, momentum_dtype=torch.bfloat16)
+    assert json.loads(json.dumps(optimizer.defaults))["factors"] == {"0.weight": 2.0, "2.weight": 2.0}
+    optimizer.add_param_group({"params": [("new", Parameter(torch.ones(3)))]})
+
+
+def test_a_users_hook_has_the_last_word() -> None:
+    _, optimizer = trained(**RECOMMENDED)
+    optimizer.register_state_dict_post_hook(lambda _, saved: {"wrapped": saved})
+    assert optimizer.state_dict()["wrapped"]["param_groups"][0]["norms"] == "freeze"
+
+
+def test_an_optimizer_from_a_file_of_version_0_1() -> None:
+    _, optimizer = trained(momentum=0.9)
+    optimizer.add_param_group({"params": [("new", Parameter(torch.ones(9, 9)))]})
+    expected = optimizer.layer_report()
+    state = optimizer.__getstate__()
+    for name in ("_lists", "_original", "_heads", "_output_width", "_matrices", "_unscales", "_is_constructed"):
+        del state[name]
+    old = ScaleAmendedSGD.__new__(ScaleAmendedSGD)
+    old.__setstate__({**state, "_initial_groups": 2, "_head": optimizer._heads[0], "_head_rows": 2})
+    assert old.layer_report() == expected
+    old.step()
+    copy.deepcopy(old).state_dict()

@@ -181,3 +181,17 @@ def test_a_weight_that_was_cut_has_its_own_rows() -> None:
 def test_a_lazy_layer_is_named() -> None:
     with pytest.raises(ValueError, match=r"model: got the uninitialized parameter 0\.weight, want a model that has"):
         parameter_groups(nn.Sequential(nn.LazyLinear(3)))
+
+
+class Conv1D(nn.Module):
+    """As in transformers: its weight is the transpose of a linear layer's."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf, self.nx = nf, nx
+        self.weight = nn.Parameter(torch.ones(nx, nf))
+
+
+def test_the_linear_layer_of_gpt_2() -> None:
+    groups = parameter_groups(nn.Sequential(Conv1D(12, 4), nn.Linear(12, 3)))
+    assert (groups[-1]["rows"], groups[-1]["columns"]) == ([12, 3], [4, 12])
