@@ -212,11 +212,11 @@ class Backend:
         """Stores the norm at a block's first update if norms freeze; a step with lr = 0 is no update.
 
         Such a step leaves a NaN, which is none: by it torch.distributed.checkpoint learns that there is a norm to load.
-        So does one whose weights are not finite, since whoever puts others in their place goes on with those. The norm
+        A norm that is not finite is none either: whoever puts other weights in the place of those goes on. The norm
         goes to the parameter's entry of the state, or to the given one, which somebody may have moved since.
         """
         if not self.plan.options.freezes_norms or self._given is not None:
             return
         entry = self.state[self.plan.params[planned.param]] if entry is None else entry
         if (kept := entry.get("row_norm_sq")) is None or not math.isfinite(kept):
-            entry["row_norm_sq"] = row_norm_sq if lr != 0 and math.isfinite(row_norm_sq) else math.nan
+            entry["row_norm_sq"] = row_norm_sq if lr != 0 else math.nan

@@ -96,7 +96,7 @@ MISTAKES = {
         "backends.rounding", "upper = (bits + random) >> 16", "upper = bits >> 16", "test_rounding.py foreach"
     ),
     "keeps a norm of a step without learning rate": Mistake(
-        "backends.base", "lr != 0 and math.isfinite(row_norm_sq)", "math.isfinite(row_norm_sq)", "test_norms.py foreach"
+        "backends.base", "row_norm_sq if lr != 0 else math.nan", "row_norm_sq", "test_norms.py foreach"
     ),
     "overlooks what others wrote": Mistake(
         "backends.kernel", "if version_sum != self._version_sum:", "if False:", "test_norms.py native"
@@ -150,7 +150,8 @@ MISTAKES = {
         "release", "if _is_within_a_node():", "if False:", "test_release_manners.py"
     ),
     "keeps a norm that is not finite": Mistake(
-        "backends.base", "lr != 0 and math.isfinite(row_norm_sq)", "lr != 0", "test_recovery.py foreach"
+        "backends.base", "return norm if norm is not None and math.isfinite(norm) else None", "return norm",
+        "test_recovery.py foreach",
     ),
     "has two over the same memory in one plan": Mistake(
         "plan", "kind = ranks.get(k, 0), param", "kind = 0, param", "test_shared_memory.py foreach"
