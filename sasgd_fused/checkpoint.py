@@ -154,7 +154,11 @@ def without_momentum(state: Mapping[Any, dict[str, Any]], keys: Collection[Any])
 
 
 def complete(
-    state_dict: dict[str, Any], params: Sequence[Tensor], unstarted: Sequence[Tensor], options: Mapping[str, Any]
+    state_dict: dict[str, Any],
+    params: Sequence[Tensor],
+    unstarted: Sequence[Tensor],
+    unset: Mapping[Tensor, Mapping[str, Any]],
+    options: Mapping[str, Any],
 ) -> None:
     """Completes a state dictionary, in place.
 
@@ -162,16 +166,18 @@ def complete(
         state_dict: as torch makes it.
         params: all parameters, in the order of the groups.
         unstarted: those whose momentum buffers have not started, which are left out.
+        unset: what the state of each has before its first update.
         options: the optimizer's, for every group.
     """
     if unstarted:
         places = {id(param): place for place, param in enumerate(params)}
         state_dict["state"] = without_momentum(state_dict["state"], {places[id(param)] for param in unstarted})
     if state_dict["state"]:
-        # torch.distributed.checkpoint wants an entry for every parameter that is trained, or none at all.
+        # torch.distributed.checkpoint wants an entry for every parameter that is trained, or none at all, with what a
+        # step would have put into it.
         for place, param in enumerate(params):
             if param.requires_grad:
-                state_dict["state"].setdefault(place, {})
+                state_dict["state"][place] = {**unset.get(param, {}), **state_dict["state"].get(place, {})}
     for group in state_dict["param_groups"]:
         group.update(options)
 

@@ -377,9 +377,10 @@ class ScaleAmendedSGD(SteppingOptimizer):
         unstarted = self._settle()
         self._lists.follow(self.param_groups)
         params = [param for group in self.param_groups for param in group["params"]]
+        unset = {param: entry for backend in self._backends or [] for param, entry in backend.unset().items()}
 
         def complete(_: Optimizer, state_dict: dict[str, Any]) -> None:
-            checkpoint.complete(state_dict, params, unstarted, self._variant())
+            checkpoint.complete(state_dict, params, unstarted, unset, self._variant())
 
         handle = self.register_state_dict_post_hook(complete, prepend=True)  # before the user's own hooks
         try:

@@ -128,6 +128,11 @@ class Backend:
         for index in self._stochastic.intersection(active) if self._stochastic else ():
             self.state[self.plan.params[index]]["rounding_step"] = self.rounding_step_of(index) + 1
 
+    def unset(self) -> dict[Tensor, dict[str, Any]]:
+        """What the state of parameters has of frozen norms before their first update."""
+        scaled = [planned for planned in self.plan.blocks if planned.scaled and self.plan.options.freezes_norms]
+        return {self.plan.params[planned.param]: {"row_norm_sq": math.nan} for planned in scaled}
+
     def note_written(self) -> None:
         """Notes that the parameters are what the last step left."""
         if self._masters:

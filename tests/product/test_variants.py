@@ -122,7 +122,8 @@ def test_torchs_distributed_checkpoint_takes_state_of_some(options: dict[str, An
     def make() -> tuple[nn.Module, ScaleAmendedSGD]:
         model = network()
         model[0].bfloat16()
-        model[2].requires_grad_(False)
+        model[2].bias.requires_grad_(False)
+        model[2].weight.requires_grad_("norms" in options)  # and gets no gradient
         return model, ScaleAmendedSGD(parameter_groups(model), lr=0.1, **options)
 
     model, optimizer = make()
@@ -130,6 +131,8 @@ def test_torchs_distributed_checkpoint_takes_state_of_some(options: dict[str, An
     optimizer.step()
     saved = get_optimizer_state_dict(model, optimizer)
     model, other = make()
+    template = get_optimizer_state_dict(model, other)  # by a step of no length
+    assert {n: e.keys() for n, e in template["state"].items()} == {n: e.keys() for n, e in saved["state"].items()}
     set_optimizer_state_dict(model, other, saved)
     kept, wanted = (o.state_dict()["state"] for o in (other, optimizer))
     assert {place: entry.keys() for place, entry in kept.items()} == {p: entry.keys() for p, entry in wanted.items()}
