@@ -16,6 +16,8 @@ namespace {
 // for an even load, and long ways through memory.
 constexpr int64_t kTasks = 64;
 constexpr int64_t kLargestTask = 16 * kChunk;
+// After a step that made a sum of squares so many times as large, others may put back the weights, unseen.
+constexpr double kJump = 100;
 
 std::vector<const Kernels*> available_kernels() {
   std::vector<const Kernels*> found;
@@ -83,6 +85,7 @@ CpuPlan::CpuPlan(std::vector<TensorInfo> tensors, std::vector<BlockInfo> blocks,
   sum_squares_.resize(blocks_.size());
   sum_modes_.resize(blocks_.size());
   given_.resize(blocks_.size());
+  has_jumped_.resize(blocks_.size());
   chunk_sums_.resize(chunks_.size());
   coefficients_.resize(tensors_.size());
 }
@@ -122,6 +125,7 @@ void CpuPlan::take_sums(const uint64_t* weights, const uint8_t* chosen_blocks, i
     ChunkSums sums = sums_of(blocks_[b].tensor);
     sum_squares_[b] = total(sums.written);
     sum_modes_[b] = float_mode();
+    has_jumped_[b] = 0;
   }
 }
 
@@ -146,7 +150,7 @@ void CpuPlan::retake_sums(const TensorStep* steps, int threads) {
   const uint64_t mode = float_mode();
   std::vector<uint8_t> chosen(blocks_.size());
   for (size_t b = 0; b < blocks_.size(); ++b) {
-    const bool is_useful = std::isfinite(sum_squares_[b]) && sum_modes_[b] == mode;
+    const bool is_useful = std::isfinite(sum_squares_[b]) && !has_jumped_[b] && sum_modes_[b] == mode;
     chosen[b] = blocks_[b].scaled && steps[blocks_[b].tensor].grad && !is_useful;
   }
   if (std::find(chosen.begin(), chosen.end(), 1) == chosen.end()) return;
@@ -211,13 +215,15 @@ int64_t CpuPlan::carry_sums(const TensorStep* steps) {
   for (size_t b = 0; b < blocks_.size(); ++b) {
     if (!steps[blocks_[b].tensor].grad) continue;
     ChunkSums sums = sums_of(blocks_[b].tensor);
-    if (blocks_[b].scaled && !same_bits(total(sums.read), sum_squares_[b])) {
+    const double before = total(sums.read);
+    if (blocks_[b].scaled && !same_bits(before, sum_squares_[b])) {
       ++stale;
       ++stale_steps[b];
     }
     sum_squares_[b] = total(sums.written);
     sum_modes_[b] = float_mode();
     use_sums(b);
+    has_jumped_[b] = sum_squares_[b] > kJump * before;
   }
   return stale;
 }

@@ -79,6 +79,7 @@ class CpuPlan {
   std::vector<double> sum_squares_;   // of each block's weights, carried
   std::vector<uint64_t> sum_modes_;   // the floating-point modes in which these were taken
   std::vector<uint8_t> given_;        // of each block: its norm is not from these sums
+  std::vector<uint8_t> has_jumped_;   // of each block: its sum grew much in the last step
   std::vector<ChunkSums> chunk_sums_;
   std::vector<UpdateCoefficients> coefficients_;
 };

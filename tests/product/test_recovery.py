@@ -101,3 +101,18 @@ def test_masters_of_weights_put_back_unseen(backend: str) -> None:
     weight.grad = torch.ones_like(weight)
     optimizer.step()  # s = 2
     assert weight.eq(0.5).all()
+
+
+@pytest.mark.parametrize("backend", backends(("native", "foreach", "reference")))
+@pytest.mark.parametrize("spoilt", [1e3, 1e10])
+def test_exploded_weights_put_back_unseen(spoilt: float, backend: str) -> None:
+    """They are finite, and too large for the norm to be of any use; on a device that norm is used once."""
+    weight = Parameter(torch.ones(2, 2))
+    optimizer = ScaleAmendedSGD([weight], lr=0.25, backend=backend)
+    weight.grad = torch.full((2, 2), spoilt)
+    optimizer.step()
+    weight.data.fill_(1.0)
+    weight.grad = torch.ones(2, 2)
+    optimizer.step()  # s = 2
+    assert weight.eq(0.5).all()
+    assert not optimizer.layer_report()[0].stale_steps
