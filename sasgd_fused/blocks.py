@@ -51,12 +51,13 @@ class ParameterLists:
     _KEYS = ("param_names", "rows", "columns", "heads", "model_order")
 
     def __init__(self, groups: Sequence[Mapping[str, Any]] = ()) -> None:
-        self._of_param: dict[str, dict[Tensor, Any]] = {key: {} for key in self._KEYS}
+        self._of_param: dict[str, dict[Tensor, Any]] = {}
         self._seen: list[tuple[list[Tensor], dict[str, list[Any]]]] = []
         self.note(groups)
 
     def note(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Takes the groups' lists as they are."""
+        self._of_param = {key: {} for key in self._KEYS}  # of those that are there: others are not kept alive
         self._seen = []
         for group in groups:
             lists = {key: list(group[key]) for key in self._KEYS if isinstance(group.get(key), (list, tuple))}
@@ -69,11 +70,14 @@ class ParameterLists:
         for index, group in enumerate(groups):
             params = group["params"]
             near = self._seen[index : index + 1]
-            if any(len(seen) == len(params) and all(map(is_, seen, params)) for seen, _ in (*near, *self._seen)):
-                continue  # whoever gave another list, meant it
+            own = [
+                lists
+                for seen, lists in (*near, *self._seen)
+                if len(seen) == len(params) and all(map(is_, seen, params))
+            ]
             for key in self._KEYS:
                 values = group.get(key)
-                if not isinstance(values, (list, tuple)):
+                if not isinstance(values, (list, tuple)) or any(lists.get(key) == list(values) for lists in own):
                     continue
                 is_old = any(lists.get(key) == list(values) for _, lists in self._seen)
                 if is_old or len(values) != len(params):
@@ -154,12 +158,19 @@ class OldHead(NamedTuple):
     is_there: bool
 
 
-def find_old_head(groups: Sequence[Mapping[str, Any]], heads: Sequence[Tensor]) -> OldHead | None:
+def find_old_head(
+    groups: Sequence[Mapping[str, Any]], heads: Sequence[Tensor], added: Collection[int]
+) -> OldHead | None:
     """Finds what the last group looks like a new head of: its first block takes what that gives.
 
     It does not if its last block gives what the first of the others takes, as that of a stage that is unfrozen does.
+
+    Args:
+        groups: the optimizer's parameter groups.
+        heads: the parameters at the network's outputs, as far as is known.
+        added: indices of the groups that were added after construction, the last aside.
     """
-    before, late = find_blocks(groups[:-1]), list(_group_blocks(groups[-1], len(groups) - 1, {}))
+    before, late = find_blocks(groups[:-1], added), list(_group_blocks(groups[-1], len(groups) - 1, {}))
     late = [block for block in late if block.amend and groups[-1]["params"][block.position].requires_grad]
     if not before or not late or not heads or groups[-1].get("heads"):
         return None

@@ -57,6 +57,28 @@ def find_sharing(tensors: Sequence[Tensor]) -> dict[int, set[int]]:
     return sharing
 
 
+class Neighbours:
+    """Parameters, and which of them share memory.
+
+    Args:
+        tensors: the parameters of all plans.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.sharing = find_sharing(tensors)
+        self._tensors = tensors
+        self._addresses = addresses_of(tensors)
+
+    def share_otherwise(self) -> bool:
+        """Whether others share memory than at first."""
+        addresses = addresses_of(self._tensors)
+        if addresses != self._addresses:
+            if find_sharing(self._tensors) != self.sharing:
+                return True
+            self._addresses = addresses
+        return False
+
+
 def ranks_among(sharing: dict[int, set[int]]) -> dict[int, int]:
     """For each of these tensors, in how many turns others have to be updated before it; equal ranks share nothing."""
     ranks: dict[int, int] = {}

@@ -211,6 +211,7 @@ class ScaleAmendedSGD(SteppingOptimizer):
             TypeError, ValueError: the group or one of its parameters is not what is wanted; it is not added then.
         """
         groups, index = self.param_groups, len(self.param_groups)
+        self._lists.follow(groups)
         if isinstance(param_group, dict) and not isinstance(param_group.get("params"), set):
             params = [given] if isinstance(given := param_group["params"], Tensor) else list(given)
             if groups and "param_names" in groups[0] and not any(isinstance(param, tuple) for param in params):
@@ -240,7 +241,9 @@ class ScaleAmendedSGD(SteppingOptimizer):
 
     def _place_group(self, group: dict[str, Any]) -> None:
         """Puts a new group at the input end, or at the output end if it looks like a head and there is none."""
-        if not self._originals or (old := find_old_head(self.param_groups, self._heads)) is None:
+        groups = self.param_groups[:-1]
+        added = [index for index, others in enumerate(groups) if self._is_added(index, others["params"])]
+        if not self._originals or (old := find_old_head(self.param_groups, self._heads, added)) is None:
             self._added.update(group["params"] if self._originals else [])
         elif not old.is_there:
             self._original.update(group["params"])
@@ -319,10 +322,9 @@ class ScaleAmendedSGD(SteppingOptimizer):
         schedulers and hooks; it updates what was given a gradient otherwise.
 
         Each backward is a step: gradients are not accumulated over several. Gradients from reentrant checkpointing,
-        whose parts come one by one, wait for `step`, which takes their sum. Options of groups that decide on blocks,
-        such as ``amend``, hold from the `step` after their change on. What needs all gradients at once does not
-        work with it: clipping by their global norm, GradScaler, and the averaging of DistributedDataParallel, which
-        comes after the update.
+        whose parts come one by one, wait for `step`, which takes their sum. A parameter that is new in the groups is
+        taken up by the next `step`. What needs all gradients at once does not work with it: clipping by their global
+        norm, GradScaler, and the averaging of DistributedDataParallel, which comes after the update.
 
         Returns:
             A handle; its `remove` ends it. Calling this twice gives the same handle.

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 from sasgd_fused.blocks import Block, block_options, parameter_name
 from sasgd_fused.factors import backward_factors, effective_columns
-from sasgd_fused.memory import find_sharing, is_opaque, ranks_among
+from sasgd_fused.memory import Neighbours, is_opaque, ranks_among
 from sasgd_fused.options import Options
 from sasgd_fused.storage import Storage, storage_of
 
@@ -56,7 +56,6 @@ class StepPlan:
         storage: how each is stored.
         overlaid: indices of the parameters that share memory with any other one of the optimizer.
         neighbours: the parameters of all plans.
-        sharing: which of these share memory.
     """
 
     device: torch.device
@@ -68,8 +67,7 @@ class StepPlan:
     signatures: list[Signature]
     storage: list[Storage]
     overlaid: frozenset[int] = frozenset()
-    neighbours: Sequence[Tensor] = ()
-    sharing: Mapping[int, set[int]] = field(default_factory=dict)
+    neighbours: Neighbours = field(default_factory=lambda: Neighbours([]))
 
     @property
     def has_masters(self) -> bool:
@@ -84,10 +82,6 @@ class StepPlan:
     def is_current(self) -> bool:
         """Whether the parameters still have the shapes, dtypes and device that the plan was made for."""
         return [_signature(param) for param in self.params] == self.signatures
-
-    def shares_otherwise(self) -> bool:
-        """Whether other parameters lie over the same memory than when the plan was made."""
-        return find_sharing(self.neighbours) != self.sharing
 
     def gather_gradients(self) -> list[Tensor | None]:
         """Takes each parameter's gradient, or None, after checking all of them.
@@ -208,9 +202,8 @@ def make_plans(
         if takes_part(param, name):
             stream_place = given.get(param, len(given) + number)
             entries.append(((index, position), param, name, storage_of(param.dtype, options, name, stream_place)))
-    everyone = [param for _, param, _, _ in entries]
-    sharing = find_sharing(everyone)
-    ranks = ranks_among(sharing)
+    neighbours = Neighbours([param for _, param, _, _ in entries])
+    ranks = ranks_among(neighbours.sharing)
     parts: dict[Any, list[int]] = {}
     for k, (place, param, _, _) in enumerate(entries):
         kind = ranks.get(k, 0), param.device, is_opaque(param), param.dtype == torch.float64
@@ -246,9 +239,8 @@ def make_plans(
                 options=options,
                 signatures=[_signature(param) for param in params],
                 storage=[entries[k][3] for k in chosen],
-                overlaid=frozenset(i for i, k in enumerate(chosen) if k in sharing),
-                neighbours=everyone,
-                sharing=sharing,
+                overlaid=frozenset(i for i, k in enumerate(chosen) if k in neighbours.sharing),
+                neighbours=neighbours,
             )
         )
     return plans

@@ -19,10 +19,10 @@ class GradientRelease:
     """What `ScaleAmendedSGD.release_gradients_in_backward` returns; `remove` ends it.
 
     Args:
-        update: updates one parameter from its gradient.
+        update: updates one parameter from its gradient, the first in a backward or another; returns whether it did.
     """
 
-    def __init__(self, update: Callable[[Tensor], None]) -> None:
+    def __init__(self, update: Callable[[Tensor, bool], bool]) -> None:
         self._update = weakref.WeakMethod(update)
         # By id, since torch swaps no parameter to which there are weak references (model.to of wrapped tensors).
         self._handles: dict[int, tuple[Tensor, RemovableHandle]] = {}
@@ -74,19 +74,21 @@ class GradientRelease:
                 )
             self._waiting.append(param)
             return  # `step` has the sum
-        if self._task != torch._C._current_graph_task_id():
+        is_first = self._task != torch._C._current_graph_task_id()
+        if is_first:
             self._task = torch._C._current_graph_task_id()
             self._updated.clear()
             torch.autograd.Variable._execution_engine.queue_callback(self._updated.clear)
         self._updated.add(id(param))
         version = param._version
         try:
-            update(param)
+            is_taken = update(param, is_first)
         except BaseException:
             if param._version != version:  # an interrupt after the update: a gradient is taken once
                 param.grad = None
             raise
-        param.grad = None
+        if is_taken:
+            param.grad = None
 
     def free_waiting(self) -> None:
         """Frees the gradients that waited for `step`, which has taken them."""

@@ -67,11 +67,16 @@ class SteppingOptimizer(Optimizer):
         self._run(backends)
         self._release.free_waiting()
 
-    def _update_one(self, param: Tensor) -> None:
-        if self._backends is None or param not in self._backend_of:
+    def _update_one(self, param: Tensor, is_first: bool) -> bool:
+        """Updates a parameter, the first of a backward or another one, if it is this optimizer's; returns whether."""
+        if is_first or self._backends is None:
+            self._current_backends()
+        elif any(param is other for other in self._left_out):
             self._make_backends()
-        if backend := self._backend_of.get(param):
+        backend = self._backend_of.get(param)
+        if backend:
             self._run([backend])
+        return backend is not None
 
     def _run(self, backends: list[Backend]) -> None:
         numbers = read_numbers(self.param_groups, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
@@ -99,8 +104,10 @@ class SteppingOptimizer(Optimizer):
         added = [index for index, group in enumerate(groups) if self._is_added(index, group["params"])]
         if len(added) == len(groups):  # nothing is left of the network before
             added = []
+        of_kind = [set[Tensor](), set[Tensor]()]
         for index, group in enumerate(groups):
-            (self._added if index in added else self._original).update(group["params"])
+            of_kind[index in added].update(group["params"])
+        self._original, self._added = of_kind
         self._originals = len(groups) - len(added)
         blocks = find_blocks(groups, added, self._matrices)
         params = {groups[block.group]["params"][block.position]: block for block in blocks}
@@ -108,7 +115,7 @@ class SteppingOptimizer(Optimizer):
         has_no_head = not any(head in params for head in self._heads)
         if params and (is_new or (has_no_head and [*params][-1] not in self._matrices)):
             self._heads, self._output_width = find_outputs(params, groups, self._options.output_width)
-        elif any(group.get("heads") for group in groups):
+        elif any(any(group.get("heads") or ()) for group in groups):
             heads, width = find_outputs(params, groups, self._options.output_width)
             self._heads = heads
             self._output_width = self._output_width if self._options.output_width == "mean" else width
@@ -117,9 +124,10 @@ class SteppingOptimizer(Optimizer):
         return blocks
 
     def _is_added(self, index: int, params: list[Tensor]) -> bool:
-        if any(param in self._original for param in params):
-            return False
-        return index >= self._originals > 0 or any(param in self._added for param in params)
+        for param in params:
+            if param in self._original or param in self._added:
+                return param in self._added
+        return index >= self._originals > 0
 
     def _current_backends(self) -> list[Backend]:
         backends = self._backends

@@ -53,7 +53,7 @@ class Backend:
         if addresses == self._addresses:
             return True
         self._addresses = addresses
-        return not self.plan.shares_otherwise()
+        return not self.plan.neighbours.share_otherwise()
 
     def prepare(self) -> bool:
         """Gathers this step's gradients and checks them; changes neither weights nor state.

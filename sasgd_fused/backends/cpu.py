@@ -111,4 +111,4 @@ class CpuBackend(KernelBackend):
             planned = self.plan.blocks[block]
             self.keep_norm(planned, norms[block], values[self.plan.group_of[planned.param]].lr)
             self._unmeasured[block] = self.frozen_row_norm_sq(planned) is None
-        self._kept = self._norms_in_state()
+        self._kept, self._seen = self._norms_in_state(), None

@@ -288,6 +288,7 @@ class DeviceBackend(KernelBackend):
                 if planned.scaled:  # a norm that is not finite is not kept
                     self._unmeasured[block] = self.frozen_row_norm_sq(planned) is None
             self._kept = [norms[b] for b, planned in enumerate(self.plan.blocks) if flags[planned.param] & NORM_KEPT]
+            self._seen = None
         has_started = any(flag & STARTED for flag in flags)
         for index, flag in enumerate(flags):
             is_empty = not self.plan.params[index].numel()

@@ -57,7 +57,7 @@ class KernelBackend(Backend):
     def prepare(self) -> bool:
         """Looks the tables over, and closer at what changed."""
         if not self._weights.is_current():
-            if not self.plan.is_current() or self.plan.shares_otherwise():
+            if not self.plan.is_current() or self.plan.neighbours.share_otherwise():
                 return False
             self._place_weights()
         if not self._gradients.gather():

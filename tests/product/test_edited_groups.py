@@ -83,25 +83,6 @@ def test_what_is_left_keeps_its_factors() -> None:
     assert rows() == [(4, True, 0.5)]
 
 
-def test_another_network_has_another_head() -> None:
-    optimizer = ScaleAmendedSGD([Parameter(torch.ones(3, 4)), Parameter(torch.ones(2, 3))], head="plain")
-    optimizer.param_groups.clear()
-    optimizer.add_param_group({"params": [Parameter(torch.ones(6, 4)), Parameter(torch.ones(5, 6))]})
-    assert [(row.rows, row.scaled, row.backward_factor) for row in optimizer.layer_report()] == [
-        (6, True, 5 / 6),
-        (5, False, 1.0),
-    ]
-
-
-def test_groups_that_were_added_stay_in_their_order_when_others_go() -> None:
-    optimizer = ScaleAmendedSGD([{"params": [Parameter(torch.ones(rows, 9))]} for rows in (5, 4)])
-    for rows in (6, 7, 8):
-        optimizer.add_param_group({"params": [Parameter(torch.ones(rows, 9))]})
-    del optimizer.param_groups[0]
-    del optimizer.param_groups[2]
-    assert [row.rows for row in optimizer.layer_report()] == [8, 6, 4]
-
-
 def named_network() -> tuple[nn.Module, ScaleAmendedSGD]:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2))
     return model, ScaleAmendedSGD(parameter_groups(model), lr=0.1)
@@ -194,25 +175,6 @@ def test_a_hand_made_group_is_checked() -> None:
     assert weight.eq(1).all()
 
 
-def head_and_backbone() -> tuple[list[Parameter], list[Parameter]]:
-    return [Parameter(torch.ones(12, 8)), Parameter(torch.ones(16, 12))], [Parameter(torch.ones(5, 16))]
-
-
-def test_a_head_that_is_added_later_is_not_silent() -> None:
-    backbone, head = head_and_backbone()
-    optimizer = ScaleAmendedSGD(backbone, head="plain")
-    with pytest.warns(UserWarning, match="parameter 0 of group 1 takes the 16 outputs of parameter 1 of"):
-        optimizer.add_param_group({"params": head})
-
-
-def test_a_stage_that_is_unfrozen_is_silent() -> None:
-    backbone, head = head_and_backbone()
-    optimizer = ScaleAmendedSGD(head, head="plain")
-    optimizer.add_param_group({"params": backbone})
-    optimizer.add_param_group({"params": [Parameter(torch.ones(8, 3)), Parameter(torch.ones(8))]})
-    assert [row.rows for row in optimizer.layer_report()] == [8, 12, 16, 5]
-
-
 def test_rows_and_columns_follow_their_parameters_too() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.Conv2d(8, 6, 3, groups=2), nn.Linear(6, 3))
     optimizer = ScaleAmendedSGD(parameter_groups(model), lr=0.1)
@@ -227,51 +189,6 @@ def test_rows_and_columns_follow_their_parameters_too() -> None:
     weights.append(Parameter(torch.ones(5, 7)))
     assert [(row.rows, row.columns) for row in optimizer.layer_report()] == [(3, 6), (8, 4), (5, 7)]
     assert "model_order" not in optimizer.param_groups[1]
-
-
-def test_a_head_that_takes_the_place_of_the_old_one() -> None:
-    """By hand in the list, in another group, or added where the old head's group was taken out."""
-    for way in range(4):
-        backbone, head = head_and_backbone()
-        optimizer = ScaleAmendedSGD([{"params": backbone}, {"params": head}], head="plain")
-        new = Parameter(torch.ones(7, 16))
-        if way == 0:
-            optimizer.param_groups[1]["params"][0] = new
-        elif way == 1:
-            optimizer.param_groups[1] = {**optimizer.param_groups[1], "params": [new]}
-        else:
-            del optimizer.param_groups[1]
-            if way == 2:
-                optimizer.param_groups[0]["params"].append(new)
-            else:
-                optimizer.add_param_group({"params": [new]})
-        last = optimizer.layer_report()[-1]
-        assert (last.rows, last.scaled, last.backward_factor) == (7, False, 1.0)
-
-
-def test_a_group_that_was_added_stays_where_it_is_when_it_loses_a_parameter() -> None:
-    optimizer = ScaleAmendedSGD([Parameter(torch.ones(rows, 9)) for rows in (5, 4)])
-    optimizer.add_param_group({"params": [Parameter(torch.ones(rows, 9)) for rows in (7, 6)]})
-    optimizer.param_groups[1]["params"].pop(0)
-    assert [row.rows for row in optimizer.layer_report()] == [6, 5, 4]
-
-
-@pytest.mark.parametrize(
-    "group",
-    [
-        {"params": [Parameter(torch.ones(5, 16))], "amend": False},
-        {"params": [Parameter(torch.ones(5, 16))], "heads": [True]},
-        {"params": [Parameter(torch.ones(5, 16), requires_grad=False)]},
-        {"params": Parameter(torch.ones(5))},
-    ],
-)
-def test_a_group_that_says_what_it_is_warns_of_nothing(group: dict[str, Any]) -> None:
-    backbone, _ = head_and_backbone()
-    named = [(str(place), param) for place, param in enumerate(backbone)]
-    for params in (backbone, named):
-        optimizer = ScaleAmendedSGD(params, head="plain")
-        optimizer.add_param_group(dict(group))
-        assert len(optimizer.param_groups[1]["params"]) == 1
 
 
 @pytest.mark.parametrize("edit", [without_first, reversed_groups, cut])
@@ -292,3 +209,12 @@ def test_a_compiled_step_follows_edits(edit: Callable[[Any], None]) -> None:
         expected.step()
         assert [param.grad[0, 0].item() for param in ours] == [1.0, 2.0, 3.0]
     torch.testing.assert_close(ours, theirs)
+
+
+def test_lists_of_parameters_that_are_exchanged() -> None:
+    named = [(str(rows), Parameter(torch.ones(rows, 3, 2))) for rows in (4, 5)]
+    groups = [{"params": [param], "rows": [param[1].shape[0]]} for param in named]
+    optimizer = ScaleAmendedSGD(groups)
+    one, other = optimizer.param_groups
+    one["params"], other["params"] = other["params"], one["params"]
+    assert [(row.name, row.rows) for row in optimizer.layer_report()] == [("5", 5), ("4", 4)]

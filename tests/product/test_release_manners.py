@@ -128,3 +128,16 @@ def test_memory_that_comes_to_be_shared() -> None:
         sum(weight.sum() for weight in weights).backward()
         optimizer.step()
     assert not any(row.stale_steps for row in optimizer.layer_report())
+
+
+def test_groups_that_are_edited_between_backwards() -> None:
+    """A parameter takes its present group's learning rate; one that was given away keeps its gradient."""
+    weights = [nn.Parameter(torch.ones(2)) for _ in range(3)]
+    optimizer = ScaleAmendedSGD([{"params": [weight], "lr": 0.1 * k} for k, weight in enumerate(weights)], lr=0.1)
+    optimizer.release_gradients_in_backward()
+    optimizer.param_groups.reverse()
+    optimizer.param_groups[0]["lr"] = 0.5
+    del optimizer.param_groups[1]
+    sum(weight.sum() for weight in weights).backward()
+    assert [weight[0].item() for weight in weights] == [1.0, 1.0, 0.5]
+    assert [weight.grad is None for weight in weights] == [True, False, True]

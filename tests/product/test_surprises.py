@@ -174,3 +174,17 @@ def test_exchanged_entries_of_the_state(norms: Literal["track", "freeze"], backe
 
     for actual, expected in zip(train(backend), train("reference"), strict=True):
         assert_close(actual, expected, torch.float32)
+
+
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_state_that_is_emptied_after_the_first_step(momentum: float, backend: str) -> None:
+    weight = Parameter(torch.ones(2, 2))
+    optimizer = ScaleAmendedSGD([weight], lr=0.25, momentum=momentum, norms="freeze", backend=backend)
+    for _ in range(2):
+        weight.grad = torch.ones(2, 2)
+        optimizer.step()
+        optimizer.state_dict()
+        optimizer.state.clear()
+    # 1 - 2 / 4, then with the norm of that, 1 / 2
+    assert weight.flatten().tolist() == pytest.approx([0.5 - 0.125] * 4)
