@@ -80,7 +80,7 @@ class ParameterLists:
                 if not isinstance(values, (list, tuple)) or any(lists.get(key) == list(values) for lists in own):
                     continue
                 is_old = any(lists.get(key) == list(values) for _, lists in self._seen)
-                if is_old or len(values) != len(params):
+                if is_old or (not own and len(values) != len(params)):
                     group[key] = [
                         self._of_param[key].get(param, _unknown(key, index, position))
                         for position, param in enumerate(params)

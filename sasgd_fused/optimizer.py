@@ -211,7 +211,8 @@ class ScaleAmendedSGD(SteppingOptimizer):
             TypeError, ValueError: the group or one of its parameters is not what is wanted; it is not added then.
         """
         groups, index = self.param_groups, len(self.param_groups)
-        self._lists.follow(groups)
+        if self._is_constructed:
+            self._lists.follow(groups)
         if isinstance(param_group, dict) and not isinstance(param_group.get("params"), set):
             params = [given] if isinstance(given := param_group["params"], Tensor) else list(given)
             if groups and "param_names" in groups[0] and not any(isinstance(param, tuple) for param in params):
