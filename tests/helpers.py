@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -87,6 +88,15 @@ def states_of(optimizer: Optimizer, params: Iterable[Tensor]) -> list[dict[str, 
     state = optimizer.state_dict()["state"]
     of_param = {param: state.get(index, {}) for index, param in enumerate(listed)}
     return [of_param[param] for param in params]
+
+
+def through_file(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint as it comes back from a file, read with weights_only."""
+    file = io.BytesIO()
+    torch.save(state_dict, file)
+    file.seek(0)
+    loaded: dict[str, Any] = torch.load(file, weights_only=True)
+    return loaded
 
 
 def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype, what: str = "", scale: float = 0.0) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.nn import Parameter
 from torch.optim import SGD, Adam, Optimizer
 
 from sasgd_fused import ScaleAmendedSGD
-from tests.helpers import Case, assert_close, backends, randn, states_of
+from tests.helpers import Case, assert_close, backends, randn, states_of, through_file
 from tests.tiers import thin
 from tests.unchanged import bits, nothing_changes
 
@@ -23,14 +22,6 @@ FOREIGN = "not of ScaleAmendedSGD"
 CASE = Case([(6, 5), (6,), (4, 3, 3, 3), (), (0, 2), (3, 4)])
 PLAIN_FORM = {"foreach": False, "fused": False}
 MOMENTA: list[dict[str, Any]] = [{"dampening": 0.3}, {"nesterov": True}, {"maximize": True, "weight_decay": 0.1}]
-
-
-def through_file(state_dict: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state_dict, file)
-    file.seek(0)
-    loaded: dict[str, Any] = torch.load(file, weights_only=True)
-    return loaded
 
 
 def load_foreign(optimizer: ScaleAmendedSGD, state_dict: dict[str, Any]) -> None:

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import io
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
 from torch.optim import SGD
 
 from sasgd_fused import ScaleAmendedSGD, parameter_groups
+from tests.helpers import through_file
 
 pytestmark = pytest.mark.usefixtures("default_device")
-
-
-def through_file(state_dict: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state_dict, file)
-    file.seek(0)
-    loaded: dict[str, Any] = torch.load(file, weights_only=True)
-    return loaded
 
 
 class Tied(nn.Module):

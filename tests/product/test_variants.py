@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.nn import Parameter
 from torch.optim import SGD
 
 from sasgd_fused import ScaleAmendedSGD, parameter_groups
+from tests.helpers import through_file
 
 pytestmark = pytest.mark.usefixtures("default_device")
 
@@ -56,14 +56,12 @@ def test_it_prints_in_a_few_lines() -> None:
     assert max(len(text), len(repr(each))) < 800
 
 
-@pytest.mark.parametrize("through_file", [False, True])
-def test_a_checkpoint_of_another_variant_is_noticed(through_file: bool) -> None:
+@pytest.mark.parametrize("from_file", [False, True])
+def test_a_checkpoint_of_another_variant_is_noticed(from_file: bool) -> None:
     _, optimizer = trained(momentum_dtype=torch.bfloat16, momentum=0.9, **RECOMMENDED)
     saved = optimizer.state_dict()
-    if through_file:
-        file = io.BytesIO()
-        torch.save(saved, file)
-        saved = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    if from_file:
+        saved = through_file(saved)
     same = ScaleAmendedSGD(parameter_groups(network()), momentum_dtype=torch.bfloat16, **RECOMMENDED)
     same.load_state_dict(saved)
     assert same.state_dict() == {**saved, "state": same.state_dict()["state"]}
