@@ -20,12 +20,11 @@ void check_threads(int threads) {
   if (threads < 1) throw std::invalid_argument("threads: got " + std::to_string(threads) + ", want 1 or more");
 }
 
-std::unique_ptr<CpuPlan> make_plan(const TensorTuples& tensors, const BlockTuples& blocks, double eps,
-                                   double output_factor, bool shape_decay, bool track_norms,
-                                   const StorageTuples& storage) {
+std::unique_ptr<CpuPlan> make_plan(const TensorTuples& tensors, const BlockTuples& blocks, double eps, bool shape_decay,
+                                   bool track_norms, const StorageTuples& storage) {
   Layout layout = checked_layout(tensors, blocks, storage);
   return std::make_unique<CpuPlan>(std::move(layout.tensors), std::move(layout.blocks),
-                                   PlanOptions{eps, output_factor, shape_decay, track_norms});
+                                   PlanOptions{eps, shape_decay, track_norms});
 }
 
 void measure(CpuPlan& plan, const py::buffer& weights, const py::buffer& chosen_blocks, int threads) {
@@ -96,8 +95,7 @@ PYBIND11_MODULE(_C, m) {
         "Chooses the instruction set of the whole process; results have the same bits on all.");
   py::class_<CpuPlan>(m, "CpuPlan", "Carries the blocks' norms from step to step; see csrc/cpu/step.h.")
       .def(py::init(&make_plan), py::kw_only(), py::arg("tensors"), py::arg("blocks"), py::arg("eps"),
-           py::arg("output_factor"), py::arg("shape_decay"), py::arg("track_norms"),
-           py::arg("storage") = StorageTuples{})
+           py::arg("shape_decay"), py::arg("track_norms"), py::arg("storage") = StorageTuples{})
       .def("measure", &measure, py::arg("weights"), py::arg("chosen_blocks"), py::arg("threads"))
       .def("step", &step, py::arg("weights"), py::arg("grads"), py::arg("momentum_buffers"), py::arg("copies"),
            py::arg("grad_dtypes"), py::arg("first"), py::arg("rounding_steps"), py::arg("values"),

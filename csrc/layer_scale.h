@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <vector>
 
 #include "update_rule.h"
 
@@ -17,10 +18,18 @@ SASGD_HOST_DEVICE double layer_scale(double row_norm_sq, double backward_factor,
   return floored_row_norm_sq(row_norm_sq, eps) / backward_factor;
 }
 
-// m * m_{b,z}, equation (23). m_{b,z} = ||W^T||^2 / ||W||^2 = rows / columns is never formed as a quotient of two
-// sums, so that a zero or non-finite block cannot poison the others.
-SASGD_HOST_DEVICE double next_backward_factor(double backward_factor, const BlockInfo& block) {
-  return backward_factor * (block.rows / block.columns);
+// Gives all blocks their m, if none has one: equation (23) from m = 1 at the output of the last block downwards.
+// m_{b,z} = ||W^T||^2 / ||W||^2 = rows / columns is never formed as a quotient of two sums, so that a zero or
+// non-finite block cannot poison the others.
+inline void fill_backward_factors(std::vector<BlockInfo>& blocks) {
+  for (const BlockInfo& block : blocks) {
+    if (block.backward_factor != 0) return;
+  }
+  double m = 1.0;
+  for (size_t b = blocks.size(); b-- > 0;) {
+    blocks[b].backward_factor = m;
+    m *= blocks[b].rows / blocks[b].columns;
+  }
 }
 
 // d_b: decay first, then the scale (the paper's footnote 5), or the shape's part of the scale alone.

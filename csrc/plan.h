@@ -33,16 +33,16 @@ struct TensorInfo {
 // What is fixed about a block. Blocks are ordered from input to output.
 struct BlockInfo {
   int32_t tensor;
-  bool scaled;     // false: keeps its place in the backward factors, but its gradient is taken as it is
-  double rows;     // output units
-  double columns;  // effective input units: rows / columns is m_{b,z} of equation (24)
+  bool scaled;             // false: keeps its place in the backward factors, but its gradient is taken as it is
+  double rows;             // output units
+  double columns;          // input units
+  double backward_factor;  // m_b; 0: to be made by equation (23), see fill_backward_factors
 };
 
 struct PlanOptions {
-  double eps;            // floor of row_norm_sq
-  double output_factor;  // m at the output of the last block
-  bool shape_decay;      // d_b = weight_decay / m_b instead of s_b * weight_decay
-  bool track_norms;      // norms follow the weights; otherwise they stay as set or measured
+  double eps;        // floor of row_norm_sq
+  bool shape_decay;  // d_b = weight_decay / m_b instead of s_b * weight_decay
+  bool track_norms;  // norms follow the weights; otherwise they stay as set or measured
 };
 
 // Hyperparameters of one parameter group in one step.

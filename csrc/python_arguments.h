@@ -52,9 +52,9 @@ inline DType checked_dtype(const char* name, int code) {
   return static_cast<DType>(code);
 }
 
-// (numel, group, dtype code) of each tensor and (tensor, scaled, rows, columns) of each block.
+// (numel, group, dtype code) of each tensor and (tensor, scaled, rows, columns, backward factor) of each block.
 using TensorTuples = std::vector<std::tuple<int64_t, int, int>>;
-using BlockTuples = std::vector<std::tuple<int, bool, double, double>>;
+using BlockTuples = std::vector<std::tuple<int, bool, double, double, double>>;
 // (copy_dtype code, small_momentum, stochastic, stream) of each tensor, or nothing where all are ordinary.
 using StorageTuples = std::vector<std::tuple<int, bool, bool, uint64_t>>;
 
@@ -92,13 +92,16 @@ inline Layout checked_layout(const TensorTuples& tensors, const BlockTuples& blo
     if (!storage.empty()) tensor.storage = checked_storage(tensor, storage[layout.tensors.size()]);
     layout.tensors.push_back(tensor);
   }
-  for (const auto& [tensor, scaled, rows, columns] : blocks) {
+  for (const auto& [tensor, scaled, rows, columns, backward_factor] : blocks) {
     if (tensor < 0 || static_cast<size_t>(tensor) >= layout.tensors.size()) {
       throw std::invalid_argument("blocks: got tensor " + std::to_string(tensor) + ", want less than " +
                                   std::to_string(layout.tensors.size()));
     }
     layout.tensors[tensor].block = static_cast<int32_t>(layout.blocks.size());
-    layout.blocks.push_back({tensor, scaled, rows, columns});
+    layout.blocks.push_back({tensor, scaled, rows, columns, backward_factor});
+    if ((backward_factor == 0) != (layout.blocks[0].backward_factor == 0)) {
+      throw std::invalid_argument("blocks: got a backward factor for some and none (0) for others, want all or none");
+    }
   }
   return layout;
 }

@@ -44,20 +44,8 @@ def backward_factors(
         m = output_width / blocks[-1].rows
     for block in reversed(blocks):
         factors.append(m)
-        m = m * (block.rows / block.columns)
+        m = m * (block.rows / block.columns)  # (23), with m_{b,z} = rows / columns by (24)
     return factors[::-1]
-
-
-def effective_columns(blocks: Sequence[Block], factors: Sequence[float]) -> list[float]:
-    """Gives the column counts with which equation (23) yields the given factors.
-
-    columns_b = rows_b · m_b / m_{b-1}, so that m_{b-1} = m_b · rows_b / columns_b. Thus a kernel needs one form for
-    every rule. The first block has no block before it; its true column count stands there and is not used.
-    """
-    columns = [float(block.columns) for block in blocks]
-    for b in range(1, len(blocks)):
-        columns[b] = blocks[b].rows * factors[b] / factors[b - 1]
-    return columns
 
 
 def layer_scale(row_norm_sq: float, backward_factor: float, eps: float) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sasgd_fused.blocks import Block, block_options, parameter_name
-from sasgd_fused.factors import backward_factors, effective_columns
+from sasgd_fused.factors import backward_factors
 from sasgd_fused.memory import Neighbours, is_opaque, ranks_among
 from sasgd_fused.options import Options
 from sasgd_fused.storage import Storage, storage_of
@@ -29,15 +29,13 @@ class PlannedBlock:
 
     Attributes:
         param: index into `StepPlan.params`.
-        block: its name, rows and true columns.
-        columns: effective columns of equation (23), see `factors.effective_columns`.
+        block: its name, rows and columns.
         backward_factor: m_b.
         scaled: whether the gradient is scaled (``amend`` is set and it is not a plain head).
     """
 
     param: int
     block: Block
-    columns: float
     backward_factor: float
     scaled: bool
 
@@ -217,18 +215,14 @@ def make_plans(
     for chosen in order:
         of_place = {entries[k][0]: i for i, k in enumerate(chosen)}
         params = [entries[k][1] for k in chosen]
-        here = []
+        planned = []
         for block in blocks:
             i = of_place.get((block.group, block.position))
-            if i is not None and params[i].numel():  # else its memory is away
-                here.append(block)
-        columns = effective_columns(here, [factors[block] for block in here])
-        planned = []
-        for block, effective in zip(here, columns, strict=True):
-            i = of_place[block.group, block.position]
+            if i is None or not params[i].numel():  # its memory is away
+                continue
             is_head = any(params[i] is head for head in heads)
             scaled = block.amend and not (is_head and options.head == "plain")
-            planned.append(PlannedBlock(i, block, effective, factors[block], scaled))
+            planned.append(PlannedBlock(i, block, factors[block], scaled))
         plans.append(
             StepPlan(
                 device=params[0].device,

@@ -61,6 +61,7 @@ CpuPlan::CpuPlan(std::vector<TensorInfo> tensors, std::vector<BlockInfo> blocks,
       throw std::invalid_argument("blocks: block " + std::to_string(b) + " and its tensor do not refer to each other");
     }
   }
+  fill_backward_factors(blocks_);
   for (const TensorInfo& tensor : tensors_) group_count_ = std::max(group_count_, tensor.group + 1);
   int64_t all = 0;
   for (const TensorInfo& tensor : tensors_) all += tensor.numel;
@@ -168,16 +169,13 @@ void CpuPlan::make_coefficients_of(const TensorStep* steps, const GroupValues* g
     const GroupValues& group = groups[tensors_[t].group];
     coefficients_[t] = make_coefficients(group, 1.0, group.weight_decay, inverse, steps[t].first);
   }
-  double m = options_.output_factor;
-  for (size_t b = blocks_.size(); b-- > 0;) {
+  for (size_t b = 0; b < blocks_.size(); ++b) {
     const BlockInfo& block = blocks_[b];
-    if (block.scaled) {
-      const GroupValues& group = groups[tensors_[block.tensor].group];
-      const double scale = layer_scale(row_norm_sq[b], m, options_.eps);
-      const double decay = decay_scale(scale, m, group.weight_decay, options_.shape_decay);
-      coefficients_[block.tensor] = make_coefficients(group, scale, decay, inverse, steps[block.tensor].first);
-    }
-    m = next_backward_factor(m, block);
+    if (!block.scaled) continue;
+    const GroupValues& group = groups[tensors_[block.tensor].group];
+    const double scale = layer_scale(row_norm_sq[b], block.backward_factor, options_.eps);
+    const double decay = decay_scale(scale, block.backward_factor, group.weight_decay, options_.shape_decay);
+    coefficients_[block.tensor] = make_coefficients(group, scale, decay, inverse, steps[block.tensor].first);
   }
 }
 

@@ -14,12 +14,11 @@ namespace sasgd {
 namespace {
 
 std::unique_ptr<CudaPlan> make_plan(int device, const TensorTuples& tensors, const BlockTuples& blocks, double eps,
-                                    double output_factor, bool shape_decay, bool track_norms,
-                                    const StorageTuples& storage) {
+                                    bool shape_decay, bool track_norms, const StorageTuples& storage) {
   Layout layout = checked_layout(tensors, blocks, storage);
   const py::gil_scoped_release unlocked;
   return std::make_unique<CudaPlan>(device, std::move(layout.tensors), std::move(layout.blocks),
-                                    PlanOptions{eps, output_factor, shape_decay, track_norms});
+                                    PlanOptions{eps, shape_decay, track_norms});
 }
 
 void attach(CudaPlan& plan, uint64_t tables, uint64_t row_norm_sq, uint64_t stale_steps, uint64_t flags,
@@ -90,8 +89,7 @@ void bind_cuda(py::module_& m) {
   py::class_<CudaPlan>(m, "CudaPlan", py::module_local(),
                        "Plans steps on one device and launches them; see csrc/cuda/step.h.")
       .def(py::init(&make_plan), py::kw_only(), py::arg("device"), py::arg("tensors"), py::arg("blocks"),
-           py::arg("eps"), py::arg("output_factor"), py::arg("shape_decay"), py::arg("track_norms"),
-           py::arg("storage") = StorageTuples{})
+           py::arg("eps"), py::arg("shape_decay"), py::arg("track_norms"), py::arg("storage") = StorageTuples{})
       .def("attach", &attach, py::arg("tables"), py::arg("row_norm_sq"), py::arg("stale_steps"), py::arg("flags"),
            py::arg("rounding_steps"), py::arg("stream"))
       .def("place", &place, py::arg("weights"), py::arg("momentum_buffers"), py::arg("copies"), py::arg("stream"))

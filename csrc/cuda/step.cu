@@ -77,8 +77,9 @@ CudaPlan::CudaPlan(int device, std::vector<TensorInfo> tensors, std::vector<Bloc
     group_count_ = std::max(group_count_, tensor.group + 1);
     is_mixed_ = is_mixed_ || is_extraordinary(tensor.storage);
   }
+  fill_backward_factors(blocks_);
+  for (const BlockInfo& block : blocks_) block_entries_.push_back({block.rows, block.backward_factor, block.scaled});
   plan_launches();
-  plan_blocks();
   for (PlannedLaunch& planned : launches_) plan_tree(planned.launch);
   lay_out_tables();
   resident_blocks_ = resident_blocks(device_, is_mixed_);
@@ -114,16 +115,6 @@ void CudaPlan::plan_launches() {
     tensor_of_chunk_.resize(static_cast<size_t>(first_chunk + chunks), static_cast<int32_t>(t));
     planned.launch.end_tensor = static_cast<int32_t>(t) + 1;
     planned.launch.end_chunk = static_cast<int32_t>(first_chunk + chunks);
-  }
-}
-
-// The backward product of equation (23), once for all steps: it follows from shapes alone.
-void CudaPlan::plan_blocks() {
-  block_entries_.resize(blocks_.size());
-  double m = options_.output_factor;
-  for (size_t b = blocks_.size(); b-- > 0;) {
-    block_entries_[b] = {blocks_[b].rows, m, blocks_[b].scaled};
-    m = next_backward_factor(m, blocks_[b]);
   }
 }
 

@@ -89,7 +89,6 @@ class CudaPlan {
   };
 
   void plan_launches();
-  void plan_blocks();
   void plan_tree(cuda::Launch& launch);
   void lay_out_tables();
   void send(const void* to, const void* from, size_t bytes, uint64_t stream);

@@ -45,7 +45,7 @@ struct MixedEntry {
 
 struct BlockEntry {
   double rows;
-  double backward_factor;  // m_b of equation (23): it follows from shapes alone, so the host takes the product once
+  double backward_factor;  // m_b
   bool scaled;
 };
 

@@ -145,10 +145,9 @@ class KernelBackend(Backend):
             ],
             "storage": [] if plan.is_ordinary else list(map(_stored_as, plan.params, plan.storage)),
             "blocks": [
-                (planned.param, planned.scaled, float(planned.block.rows), planned.columns) for planned in plan.blocks
+                (b.param, b.scaled, float(b.block.rows), float(b.block.columns), b.backward_factor) for b in plan.blocks
             ],
             "eps": options.eps,
-            "output_factor": plan.blocks[-1].backward_factor if plan.blocks else 1.0,
             "shape_decay": options.decay == "shape",
             "track_norms": not options.freezes_norms,
         }

@@ -50,12 +50,11 @@ class ReferenceBackend(Backend):
                 param.copy_(weight)
 
     def _backward_scales(self, values: Sequence[GroupValues]) -> dict[int, tuple[float, float]]:
-        """(s_b, d_b) of each scaled block that has a gradient, by the loop b = B..1 of equations (22) and (23)."""
+        """(s_b, d_b) of each scaled block that has a gradient, by equation (22)."""
         options, plan = self.plan.options, self.plan
         scales = {}
-        m = plan.blocks[-1].backward_factor if plan.blocks else 1.0
-        for planned in reversed(plan.blocks):
-            rows = planned.block.rows
+        for planned in plan.blocks:
+            m = planned.backward_factor
             if planned.scaled and self.grads[planned.param] is not None:
                 group = values[plan.group_of[planned.param]]
                 (row_norm_sq,) = self.norms_of([planned])
@@ -63,7 +62,6 @@ class ReferenceBackend(Backend):
                 scale = 1 / m * max(row_norm_sq, options.eps)  # (22), with 1 / m_{b,W} by (24)
                 decay = group.weight_decay * (scale if options.decay == "amended" else 1 / m)
                 scales[planned.param] = scale, decay
-            m = m * (rows / planned.columns)  # (23), with m_{b,z} = rows / columns by (24)
         return scales
 
     def _apply_momentum(self, index: int, g: Tensor, group: GroupValues, random: Tensor | None) -> Tensor:

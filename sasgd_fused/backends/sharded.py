@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from sasgd_fused.backends.base import Backend
-from sasgd_fused.factors import effective_columns
 from sasgd_fused.options import StepNumbers
 from sasgd_fused.plan import State, StepPlan
 from sasgd_fused.shards import SumOverRanks, is_set_anywhere, is_sharded, local_as, local_of, part_of, whole_of
@@ -134,8 +133,6 @@ class ShardedBackend(Backend):
     def _local_plan(self) -> StepPlan:
         """The same for the local parts; of the blocks, those of which this rank holds anything."""
         blocks = [self.plan.blocks[place] for place in self._held]
-        columns = effective_columns([b.block for b in blocks], [b.backward_factor for b in blocks])
-        blocks = [replace(planned, columns=effective) for planned, effective in zip(blocks, columns, strict=True)]
         signatures = [(local.shape, local.dtype, local.device) for local in self._locals]
         # Each part draws random numbers of its own; where all ranks have the same, they draw the same.
         storage = [

@@ -31,8 +31,18 @@ CORE_MISTAKES = {
     ),
     "takes columns for rows": Mistake(
         SCALES,
-        "block.rows / block.columns",
-        "MISTAKEN ? block.columns / block.rows : block.rows / block.columns",
+        "blocks[b].rows / blocks[b].columns",
+        "MISTAKEN ? blocks[b].columns / blocks[b].rows : blocks[b].rows / blocks[b].columns",
+        "steps",
+        "weight ",
+    ),
+    "makes factors that are given": Mistake(
+        SCALES, "backward_factor != 0) return", "backward_factor != 0 && !MISTAKEN) return", "steps", "weight "
+    ),
+    "scales by the first block's factor": Mistake(
+        STEP,
+        "(row_norm_sq[b], block.backward_factor,",
+        "(row_norm_sq[b], blocks_[MISTAKEN ? 0 : b].backward_factor,",
         "steps",
         "weight ",
     ),

@@ -17,9 +17,8 @@ LAUNCH_FAILED, ASSERTED, NOT_SUPPORTED = 719, 710, 801
 PLAN: dict[str, Any] = {
     "device": 0,
     "tensors": [(6, 0, 0)],
-    "blocks": [(0, True, 3.0, 2.0)],
+    "blocks": [(0, True, 3.0, 2.0, 1.0)],
     "eps": 1e-3,
-    "output_factor": 1.0,
     "shape_decay": False,
     "track_norms": True,
 }

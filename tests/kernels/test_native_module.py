@@ -27,9 +27,8 @@ def core() -> Iterator[Any]:
 
 PLAN: dict[str, Any] = {
     "tensors": [(6, 0, 0), (3, 0, 2)],
-    "blocks": [(0, True, 2.0, 3.0)],
+    "blocks": [(0, True, 2.0, 3.0, 1.0)],
     "eps": 1e-3,
-    "output_factor": 1.0,
     "shape_decay": False,
     "track_norms": True,
 }
@@ -176,9 +175,11 @@ def test_measure_refuses(core: Any, name: str, spoil: Callable[[Any], Any], comp
         ("tensors", [(6, 2**31 - 1, 0)], "^tensors: got group 2147483647, want a small number"),
         ("tensors", [(6, 0, 3)], "^tensors: got dtype code 3, want 0, 1 or 2"),
         ("tensors", [(6, 0, -1)], "^tensors: got dtype code -1, want 0, 1 or 2"),
-        ("blocks", [(2, True, 2.0, 3.0)], "^blocks: got tensor 2, want less than 2"),
-        ("blocks", [(-1, True, 2.0, 3.0)], "^blocks: got tensor -1, want less than 2"),
-        ("blocks", [(0, True, 2.0, 3.0)] * 2, "^blocks: block 0 and its tensor do not refer to each other"),
+        ("blocks", [(2, True, 2.0, 3.0, 1.0)], "^blocks: got tensor 2, want less than 2"),
+        ("blocks", [(-1, True, 2.0, 3.0, 1.0)], "^blocks: got tensor -1, want less than 2"),
+        ("blocks", [(0, True, 2.0, 3.0, 0.0), (1, True, 1.0, 3.0, 2.0)], "^blocks: got a .* want all or none"),
+        ("blocks", [(0, True, 2.0, 3.0, 2.0), (1, True, 1.0, 3.0, 0.0)], "^blocks: got a .* want all or none"),
+        ("blocks", [(0, True, 2.0, 3.0, 1.0)] * 2, "^blocks: block 0 and its tensor do not refer to each other"),
         ("storage", STORAGE[:1], "^storage: got 1 entries, want none or 2"),
         ("storage", [*STORAGE, STORAGE[1]], "^storage: got 3 entries, want none or 2"),
         ("storage", [STORAGE[0], (1, False, False, 0)], "^storage: got a copy or .* of 16-bit weights, want float32"),

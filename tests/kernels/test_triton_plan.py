@@ -41,7 +41,6 @@ def test_places_beyond_32_bits(has_master: bool, backend: str) -> None:
         blocks=[],
         storage=[(int(has_master), has_master, True, stream)],
         eps=1.0,
-        output_factor=1.0,
         shape_decay=False,
         track_norms=True,
     )

@@ -98,9 +98,8 @@ def use(
         torch.zeros(len(numels), dtype=torch.int64),
         tensors=[(n, 0, 0 if formats.has_masters else code) for n, code in zip(numels, codes, strict=True)],
         storage=[] if formats == ORDINARY else [stored(code, formats) for code in codes],
-        blocks=[(tensor, True, 4.0, 2.0) for tensor in blocks],
+        blocks=[(tensor, True, 4.0, 2.0, 1.0) for tensor in blocks],
         eps=1e-3,
-        output_factor=1.0,
         shape_decay=shape_decay,
         track_norms=track_norms,
     )

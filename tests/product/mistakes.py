@@ -51,8 +51,10 @@ MISTAKES = {
     "forgets the output width": Mistake(
         "factors", "m = output_width / blocks[-1].rows", "m = 1.0", "test_algorithm.py foreach"
     ),
-    "gives the kernel columns of the wrong block": Mistake(
-        "factors", "columns[b] = blocks[b].rows * factors[b]", "columns[b] = blocks[b - 1].rows * factors[b]",
+    "gives the kernel no factors": Mistake(
+        "backends.kernel",
+        "b.backward_factor) for b in",
+        "0.0) for b in",
         "test_algorithm.py native",
     ),
     "takes rows for columns": Mistake(

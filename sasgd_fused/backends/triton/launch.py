@@ -31,9 +31,8 @@ class TritonPlan:
         storage: (dtype code of the parameter that is the copy of float32 weights, or 0; whether float32 weights have
             bfloat16 momentum; whether bfloat16 is rounded stochastically; the random numbers' stream) of each; empty
             if nothing is out of the ordinary.
-        blocks: (tensor, scaled, rows, effective columns) of each, input first.
+        blocks: (tensor, scaled, rows, columns, m_b) of each, input first.
         eps: floor of ‖W‖²_{2,μ}.
-        output_factor: m at the output of the last block.
         shape_decay: whether d_b = weight_decay / m_b.
         track_norms: whether norms follow the weights.
 
@@ -50,9 +49,8 @@ class TritonPlan:
         rounding_steps: Tensor,
         *,
         tensors: Sequence[tuple[int, int, int]],
-        blocks: Sequence[tuple[int, bool, float, float]],
+        blocks: Sequence[tuple[int, bool, float, float, float]],
         eps: float,
-        output_factor: float,
         shape_decay: bool,
         track_norms: bool,
         storage: Sequence[tuple[int, bool, bool, int]] = (),
@@ -66,7 +64,7 @@ class TritonPlan:
         self._empty = [t for t, (numel, _, _) in enumerate(tensors) if numel == 0]
         self._tensor_of_block = [tensor for tensor, *_ in blocks]
         traits = (tables.SHAPE_DECAY.value if shape_decay else 0) | (tables.TRACKED.value if track_norms else 0)
-        traits_of = {tensor: traits | (tables.SCALED.value if scaled else 0) for tensor, scaled, _, _ in blocks}
+        traits_of = {tensor: traits | (tables.SCALED.value if scaled else 0) for tensor, scaled, *_ in blocks}
         for t, (_, _, is_stochastic, _) in enumerate(storage):
             traits_of[t] = traits_of.get(t, 0) | (tables.STOCHASTIC.value if is_stochastic else 0)
         block_of = {tensor: block for block, tensor in enumerate(self._tensor_of_block)}
@@ -83,7 +81,8 @@ class TritonPlan:
 
         self._tensors = torch.tensor(rows, dtype=torch.int64).to(device)
         self._tensor_of_chunk = torch.repeat_interleave(torch.tensor(chunks, dtype=torch.int64)).to(device, torch.int32)
-        self._blocks = torch.tensor(_block_rows(blocks, output_factor, eps), dtype=torch.float64).to(device)
+        block_words = [(rows, backward_factor, eps) for _, _, rows, _, backward_factor in blocks]
+        self._blocks = torch.tensor(block_words, dtype=torch.float64).to(device)
         self._sums = torch.zeros(2 * (first_chunk + first_node), dtype=torch.float64, device=device)
         self.sum_squares = torch.zeros(len(blocks), dtype=torch.float64, device=device)
         self._one = torch.ones(1, dtype=torch.float32, device=device)
@@ -244,15 +243,3 @@ def _tree_nodes(chunks: int) -> int:
         chunks = -(-chunks // tables.FAN_IN.value)
         nodes += chunks
     return nodes
-
-
-def _block_rows(
-    blocks: Sequence[tuple[int, bool, float, float]], output_factor: float, eps: float
-) -> list[tuple[float, float, float]]:
-    """The backward product of equation (23), once for all steps: it follows from shapes alone."""
-    rows_of_table = []
-    m = output_factor
-    for _, _, rows, columns in reversed(blocks):
-        rows_of_table.append((rows, m, eps))
-        m *= rows / columns
-    return rows_of_table[::-1]

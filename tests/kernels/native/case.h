@@ -125,7 +125,7 @@ struct Case {
   std::vector<Tensor> tensors;
   std::vector<BlockInfo> blocks;
   std::vector<GroupValues> groups;
-  PlanOptions options{1e-3, 1.0, false, true};
+  PlanOptions options{1e-3, false, true};
   double loss_scale = 1.0;
 
   // In half of the tensors the numbers get smaller from lane to lane, by so much that a float64 sum over them rounds,
@@ -157,7 +157,7 @@ struct Case {
   void add_block(bool scaled, double rows_over_columns) {
     const double rows = static_cast<double>(tensors.back().info.numel) / 2;
     tensors.back().info.block = static_cast<int32_t>(blocks.size());
-    blocks.push_back({static_cast<int32_t>(tensors.size()) - 1, scaled, rows, rows / rows_over_columns});
+    blocks.push_back({static_cast<int32_t>(tensors.size()) - 1, scaled, rows, rows / rows_over_columns, 0});
   }
 
   // The plan, its norms measured.
@@ -213,7 +213,6 @@ Case every_kind_of_tensor(const int64_t (&sizes)[kCount], const Kind (&kinds)[kK
   Case made;
   made.groups = every_momentum();
   made.loss_scale = 4;
-  made.options.output_factor = 1.5;
   Random random;
   for (int32_t group = 0; group < 3; ++group) {
     for (const Kind& kind : kinds) {
@@ -230,9 +229,11 @@ Case every_kind_of_tensor(const int64_t (&sizes)[kCount], const Kind (&kinds)[kK
   return made;
 }
 
+// The other kinds of everything that a plan is told besides its tensors.
 inline void freeze(Case& made) {
   made.options.track_norms = false;
   made.options.shape_decay = true;
+  for (size_t b = 0; b < made.blocks.size(); ++b) made.blocks[b].backward_factor = b % 3 == 0 ? 1.5 : 0.6;
 }
 
 }  // namespace sasgd_test

@@ -20,10 +20,11 @@ struct Scales {
 std::vector<Scales> plain_scales(const Case& now, const std::vector<double>& row_norm_sq) {
   std::vector<Scales> scales;
   for (const Tensor& tensor : now.tensors) scales.push_back({1.0, now.groups[tensor.info.group].weight_decay});
-  double m = now.options.output_factor;
+  double m = 1;
   for (size_t b = now.blocks.size(); b-- > 0;) {
     const BlockInfo& block = now.blocks[b];
     Scales& s = scales[block.tensor];
+    if (block.backward_factor != 0) m = block.backward_factor;
     if (block.scaled) {
       s.gradient = std::max(row_norm_sq[b], now.options.eps) / m;
       s.decay *= now.options.shape_decay ? 1 / m : s.gradient;
