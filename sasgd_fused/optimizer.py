@@ -6,7 +6,6 @@ import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, overload
 
 import torch
@@ -175,10 +174,12 @@ class ScaleAmendedSGD(SteppingOptimizer):
         self._unscales = bool(fused or backend)
         if fused and not backend and any(param.dtype == torch.float64 for param in self._original):
             warnings.warn("fused: the kernels take no float64; 'foreach' takes the place of these", stacklevel=2)
+        has_whole_model = isinstance(factors, Mapping) and head == "amended"  # by zero_redundancy_arguments
         caller = sys._getframe(1)
         while caller.f_back and caller.f_code.co_name == "__init__":  # of a subclass
             caller = caller.f_back
-        if caller.f_globals.get("__name__") == "torch.distributed.optim.zero_redundancy_optimizer":
+        is_for_rank = caller.f_globals.get("__name__") == "torch.distributed.optim.zero_redundancy_optimizer"
+        if is_for_rank and not has_whole_model:
             warnings.warn(
                 "ZeroRedundancyOptimizer: got ScaleAmendedSGD itself, which sees the parameters of one rank alone, so "
                 "that head and backward factors are not the model's; want **zero_redundancy_arguments(model)",
@@ -310,10 +311,16 @@ class ScaleAmendedSGD(SteppingOptimizer):
             with torch.enable_grad():
                 loss = closure()
         if torch.compiler.is_compiling():
-            self._update_compiled()
+            self._update_outside_graph()
         else:
             self._update()
         return loss
+
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def _update_outside_graph(self) -> None:
+        # A graph cannot hold addresses and version counters. As one of its operators, a step would have torch count
+        # a write to each weight, after which all norms would have to be taken anew.
+        self._update()
 
     def release_gradients_in_backward(self) -> GradientRelease:
         """Has backward update each parameter as soon as its gradient is there, and free the gradient at once.
@@ -353,11 +360,6 @@ class ScaleAmendedSGD(SteppingOptimizer):
         for backend in backends:
             backend.settle()
         return make_report(backends, read_numbers(self.param_groups).on_host(), self._order)
-
-    def _draw_as(self, places: Mapping[Tensor, int]) -> None:
-        """Has these parameters draw the random numbers of these places among an optimizer's, wherever they are here."""
-        self._options = replace(self._options, rounding_places=places)
-        self._make_backends()
 
     def planned_blocks(self) -> list[PlannedBlock]:
         """The blocks of all devices, with their backward factors."""

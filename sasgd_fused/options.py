@@ -36,8 +36,6 @@ class Options:
     momentum_dtype: torch.dtype | None = None
     rounding: Rounding = "nearest"
     rounding_seed: int = 0
-    # By these parameters draw random numbers in the place of their own places: ZeRO has many optimizers for one model.
-    rounding_places: Mapping[Tensor, int] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.factors, Mapping):
@@ -67,10 +65,10 @@ class Options:
 
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments that gave these options."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "rounding_places"}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-OPTION_NAMES = tuple(field.name for field in fields(Options) if field.name != "rounding_places")
+OPTION_NAMES = tuple(field.name for field in fields(Options))
 
 
 class GroupValues(NamedTuple):

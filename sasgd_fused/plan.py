@@ -193,13 +193,11 @@ def make_plans(
     factors = dict(zip(blocks, backward_factors(blocks, block_params, options, output_width), strict=True))
 
     entries: list[tuple[tuple[int, int], Tensor, str, Storage]] = []
-    given = options.rounding_places or {}
     places = ((index, position) for index, group in enumerate(groups) for position in range(len(group["params"])))
     for number, (index, position) in enumerate(places):
         param, name = groups[index]["params"][position], parameter_name(groups[index], index, position)
         if takes_part(param, name):
-            stream_place = given.get(param, len(given) + number)
-            entries.append(((index, position), param, name, storage_of(param.dtype, options, name, stream_place)))
+            entries.append(((index, position), param, name, storage_of(param.dtype, options, name, number)))
     neighbours = Neighbours([param for _, param, _, _ in entries])
     ranks = ranks_among(neighbours.sharing)
     parts: dict[Any, list[int]] = {}

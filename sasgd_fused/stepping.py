@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from sasgd_fused.backends import make_backend
 from sasgd_fused.backends.base import Backend
 from sasgd_fused.blocks import Block, ParameterLists, check_block_options, find_blocks, find_outputs
-from sasgd_fused.compiled import StepInGraph
 from sasgd_fused.options import Options, read_numbers
 from sasgd_fused.plan import Structure, make_plans
 from sasgd_fused.release import GradientRelease
-from sasgd_fused.shards import is_sharded
 
 
 class SteppingOptimizer(Optimizer):
@@ -38,26 +35,9 @@ class SteppingOptimizer(Optimizer):
         """After loading; or in a copy, or from a file, which do not have what is bound to the optimizer itself."""
         self._backends: list[Backend] | None = None
         self._left_out: list[Tensor] = []  # parameters without gradient that no step could update
-        self._is_overlaid = False  # whether any share memory
         self._order: dict[tuple[int, int], int] = {}  # of the blocks, by group and position
         if not hasattr(self, "_release"):
             self._release = GradientRelease(self._update_one)
-            self._step_in_graph = StepInGraph(self._update)
-            groups = getattr(self, "param_groups", [])
-            self._step_in_graph.params = [param for group in groups for param in group["params"]]
-
-    def _update_compiled(self) -> None:
-        """Is traced."""
-        if self._is_overlaid or any(map(is_sharded, self._step_in_graph.params)):
-            self._update_outside_graph()
-        else:
-            self._step_in_graph()
-
-    @torch._disable_dynamo  # type: ignore[attr-defined]
-    def _update_outside_graph(self) -> None:
-        # An operator on DTensors would need to know how they are dealt out, and a graph keeps what lies over the same
-        # memory apart.
-        self._update()
 
     def _update(self) -> None:
         backends = self._current_backends()
@@ -173,6 +153,4 @@ class SteppingOptimizer(Optimizer):
         params = [param for group in self.param_groups for param in group["params"]]
         updated = {param for plan in plans for param in plan.params}
         self._left_out = [param for param in params if param not in updated]
-        self._is_overlaid = any(plan.overlaid for plan in plans)
-        self._step_in_graph.params = params
         return backends

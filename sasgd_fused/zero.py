@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from sasgd_fused.groups import parameter_groups
 from sasgd_fused.heads import Heads
@@ -26,8 +26,10 @@ def zero_redundancy_arguments(
 
     A rank's optimizer sees its own parameters alone, the largest first and without names: its last block is not the
     head, and equation (23) would be multiplied over its own blocks. So the backward factors m_b, which follow from
-    shapes, are taken here from the whole model, and a plain head gets ``amend=False``. So are the parameters' places,
-    by which they draw random numbers.
+    shapes, are taken here from the whole model, and a plain head gets ``amend=False``.
+
+    With ``rounding="stochastic"`` each rank draws the random numbers of its own parameters: others than one process
+    does for the whole model.
 
     Args:
         model: the network, with the same parameters on every rank.
@@ -63,16 +65,9 @@ def zero_redundancy_arguments(
         rows, columns = matrix
         group = {"params": [], "amend": planned.scaled, "rows": rows, "columns": columns}
         groups.setdefault((planned.scaled, *matrix), group)["params"].append(param)
-    places = {param: k for k, param in enumerate(p for group in whole.param_groups for p in group["params"])}
     rest = [{"params": list(params.values()), "amend": False}] if params else []
     return {
         "params": [*rest, *groups.values()],
         # Not among the arguments, which become part of each checkpoint, with the parameters as keys.
-        "optimizer_class": functools.partial(_part_of_optimizer, places, factors=mapping, **options),
+        "optimizer_class": functools.partial(ScaleAmendedSGD, factors=mapping, **options),
     }
-
-
-def _part_of_optimizer(places: Mapping[Tensor, int], params: Any, **arguments: Any) -> ScaleAmendedSGD:
-    optimizer = ScaleAmendedSGD(params, **arguments)
-    optimizer._draw_as(places)
-    return optimizer
