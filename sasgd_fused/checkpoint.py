@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from sasgd_fused.blocks import parameter_name
 from sasgd_fused.layout import has_layout_of, in_layout_of
-from sasgd_fused.options import OPTION_NAMES
+from sasgd_fused.options import OPTION_NAMES, Options
 from sasgd_fused.shards import is_sharded
-from sasgd_fused.storage import Storage
+from sasgd_fused.storage import Storage, storage_of
 
 # What torch.optim.SGD's groups lack. Where a checkpoint does, the optimizer's own values stay.
 OUR_KEYS = ("amend", "rows", "columns", "heads")
@@ -22,6 +23,59 @@ _SGD_KEYS = ("lr", "momentum", "dampening", "weight_decay")
 _LIKE_PARAMETER = ("momentum_buffer", "master_weight")
 # How this object computes, not what: stays as constructed.
 _LOCAL_KEYS = ("foreach", "fused", "differentiable")
+
+
+class Loading:
+    """Loads one state dictionary by what torch does between two hooks.
+
+    Args:
+        groups: the optimizer's parameter groups.
+        options: the optimizer's options.
+    """
+
+    def __init__(self, groups: Sequence[Mapping[str, Any]], options: Options) -> None:
+        self._groups = groups
+        self._options = options
+        self._states: list[tuple[Tensor, Mapping[str, Any], Storage]] = []
+        self._saved_options: dict[str, Any] = {}
+        self._is_foreign = False
+
+    def adapt(self, _: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Returns what torch is to load, after checking all of it; the hook before loading."""
+        adapted = adapt(state_dict, self._groups)
+        check_shapes(adapted, self._groups)
+        self._saved_options, self._is_foreign = saved_options(state_dict), is_foreign(state_dict)
+        for param, name, saved in saved_states(adapted, self._groups):
+            if saved:
+                self._states.append((param, saved, storage_of(param.dtype, self._options, name)))
+        return adapted
+
+    def restore_precision(self, optimizer: Optimizer) -> None:
+        """Gives the loaded state its dtypes; the hook after loading."""
+        for param, saved, storage in self._states:
+            if param in optimizer.state:
+                restore_precision(optimizer.state[param], saved, param, storage)
+
+    def warn(self, own: Mapping[str, Any]) -> None:
+        """Warns of a checkpoint made with other options than the optimizer's, which stay, or by another optimizer.
+
+        Args:
+            own: the optimizer's options as plain values.
+        """
+        saved = self._saved_options
+        other = [name for name in saved if saved[name] != own[name]]
+        if other:
+            made, stay = (", ".join(f"{name}={options[name]!r}" for name in other) for options in (saved, own))
+            warnings.warn(
+                f"state_dict: this checkpoint was made with {made}; this optimizer has {stay}, which stays in force",
+                stacklevel=3,
+            )
+        if self._is_foreign:
+            warnings.warn(
+                "state_dict: this checkpoint is not of ScaleAmendedSGD; its lr, momentum and weight_decay are now in "
+                "force, and were chosen for another optimizer",
+                stacklevel=3,
+            )
 
 
 def is_foreign(state_dict: Mapping[str, Any]) -> bool:
@@ -35,17 +89,6 @@ def saved_options(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     for group in state_dict["param_groups"]:
         return {name: group[name] for name in OPTION_NAMES if name in group}
     return {}
-
-
-def warn_of_other_options(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Warns if a checkpoint was made with other options than the optimizer's, which stay."""
-    other = [name for name in saved if saved[name] != own[name]]
-    if other:
-        made, stay = (", ".join(f"{name}={options[name]!r}" for name in other) for options in (saved, own))
-        warnings.warn(
-            f"state_dict: this checkpoint was made with {made}; this optimizer has {stay}, which stays in force",
-            stacklevel=3,
-        )
 
 
 def adapt(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 import sasgd_fused
 from sasgd_fused.backends import BACKENDS, extension
 from sasgd_fused.backends.base import Backend
-from sasgd_fused.plan import SUPPORTED_DTYPES
+from sasgd_fused.parameters import SUPPORTED_DTYPES
 
 INSTALL_HINT = """\
     To build it, install a C++ compiler (Debian, Ubuntu: apt install g++ python3-dev; macOS: xcode-select --install),

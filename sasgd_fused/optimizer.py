@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from sasgd_fused import checkpoint
 from sasgd_fused.backends import candidate_backends
-from sasgd_fused.blocks import ParameterLists, check_block_options, find_old_head, parameter_name
+from sasgd_fused.blocks import parameter_name
 from sasgd_fused.describe import describe
+from sasgd_fused.group_lists import ParameterLists, name_as_others
+from sasgd_fused.hyperparameters import check_defaults, read_numbers
+from sasgd_fused.network import Network
 from sasgd_fused.options import (
     BackendName,
     Decay,
@@ -27,15 +30,13 @@ from sasgd_fused.options import (
     Options,
     OutputWidth,
     Rounding,
-    check_hyperparameters,
     dtype_of,
-    read_numbers,
 )
-from sasgd_fused.plan import PlannedBlock, check_distinct, check_parameter
+from sasgd_fused.parameters import check_distinct, check_group
+from sasgd_fused.plan import PlannedBlock
 from sasgd_fused.release import GradientRelease
 from sasgd_fused.report import LayerReport, make_report
 from sasgd_fused.stepping import SteppingOptimizer
-from sasgd_fused.storage import Storage, storage_of
 
 
 class ScaleAmendedSGD(SteppingOptimizer):
@@ -159,32 +160,26 @@ class ScaleAmendedSGD(SteppingOptimizer):
             "rows": None,
             "columns": None,
         }
-        check_hyperparameters(defaults)
-        if nesterov and (momentum <= 0 or dampening != 0):  # a group may still differ, as in torch.optim.SGD
-            raise ValueError(
-                f"nesterov: got True with momentum={momentum!r} and dampening={dampening!r}, "
-                "want momentum > 0 and dampening = 0"
-            )
+        check_defaults(defaults)
         super().__init__(params, defaults)
         self._lists.note(self.param_groups)
         self._is_constructed = True
         self._make_backends()
         # The groups do not have these: they hold for all of them.
-        self.defaults.update(self._variant())
+        self.defaults.update(self._plain_options())
         self._unscales = bool(fused or backend)
-        if fused and not backend and any(param.dtype == torch.float64 for param in self._original):
+        if fused and not backend and any(param.dtype == torch.float64 for param in self._params()):
             warnings.warn("fused: the kernels take no float64; 'foreach' takes the place of these", stacklevel=2)
         has_whole_model = isinstance(factors, Mapping) and head == "amended"  # by zero_redundancy_arguments
-        caller = sys._getframe(1)
-        while caller.f_back and caller.f_code.co_name == "__init__":  # of a subclass
-            caller = caller.f_back
-        is_for_rank = caller.f_globals.get("__name__") == "torch.distributed.optim.zero_redundancy_optimizer"
-        if is_for_rank and not has_whole_model:
+        if not has_whole_model and _constructing_module() == "torch.distributed.optim.zero_redundancy_optimizer":
             warnings.warn(
                 "ZeroRedundancyOptimizer: got ScaleAmendedSGD itself, which sees the parameters of one rank alone, so "
                 "that head and backward factors are not the model's; want **zero_redundancy_arguments(model)",
                 stacklevel=2,
             )
+
+    def _params(self) -> Iterator[Tensor]:
+        return (param for group in self.param_groups for param in group["params"])
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -193,8 +188,7 @@ class ScaleAmendedSGD(SteppingOptimizer):
         As with torch.optim.SGD it is so for a fused step that was asked for; also for float16 parameters that are
         trained, to whose gradients GradScaler refuses to do it.
         """
-        params = (param for group in self.param_groups for param in group["params"])
-        return self._unscales or any(param.dtype == torch.float16 and param.requires_grad for param in params)
+        return self._unscales or any(param.dtype == torch.float16 and param.requires_grad for param in self._params())
 
     @_step_supports_amp_scaling.setter
     def _step_supports_amp_scaling(self, value: bool) -> None:
@@ -211,52 +205,27 @@ class ScaleAmendedSGD(SteppingOptimizer):
         Raises:
             TypeError, ValueError: the group or one of its parameters is not what is wanted; it is not added then.
         """
-        groups, index = self.param_groups, len(self.param_groups)
+        groups = self.param_groups
         if self._is_constructed:
             self._lists.follow(groups)
         if isinstance(param_group, dict) and not isinstance(param_group.get("params"), set):
             params = [given] if isinstance(given := param_group["params"], Tensor) else list(given)
-            if groups and "param_names" in groups[0] and not any(isinstance(param, tuple) for param in params):
-                params = [(parameter_name({}, index, place), param) for place, param in enumerate(params)]
-            check_distinct(params)
-            param_group["params"] = params
+            param_group["params"] = name_as_others(params, groups)
+            check_distinct(param_group["params"])
         super().add_param_group(param_group)
-        before = self._heads, self._output_width, self._matrices, self._backends
-        original, added = set(self._original), set(self._added)
+        before = copy.copy(self._network), self._backends
         try:
-            for name, value in self._options.arguments().items():  # torch has put in the defaults
-                if (own := param_group.pop(name, value)) not in (value, self.defaults.get(name)):
-                    raise ValueError(f"{name}: got {own!r} for one parameter group, want it for the whole optimizer")
-            check_hyperparameters(param_group)
-            check_block_options(param_group)
-            for position, param in enumerate(param_group["params"]):
-                check_parameter(param, parameter_name(param_group, index, position))
+            self._options.drop_from(param_group, self.defaults)
+            check_group(param_group, len(groups) - 1)
             if self._is_constructed:
                 self._lists.note(groups)
-                self._place_group(param_group)
+                self._network.add(groups)
                 self._make_backends()
         except BaseException:
-            self.param_groups.pop()
-            self._heads, self._output_width, self._matrices, self._backends = before
-            self._lists, self._original, self._added = ParameterLists(self.param_groups), original, added
+            groups.pop()
+            self._network, self._backends = before
+            self._lists = ParameterLists(groups)
             raise
-
-    def _place_group(self, group: dict[str, Any]) -> None:
-        """Puts a new group at the input end, or at the output end if it looks like a head and there is none."""
-        groups = self.param_groups[:-1]
-        added = [index for index, others in enumerate(groups) if self._is_added(index, others["params"])]
-        if not self._originals or (old := find_old_head(self.param_groups, self._heads, added)) is None:
-            self._added.update(group["params"] if self._originals else [])
-        elif not old.is_there:
-            self._original.update(group["params"])
-        else:
-            self._added.update(group["params"])
-            warnings.warn(
-                f"add_param_group: {old.new.name} takes the {old.block.rows} outputs of {old.block.name} and looks "
-                "like a new head, but groups added later stand at the input end: it is scaled, and the old head stays "
-                "the head. Make the optimizer from the whole model instead; it takes frozen parameters",
-                stacklevel=3,
-            )
 
     def name_parameters(self, model: nn.Module) -> None:
         """Names the parameters as the model does, for reports, messages and a mapping of factors.
@@ -270,10 +239,10 @@ class ScaleAmendedSGD(SteppingOptimizer):
             ValueError: none of this optimizer's parameters is the model's, or a mapping of factors lacks a name.
         """
         names = {param: name for name, param in model.named_parameters()}
-        if not any(param in names for group in self.param_groups for param in group["params"]):
+        if not any(param in names for param in self._params()):
             raise ValueError(f"model: got a {type(model).__name__} with none of the optimizer's parameters")
         self._lists.follow(self.param_groups)
-        before = [group.get("param_names") for group in self.param_groups]
+        before = [dict(group) for group in self.param_groups]
         for index, group in enumerate(self.param_groups):
             group["param_names"] = [
                 names.get(param) or parameter_name(group, index, place) for place, param in enumerate(group["params"])
@@ -282,9 +251,8 @@ class ScaleAmendedSGD(SteppingOptimizer):
             self._make_backends()
         except ValueError:  # a mapping of factors goes by the names before
             for group, old in zip(self.param_groups, before, strict=True):
-                group["param_names"] = old
-                if old is None:
-                    del group["param_names"]
+                group.clear()
+                group.update(old)
             raise
         self._lists.note(self.param_groups)
 
@@ -342,7 +310,7 @@ class ScaleAmendedSGD(SteppingOptimizer):
             >>> loss.backward()  # updates the weights
             >>> optimizer.step()
         """
-        self._release.attach(param for group in self.param_groups for param in group["params"])
+        self._release.attach(self._params())
         self._current_backends()
         return self._release
 
@@ -381,27 +349,26 @@ class ScaleAmendedSGD(SteppingOptimizer):
         """
         unstarted = self._settle()
         self._lists.follow(self.param_groups)
-        params = [param for group in self.param_groups for param in group["params"]]
+        params = list(self._params())
         unset = {param: entry for backend in self._backends or [] for param, entry in backend.unset().items()}
-
-        def complete(_: Optimizer, state_dict: dict[str, Any]) -> None:
-            checkpoint.complete(state_dict, params, unstarted, unset, self._variant())
-
-        handle = self.register_state_dict_post_hook(complete, prepend=True)  # before the user's own hooks
+        options = self._plain_options()
+        handle = self.register_state_dict_post_hook(
+            lambda _, state_dict: checkpoint.complete(state_dict, params, unstarted, unset, options),
+            prepend=True,  # before the user's own hooks
+        )
         try:
             return super().state_dict()
         finally:
             handle.remove()
 
-    def _variant(self) -> dict[str, Any]:
-        """The options as plain values: no dtypes, and a mapping of factors by the blocks' names."""
-        variant = self._options.arguments()
-        if variant["momentum_dtype"] is not None:
-            variant["momentum_dtype"] = str(variant["momentum_dtype"])
-        if isinstance(variant["factors"], dict):
-            planned_blocks = (planned for backend in self._backends or [] for planned in backend.plan.blocks)
-            variant["factors"] = {planned.block.name: planned.backward_factor for planned in planned_blocks}
-        return variant
+    def _plain_options(self) -> dict[str, Any]:
+        if not isinstance(self._options.factors, Mapping):
+            return self._options.plain({})
+        backends = self._current_backends() if self._backends is None else self._backends  # they know the names
+        factors = {
+            planned.block.name: planned.backward_factor for backend in backends for planned in backend.plan.blocks
+        }
+        return self._options.plain(factors)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a checkpoint of this optimizer or of torch.optim.SGD.
@@ -413,30 +380,12 @@ class ScaleAmendedSGD(SteppingOptimizer):
             ValueError: groups or shapes do not match, or a parameter's dtype does not go with the options; nothing is
                 changed then.
         """
-        foreign, saved_variant = False, dict[str, Any]()
         self._lists.follow(self.param_groups)
-        saved_states: list[tuple[Tensor, Mapping[str, Any], Storage]] = []
-
-        def adapt(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
-            nonlocal foreign, saved_variant
-            saved_variant = checkpoint.saved_options(loaded)
-            adapted = checkpoint.adapt(loaded, self.param_groups)
-            checkpoint.check_shapes(adapted, self.param_groups)
-            foreign = checkpoint.is_foreign(loaded)
-            for param, name, saved in checkpoint.saved_states(adapted, self.param_groups):
-                if saved:
-                    saved_states.append((param, saved, storage_of(param.dtype, self._options, name)))
-            return adapted
-
-        def restore(_: Optimizer) -> None:
-            for param, saved, storage in saved_states:
-                if param in self.state:
-                    checkpoint.restore_precision(self.state[param], saved, param, storage)
-
+        loading = checkpoint.Loading(self.param_groups, self._options)
         # Between the user's own hooks: after those before loading, before those after it.
         handles = [
-            self.register_load_state_dict_pre_hook(adapt),
-            self.register_load_state_dict_post_hook(restore, prepend=True),
+            self.register_load_state_dict_pre_hook(loading.adapt),
+            self.register_load_state_dict_post_hook(loading.restore_precision, prepend=True),
         ]
         try:
             super().load_state_dict(state_dict)
@@ -444,16 +393,7 @@ class ScaleAmendedSGD(SteppingOptimizer):
             for handle in handles:
                 handle.remove()
         self._lists.note(self.param_groups)
-        if saved_variant:
-            if isinstance(self._options.factors, dict):
-                self._current_backends()  # they know the names
-            checkpoint.warn_of_other_options(saved_variant, self._variant())
-        if foreign:
-            warnings.warn(
-                "state_dict: this checkpoint is not of ScaleAmendedSGD; its lr, momentum and weight_decay are now in "
-                "force, and were chosen for another optimizer",
-                stacklevel=2,
-            )
+        loading.warn(self._plain_options())
 
     def __getstate__(self) -> dict[str, Any]:
         unstarted = self._settle()
@@ -464,25 +404,19 @@ class ScaleAmendedSGD(SteppingOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if "_lists" not in self.__dict__:  # from a file of version 0.1
-            self._originals = self.__dict__.pop("_initial_groups")
-            self._is_constructed, self._lists = True, ParameterLists(self.param_groups)
-            self._original, self._added = set(), set()
-            self._heads, self._output_width, self._matrices = [], 1.0, {}
-            self._unscales = True
+        if "_network" not in self.__dict__:  # from a file of version 0.1
+            self._network = Network(self._options.output_width, self.__dict__.pop("_initial_groups"))
+            self._lists = ParameterLists(self.param_groups)
+            self._is_constructed = self._unscales = True
         self._begin_again()
 
 
-_PICKLED = (
-    "_options",
-    "_candidates",
-    "_is_constructed",
-    "_original",
-    "_added",
-    "_originals",
-    "_heads",
-    "_output_width",
-    "_matrices",
-    "_lists",
-    "_unscales",
-)
+_PICKLED = ("_options", "_candidates", "_is_constructed", "_network", "_lists", "_unscales")
+
+
+def _constructing_module() -> str:
+    """Returns the name of the module that constructs an optimizer, or one of a subclass."""
+    frame = sys._getframe(2)
+    while frame.f_back and frame.f_code.co_name == "__init__":
+        frame = frame.f_back
+    return str(frame.f_globals.get("__name__"))

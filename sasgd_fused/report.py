@@ -11,7 +11,7 @@ from typing import Any, SupportsIndex, overload
 
 from sasgd_fused.backends.base import Backend
 from sasgd_fused.factors import decay_scale, layer_scale
-from sasgd_fused.options import GroupValues
+from sasgd_fused.hyperparameters import GroupValues
 
 # From here on a step's decay overshoots; it diverged at 1.5.
 LARGE_DECAY = 0.5

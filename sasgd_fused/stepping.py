@@ -7,8 +7,11 @@ from torch.optim import Optimizer
 
 from sasgd_fused.backends import make_backend
 from sasgd_fused.backends.base import Backend
-from sasgd_fused.blocks import Block, ParameterLists, check_block_options, find_blocks, find_outputs
-from sasgd_fused.options import Options, read_numbers
+from sasgd_fused.blocks import check_block_options
+from sasgd_fused.group_lists import ParameterLists
+from sasgd_fused.hyperparameters import read_numbers
+from sasgd_fused.network import Network
+from sasgd_fused.options import Options
 from sasgd_fused.plan import Structure, make_plans
 from sasgd_fused.release import GradientRelease
 
@@ -21,12 +24,7 @@ class SteppingOptimizer(Optimizer):
         self._options = options
         self._candidates = candidates
         self._is_constructed = False
-        self._original: set[Tensor] = set()  # parameters of groups that were there at construction, or took their place
-        self._added: set[Tensor] = set()  # of groups that were added since
-        self._originals = 0  # how many groups of the former kind there were at the last look
-        self._heads: list[Tensor] = []
-        self._output_width = 1.0
-        self._matrices: dict[Tensor, tuple[int, int]] = {}  # rows and columns of the blocks
+        self._network = Network(options.output_width)
         self._lists = ParameterLists()
         self._structure = Structure([])
         self._begin_again()
@@ -74,41 +72,6 @@ class SteppingOptimizer(Optimizer):
             for backend in backends:
                 backend.release_gradients()
 
-    def _find_blocks(self) -> list[Block]:
-        """The blocks as they are now.
-
-        The network's outputs are found anew if nothing is left of the network before, or another head is in the place
-        of the old one.
-        """
-        groups = self.param_groups
-        added = [index for index, group in enumerate(groups) if self._is_added(index, group["params"])]
-        if len(added) == len(groups):  # nothing is left of the network before
-            added = []
-        of_kind = [set[Tensor](), set[Tensor]()]
-        for index, group in enumerate(groups):
-            of_kind[index in added].update(group["params"])
-        self._original, self._added = of_kind
-        self._originals = len(groups) - len(added)
-        blocks = find_blocks(groups, added, self._matrices)
-        params = {groups[block.group]["params"][block.position]: block for block in blocks}
-        is_new = not any(param in self._matrices for param in params)
-        has_no_head = not any(head in params for head in self._heads)
-        if params and (is_new or (has_no_head and [*params][-1] not in self._matrices)):
-            self._heads, self._output_width = find_outputs(params, groups, self._options.output_width)
-        elif any(any(group.get("heads") or ()) for group in groups):
-            heads, width = find_outputs(params, groups, self._options.output_width)
-            self._heads = heads
-            self._output_width = self._output_width if self._options.output_width == "mean" else width
-        self._matrices = {param: (block.rows, block.columns) for param, block in params.items()}
-        self._order = {(block.group, block.position): place for place, block in enumerate(blocks)}
-        return blocks
-
-    def _is_added(self, index: int, params: list[Tensor]) -> bool:
-        for param in params:
-            if param in self._original or param in self._added:
-                return param in self._added
-        return index >= self._originals > 0
-
     def _current_backends(self) -> list[Backend]:
         backends = self._backends
         if backends is None or not self._structure.holds_for(self.param_groups):
@@ -138,10 +101,10 @@ class SteppingOptimizer(Optimizer):
         for group in self.param_groups:
             check_block_options(group)
         self._are_apart = self._release.is_on
-        blocks = self._find_blocks()
-        plans = make_plans(
-            self.param_groups, self._options, blocks, self._heads, self._output_width, apart=self._are_apart
-        )
+        network, groups = self._network, self.param_groups
+        blocks = network.find_blocks(groups)
+        self._order = {(block.group, block.position): place for place, block in enumerate(blocks)}
+        plans = make_plans(groups, self._options, blocks, network.heads, network.output_width, apart=self._are_apart)
         backends = []
         for plan in plans:
             backends.append(make_backend(plan, self.state, self._candidates))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sasgd_fused.backends.masters import MasterWeights
+from sasgd_fused.hyperparameters import GroupValues, StepNumbers
 from sasgd_fused.memory import addresses_of, is_readable
-from sasgd_fused.options import GroupValues, StepNumbers
 from sasgd_fused.plan import PlannedBlock, State, StepPlan
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sasgd_fused.backends import extension
 from sasgd_fused.backends.kernel import KernelBackend
-from sasgd_fused.options import GroupValues
+from sasgd_fused.hyperparameters import GroupValues
 from sasgd_fused.plan import State, StepPlan
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sasgd_fused.backends import extension
 from sasgd_fused.backends.device import DeviceBackend
-from sasgd_fused.options import GroupValues
+from sasgd_fused.hyperparameters import GroupValues
 from sasgd_fused.plan import State, StepPlan
 
 _usable_devices: set[int] = set()

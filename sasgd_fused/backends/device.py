@@ -15,7 +15,7 @@ from sasgd_fused.backends.device_flags import NORM_KEPT, STARTED, DeviceFlags
 from sasgd_fused.backends.kernel import KernelBackend
 from sasgd_fused.backends.readback import Readback
 from sasgd_fused.backends.rounding_steps import RoundingSteps
-from sasgd_fused.options import GroupValues, StepNumbers
+from sasgd_fused.hyperparameters import GroupValues, StepNumbers
 from sasgd_fused.plan import State, StepPlan
 
 # What a CUDA graph reads and writes when it is replayed, by id; nobody knows when that happens for the last time.

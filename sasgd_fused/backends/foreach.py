@@ -11,8 +11,8 @@ from torch import Tensor
 from sasgd_fused.backends.base import Backend
 from sasgd_fused.backends.rounding import bits_for_momentum, bits_for_weight, store
 from sasgd_fused.factors import decay_scale, layer_scale
+from sasgd_fused.hyperparameters import GroupValues
 from sasgd_fused.memory import is_away, is_opaque
-from sasgd_fused.options import GroupValues
 from sasgd_fused.plan import PlannedBlock, State, StepPlan
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sasgd_fused.hyperparameters import GroupValues
 from sasgd_fused.layout import has_layout_of, in_layout_of
-from sasgd_fused.options import GroupValues
 from sasgd_fused.plan import State, StepPlan
 
 

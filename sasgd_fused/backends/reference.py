@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sasgd_fused.backends.base import Backend
 from sasgd_fused.backends.rounding import bits_for_momentum, bits_for_weight, store
-from sasgd_fused.options import GroupValues
+from sasgd_fused.hyperparameters import GroupValues
 
 
 class ReferenceBackend(Backend):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sasgd_fused.backends.base import Backend
-from sasgd_fused.options import StepNumbers
+from sasgd_fused.hyperparameters import StepNumbers
 from sasgd_fused.plan import State, StepPlan
 from sasgd_fused.shards import SumOverRanks, is_set_anywhere, is_sharded, local_as, local_of, part_of, whole_of
 from sasgd_fused.storage import split_stream

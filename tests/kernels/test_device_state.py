@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sasgd_fused.backends.device import DeviceBackend
 from sasgd_fused.backends.readback import Readback
-from sasgd_fused.options import StepNumbers
+from sasgd_fused.hyperparameters import StepNumbers
 from tests.helpers import Case, assert_close, cpu_only
 from tests.kernels.emulated_cuda import EMULATED_CUDA
 from tests.kernels.emulated_runs import FROZEN, OPTIONS, SHAPES, begun, captured, give_scaler, refuse

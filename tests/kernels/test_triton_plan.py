@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sasgd_fused.backends.rounding import _bits_of, round_stochastically
-from sasgd_fused.options import GroupValues
+from sasgd_fused.hyperparameters import GroupValues
 from sasgd_fused.storage import mix
 from tests.helpers import backends, cpu_only
 

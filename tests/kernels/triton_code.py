@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 
 from sasgd_fused.backends.triton import kernels, launch, tables
 from sasgd_fused.backends.triton.formats import ORDINARY, Formats
-from sasgd_fused.options import GroupValues
+from sasgd_fused.hyperparameters import GroupValues
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

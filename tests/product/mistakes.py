@@ -76,14 +76,15 @@ MISTAKES = {
         "plan", "and options == block_options(group)", "", "test_blocks.py"
     ),
     "reads one group's momentum for all": Mistake(
-        "options", 'ldexp(group["momentum"], 0), ldexp', "0.9, ldexp", "test_sgd_equivalence.py foreach"
+        "hyperparameters", 'ldexp(group["momentum"], 0), ldexp', "0.9, ldexp", "test_sgd_equivalence.py foreach"
     ),
     "steps in spite of an overflow": Mistake(
-        "options", "self.found_inf is not None and bool", "self.found_inf is None and bool",
+        "hyperparameters", "self.found_inf is not None and bool", "self.found_inf is None and bool",
         "test_grad_scaler.py foreach",
     ),
     "unscales twice": Mistake(
-        "options", "else float(self.grad_scale)", "else float(self.grad_scale) ** 2", "test_grad_scaler.py foreach"
+        "hyperparameters", "else float(self.grad_scale)", "else float(self.grad_scale) ** 2",
+        "test_grad_scaler.py foreach",
     ),
     "dampens the first gradient": Mistake(
         "backends.foreach", "dampening if has else 1.0 for", "dampening for", "test_sgd_equivalence.py foreach"
@@ -171,7 +172,7 @@ MISTAKES = {
         "plan", "if kept is None or param.grad is None:", "if kept is None:", "test_idle_parameters.py foreach"
     ),
     "leaves names where they stood": Mistake(
-        "blocks", "self._of_param[key].get(param, ", "{}.get(param, ", "test_edited_groups.py"
+        "group_lists", "self._of_param[key].get(param, ", "{}.get(param, ", "test_edited_groups.py"
     ),
     "reports the decay of the group alone": Mistake(
         "report", "decay_per_step=group.lr * decay", "decay_per_step=group.lr * group.weight_decay",

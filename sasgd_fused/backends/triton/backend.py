@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sasgd_fused.backends.device import DeviceBackend
-from sasgd_fused.options import GroupValues
+from sasgd_fused.hyperparameters import GroupValues
 from sasgd_fused.plan import State, StepPlan
 
 _OLDEST = (3, 4)

@@ -15,7 +15,7 @@ from sasgd_fused.backends.triton import tables
 from sasgd_fused.backends.triton.compiled import compiled_kernels
 from sasgd_fused.backends.triton.device_table import DeviceTable
 from sasgd_fused.backends.triton.formats import formats_of
-from sasgd_fused.options import GroupValues
+from sasgd_fused.hyperparameters import GroupValues
 
 
 class TritonPlan:
