@@ -16,66 +16,55 @@
 namespace sasgd {
 namespace {
 
-void check_threads(int threads) {
-  if (threads < 1) throw std::invalid_argument("threads: got " + std::to_string(threads) + ", want 1 or more");
-}
+// Asks Python how many threads to use, which may change at any time.
+struct BoundCpuPlan : CpuPlan {
+  py::function threads;
 
-std::unique_ptr<CpuPlan> make_plan(const TensorTuples& tensors, const BlockTuples& blocks, double eps, bool shape_decay,
-                                   bool track_norms, const StorageTuples& storage) {
-  Layout layout = checked_layout(tensors, blocks, storage);
-  return std::make_unique<CpuPlan>(std::move(layout.tensors), std::move(layout.blocks),
-                                   PlanOptions{eps, shape_decay, track_norms});
-}
+  BoundCpuPlan(Layout layout, PlanOptions options, py::function threads_of_python)
+      : CpuPlan(std::move(layout.tensors), std::move(layout.blocks), options), threads(std::move(threads_of_python)) {}
 
-void measure(CpuPlan& plan, const py::buffer& weights, const py::buffer& chosen_blocks, int threads) {
-  const Array<uint64_t> addresses("weights", weights, plan.tensors().size());
-  const Array<uint8_t> chosen("chosen_blocks", chosen_blocks, plan.blocks().size());
-  check_threads(threads);
-  for (size_t b = 0; b < plan.blocks().size(); ++b) {
-    if (chosen[b] && !addresses[plan.blocks()[b].tensor]) {
-      throw std::invalid_argument("weights: got a null address for block " + std::to_string(b));
-    }
+  int thread_count() const {
+    const int count = threads().cast<int>();
+    if (count < 1) throw std::invalid_argument("threads: got " + std::to_string(count) + ", want 1 or more");
+    return count;
   }
+};
+
+std::unique_ptr<BoundCpuPlan> make_plan(const TensorTuples& tensors, const LayerTuples& layers, double eps,
+                                        bool shape_decay, bool track_norms, const PrecisionTuples& precision,
+                                        py::function threads) {
+  return std::make_unique<BoundCpuPlan>(checked_layout(tensors, layers, precision),
+                                        PlanOptions{eps, shape_decay, track_norms}, std::move(threads));
+}
+
+void attach(BoundCpuPlan& plan, uint64_t row_norm_sq, uint64_t sum_squares, uint64_t stale_steps, uint64_t flags,
+            uint64_t rounding_steps) {
+  plan.attach(checked_state(plan, row_norm_sq, sum_squares, stale_steps, flags, rounding_steps));
+}
+
+void place(BoundCpuPlan& plan, const py::buffer& weights, const py::buffer& momentum_buffers,
+           const py::buffer& params) {
+  plan.place(addresses(plan, "weights", weights), addresses(plan, "momentum_buffers", momentum_buffers),
+             param_addresses(plan, params));
+}
+
+void measure(BoundCpuPlan& plan, const py::buffer& chosen) {
+  const ChosenLayers layers(plan, chosen);
+  const int threads = plan.thread_count();
   const py::gil_scoped_release unlocked;
-  plan.measure(addresses.data(), chosen.data(), threads);
+  plan.measure(layers.data(), threads);
 }
 
-int64_t step(CpuPlan& plan, const py::buffer& weights, const py::buffer& grads, const py::buffer& momentum_buffers,
-             const py::buffer& copies, const py::buffer& grad_dtypes, const py::buffer& first,
-             const py::buffer& rounding_steps, const py::buffer& values, double loss_scale, int threads) {
-  const size_t count = plan.tensors().size();
-  const Array<uint64_t> weight_addresses("weights", weights, count);
-  const Array<uint64_t> grad_addresses("grads", grads, count);
-  const Array<uint64_t> buffer_addresses("momentum_buffers", momentum_buffers, count);
-  const Array<uint64_t> copy_addresses("copies", copies, count);
-  const Array<uint8_t> dtypes("grad_dtypes", grad_dtypes, count);
-  const Array<uint8_t> firsts("first", first, count);
-  const Array<int64_t> counts("rounding_steps", rounding_steps, count);
-  const std::vector<GroupValues> groups = group_values(values, plan.group_count());
-  check_threads(threads);
-
-  std::vector<TensorStep> steps(count);
-  for (size_t t = 0; t < count; ++t) {
-    const TensorInfo& tensor = plan.tensors()[t];
-    const DType grad_dtype = checked_grad_dtype(tensor, t, dtypes[t]);
-    steps[t] = {weight_addresses[t], grad_addresses[t], buffer_addresses[t], grad_dtype, firsts[t] != 0,
-                copy_addresses[t],   counts[t]};
-    if (!steps[t].grad || tensor.numel == 0) continue;
-    if (!steps[t].weight || (!steps[t].momentum_buffer && groups[tensor.group].momentum != 0)) {
-      throw std::invalid_argument("weights, momentum_buffers: got a null address for tensor " + std::to_string(t));
-    }
-    check_copy(tensor, t, steps[t].copy);
-  }
+int64_t step(BoundCpuPlan& plan, const py::buffer& grads, const py::buffer& grad_dtypes, const py::buffer& values,
+             const py::object& lrs, const py::object& grad_scale, const py::object& found_inf) {
+  const StepArguments now(plan, grads, grad_dtypes, values);
+  if (py::len(lrs) != 0) throw std::invalid_argument("lrs: got learning rates in tensors, want them among the values");
+  if (!found_inf.is_none())
+    throw std::invalid_argument("found_inf: got a flag, want None: it is for the caller to read");
+  const double scale = grad_scale.is_none() ? 1.0 : static_cast<double>(py::float_(grad_scale));
+  const int threads = plan.thread_count();
   const py::gil_scoped_release unlocked;
-  return plan.step(steps.data(), groups.data(), loss_scale, threads);
-}
-
-void set_row_norm_sq(CpuPlan& plan, size_t block, double value) {
-  if (block >= plan.row_norm_sq.size()) {
-    throw std::invalid_argument("block: got " + std::to_string(block) + ", want less than " +
-                                std::to_string(plan.row_norm_sq.size()));
-  }
-  plan.give_norm(block, value);
+  return plan.step(now.grads.data(), now.grad_dtypes.data(), now.groups.data(), scale, threads);
 }
 
 }  // namespace
@@ -93,18 +82,19 @@ PYBIND11_MODULE(_C, m) {
         "Names of the instruction sets that can be used here, the widest first.");
   m.def("use_instruction_set", &use_instruction_set, py::arg("name"),
         "Chooses the instruction set of the whole process; results have the same bits on all.");
-  py::class_<CpuPlan>(m, "CpuPlan", "Carries the blocks' norms from step to step; see csrc/cpu/step.h.")
-      .def(py::init(&make_plan), py::kw_only(), py::arg("tensors"), py::arg("blocks"), py::arg("eps"),
-           py::arg("shape_decay"), py::arg("track_norms"), py::arg("storage") = StorageTuples{})
-      .def("measure", &measure, py::arg("weights"), py::arg("chosen_blocks"), py::arg("threads"))
-      .def("step", &step, py::arg("weights"), py::arg("grads"), py::arg("momentum_buffers"), py::arg("copies"),
-           py::arg("grad_dtypes"), py::arg("first"), py::arg("rounding_steps"), py::arg("values"),
-           py::arg("loss_scale"), py::arg("threads"))
-      .def("set_row_norm_sq", &set_row_norm_sq, py::arg("block"), py::arg("value"))
-      .def_readonly("row_norm_sq", &CpuPlan::row_norm_sq)
-      .def_property_readonly("sum_squares", &CpuPlan::sum_squares)
-      .def_readonly("stale_steps", &CpuPlan::stale_steps)
-      .def_readonly("steps", &CpuPlan::steps_done);
+  py::class_<BoundCpuPlan>(m, "CpuPlan", "Carries the layers' norms from step to step; see csrc/cpu/step.h.")
+      .def(py::init(&make_plan), py::kw_only(), py::arg("tensors"), py::arg("layers"), py::arg("eps"),
+           py::arg("shape_decay"), py::arg("track_norms"), py::arg("precision") = PrecisionTuples{}, py::arg("threads"))
+      .def("attach", &attach, py::arg("row_norm_sq"), py::arg("sum_squares"), py::arg("stale_steps"), py::arg("flags"),
+           py::arg("rounding_steps"))
+      .def("place", &place, py::arg("weights"), py::arg("momentum_buffers"), py::arg("params"))
+      .def("measure", &measure, py::arg("chosen"))
+      .def("step", &step, py::arg("grads"), py::arg("grad_dtypes"), py::arg("values"), py::arg("lrs"),
+           py::arg("grad_scale"), py::arg("found_inf"))
+      .def("is_capturing", [](const BoundCpuPlan&) { return false; })
+      .def("stream", [](const BoundCpuPlan&) { return py::none(); })
+      .def("memory", [](const BoundCpuPlan&) { return py::list(); })
+      .def_property_readonly("steps", &BoundCpuPlan::steps_done);
 #if defined(SASGD_WITH_CUDA)
   bind_cuda(m);
 #endif

@@ -55,15 +55,16 @@ struct GroupValues {
   bool maximize;
 };
 
-// One tensor's part in one step. A null gradient leaves the tensor as it is.
-struct TensorStep {
-  uint64_t weight;
-  uint64_t grad;
-  uint64_t momentum_buffer;   // null where momentum is 0
-  DType grad_dtype;           // the weights', their copy's, or float32
-  bool first;                 // the momentum buffer is zero and takes the gradient as it is
-  uint64_t copy = 0;          // null where there is none
-  int64_t rounding_step = 0;  // how many steps of this tensor have been rounded stochastically
+// What is carried from step to step. The memory is the caller's, on the plan's device.
+struct CarriedState {
+  double* row_norm_sq;      // of each block: ||W||^2_{2,mu}, to be used by the next step
+  double* sum_squares;      // of each block: that of its weights as the last step left them, or a norm pass took it
+  int64_t* stale_steps;     // of each block: how many steps used the norm of weights that had been written unseen
+  uint8_t* flags;           // of each tensor: kStarted, kNormKept
+  int64_t* rounding_steps;  // of each tensor: how many steps of it have been rounded stochastically
 };
+
+constexpr uint8_t kStarted = 1;   // the momentum buffer has taken its first gradient
+constexpr uint8_t kNormKept = 2;  // frozen norms: the scaled block's norm stays as it is
 
 }  // namespace sasgd

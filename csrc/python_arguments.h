@@ -1,4 +1,4 @@
-// What both plans take from Python: views of buffers, and tensors, blocks and hyperparameters after their checks.
+// What both plans take from Python, after its checks: views of buffers, tensors, layers, addresses, hyperparameters.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -11,7 +11,7 @@
 #include <tuple>
 #include <vector>
 
-#include "plan.h"
+#include "plan_base.h"
 
 namespace sasgd {
 
@@ -52,11 +52,11 @@ inline DType checked_dtype(const char* name, int code) {
   return static_cast<DType>(code);
 }
 
-// (numel, group, dtype code) of each tensor and (tensor, scaled, rows, columns, backward factor) of each block.
+// (numel, group, dtype code) of each tensor and (tensor, scaled, rows, columns, backward factor) of each layer.
 using TensorTuples = std::vector<std::tuple<int64_t, int, int>>;
-using BlockTuples = std::vector<std::tuple<int, bool, double, double, double>>;
-// (copy_dtype code, small_momentum, stochastic, stream) of each tensor, or nothing where all are ordinary.
-using StorageTuples = std::vector<std::tuple<int, bool, bool, uint64_t>>;
+using LayerTuples = std::vector<std::tuple<int, bool, double, double, double>>;
+// (dtype code of the parameter, small_momentum, stochastic, stream) of each tensor, or nothing where all are plain.
+using PrecisionTuples = std::vector<std::tuple<int, bool, bool, uint64_t>>;
 
 struct Layout {
   std::vector<TensorInfo> tensors;
@@ -64,22 +64,21 @@ struct Layout {
 };
 
 // Throws std::invalid_argument where a tensor cannot be stored so.
-inline Storage checked_storage(const TensorInfo& tensor, const StorageTuples::value_type& tuple) {
-  const auto& [copy, small_momentum, stochastic, stream] = tuple;
-  const Storage storage{checked_dtype("storage", copy), small_momentum, stochastic, stream};
-  const bool wants_float32 = has_copy(storage) || small_momentum;
-  if (wants_float32 && tensor.dtype != DType::kFloat32) {
-    throw std::invalid_argument("storage: got a copy or a small momentum buffer of 16-bit weights, want float32");
+inline Storage checked_precision(const TensorInfo& tensor, const PrecisionTuples::value_type& tuple) {
+  const auto& [param_dtype, small_momentum, stochastic, stream] = tuple;
+  const Storage storage{checked_dtype("precision", param_dtype), small_momentum, stochastic, stream};
+  if ((has_copy(storage) || small_momentum) && tensor.dtype != DType::kFloat32) {
+    throw std::invalid_argument("precision: got masters or small momentum of 16-bit weights, want float32 weights");
   }
   if (stochastic && tensor.dtype != DType::kBFloat16 && !small_momentum) {
-    throw std::invalid_argument("storage: got stochastic rounding of a tensor that has nothing in bfloat16");
+    throw std::invalid_argument("precision: got stochastic rounding of a tensor that has nothing in bfloat16");
   }
   return storage;
 }
 
-inline Layout checked_layout(const TensorTuples& tensors, const BlockTuples& blocks, const StorageTuples& storage) {
-  if (!storage.empty() && storage.size() != tensors.size()) {
-    throw std::invalid_argument("storage: got " + std::to_string(storage.size()) + " entries, want none or " +
+inline Layout checked_layout(const TensorTuples& tensors, const LayerTuples& layers, const PrecisionTuples& precision) {
+  if (!precision.empty() && precision.size() != tensors.size()) {
+    throw std::invalid_argument("precision: got " + std::to_string(precision.size()) + " entries, want none or " +
                                 std::to_string(tensors.size()));
   }
   Layout layout;
@@ -89,48 +88,113 @@ inline Layout checked_layout(const TensorTuples& tensors, const BlockTuples& blo
       throw std::invalid_argument("tensors: got group " + std::to_string(group) + ", want a small number from 0 on");
     }
     TensorInfo tensor{numel, group, -1, checked_dtype("tensors", dtype), {}};
-    if (!storage.empty()) tensor.storage = checked_storage(tensor, storage[layout.tensors.size()]);
+    if (!precision.empty()) tensor.storage = checked_precision(tensor, precision[layout.tensors.size()]);
     layout.tensors.push_back(tensor);
   }
-  for (const auto& [tensor, scaled, rows, columns, backward_factor] : blocks) {
+  for (const auto& [tensor, scaled, rows, columns, backward_factor] : layers) {
     if (tensor < 0 || static_cast<size_t>(tensor) >= layout.tensors.size()) {
-      throw std::invalid_argument("blocks: got tensor " + std::to_string(tensor) + ", want less than " +
+      throw std::invalid_argument("layers: got tensor " + std::to_string(tensor) + ", want less than " +
                                   std::to_string(layout.tensors.size()));
     }
     layout.tensors[tensor].block = static_cast<int32_t>(layout.blocks.size());
     layout.blocks.push_back({tensor, scaled, rows, columns, backward_factor});
     if ((backward_factor == 0) != (layout.blocks[0].backward_factor == 0)) {
-      throw std::invalid_argument("blocks: got a backward factor for some and none (0) for others, want all or none");
+      throw std::invalid_argument("layers: got a backward factor for some and none (0) for others, want all or none");
     }
   }
   return layout;
 }
 
-// The values of the groups that a plan knows of; groups without tensors may follow them.
-inline std::vector<GroupValues> group_values(const py::buffer& values, int32_t group_count) {
-  const size_t count = static_cast<size_t>(group_count);
-  const Array<double> numbers("values", values, count * kValuesPerGroup, Length::kAtLeast);
+template <class T>
+T* checked_memory(const char* name, uint64_t address, size_t items) {
+  if (items && !address) throw std::invalid_argument(std::string(name) + ": got a null address");
+  return reinterpret_cast<T*>(address);
+}
+
+inline CarriedState checked_state(const PlanBase& plan, uint64_t row_norm_sq, uint64_t sum_squares,
+                                  uint64_t stale_steps, uint64_t flags, uint64_t rounding_steps) {
+  const size_t layers = plan.blocks().size(), tensors = plan.tensors().size();
+  return {checked_memory<double>("row_norm_sq", row_norm_sq, layers),
+          checked_memory<double>("sum_squares", sum_squares, layers),
+          checked_memory<int64_t>("stale_steps", stale_steps, layers), checked_memory<uint8_t>("flags", flags, tensors),
+          checked_memory<int64_t>("rounding_steps", rounding_steps, tensors)};
+}
+
+inline void check_attached(const PlanBase& plan) {
+  if (!plan.tensors().empty() && !plan.state().flags) {
+    throw std::invalid_argument("attach: has not been called, want it before a norm pass or a step");
+  }
+}
+
+// One address for each tensor.
+inline std::vector<uint64_t> addresses(const PlanBase& plan, const char* name, const py::buffer& buffer) {
+  const size_t count = plan.tensors().size();
+  const Array<uint64_t> array(name, buffer, count);
+  return {array.data(), array.data() + count};
+}
+
+inline std::vector<uint64_t> param_addresses(const PlanBase& plan, const py::buffer& buffer) {
+  std::vector<uint64_t> params = addresses(plan, "params", buffer);
+  for (size_t t = 0; t < params.size(); ++t) {
+    const TensorInfo& tensor = plan.tensors()[t];
+    if (tensor.numel && has_copy(tensor.storage) != (params[t] != 0)) {
+      throw std::invalid_argument("params: tensor " + std::to_string(t) +
+                                  " has an address and is no master, or is a master and has no address");
+    }
+  }
+  return params;
+}
+
+// A weight whose memory was taken away for a time has no address.
+inline void check_weight(const PlanBase& plan, size_t t) {
+  if (plan.tensors()[t].numel && !plan.weights()[t]) {
+    throw std::invalid_argument("weights: got a null address for tensor " + std::to_string(t));
+  }
+}
+
+// Which layers a norm pass is for: a byte for each.
+struct ChosenLayers : Array<uint8_t> {
+  ChosenLayers(const PlanBase& plan, const py::buffer& chosen) : Array("chosen", chosen, plan.blocks().size()) {
+    for (size_t b = 0; b < plan.blocks().size(); ++b) {
+      if ((*this)[b]) check_weight(plan, static_cast<size_t>(plan.blocks()[b].tensor));
+    }
+    check_attached(plan);
+  }
+};
+
+// What a step is told of the tensors and groups that a plan knows of; groups without tensors may follow them.
+struct StepArguments {
+  Array<uint64_t> grads;
+  Array<uint8_t> grad_dtypes;
   std::vector<GroupValues> groups;
-  for (const double* v = numbers.data(); groups.size() < count; v += kValuesPerGroup) {
-    groups.push_back({v[0], v[1], v[2], v[3], v[4] != 0, v[5] != 0});
-  }
-  return groups;
-}
 
-inline void check_copy(const TensorInfo& tensor, size_t t, uint64_t copy) {
-  if (tensor.numel && has_copy(tensor.storage) != (copy != 0)) {
-    throw std::invalid_argument("copies: tensor " + std::to_string(t) +
-                                " has an address and no copy, or a copy and no address");
+  StepArguments(const PlanBase& plan, const py::buffer& grad_addresses, const py::buffer& dtypes,
+                const py::buffer& values)
+      : grads("grads", grad_addresses, plan.tensors().size()),
+        grad_dtypes("grad_dtypes", dtypes, plan.tensors().size()) {
+    const size_t count = static_cast<size_t>(plan.group_count());
+    const Array<double> numbers("values", values, count * kValuesPerGroup, Length::kAtLeast);
+    for (const double* v = numbers.data(); groups.size() < count; v += kValuesPerGroup) {
+      groups.push_back({v[0], v[1], v[2], v[3], v[4] != 0, v[5] != 0});
+    }
+    for (size_t t = 0; t < plan.tensors().size(); ++t) check_tensor(plan, t);
+    check_attached(plan);
   }
-}
 
-inline DType checked_grad_dtype(const TensorInfo& tensor, size_t t, int code) {
-  const DType dtype = checked_dtype("grad_dtypes", code);
-  if (dtype != tensor.dtype && dtype != tensor.storage.copy_dtype && dtype != DType::kFloat32) {
-    throw std::invalid_argument("grad_dtypes: tensor " + std::to_string(t) +
-                                " has a 16-bit gradient of another dtype, want its own or float32");
+ private:
+  void check_tensor(const PlanBase& plan, size_t t) const {
+    const TensorInfo& tensor = plan.tensors()[t];
+    const DType dtype = checked_dtype("grad_dtypes", grad_dtypes[t]);
+    if (dtype != tensor.dtype && dtype != tensor.storage.copy_dtype && dtype != DType::kFloat32) {
+      throw std::invalid_argument("grad_dtypes: tensor " + std::to_string(t) +
+                                  " has a 16-bit gradient of another dtype, want its own or float32");
+    }
+    if (!grads[t] || tensor.numel == 0) return;
+    check_weight(plan, t);
+    if (!plan.momentum_buffers()[t] && groups[tensor.group].momentum != 0) {
+      throw std::invalid_argument("momentum_buffers: got a null address for tensor " + std::to_string(t));
+    }
   }
-  return dtype;
-}
+};
 
 }  // namespace sasgd

@@ -1,6 +1,10 @@
 """Types of the compiled extension; what it does stands in csrc/cpu/step.h and csrc/cuda/step.h."""
 
 from array import array
+from collections.abc import Callable, Mapping
+from typing import SupportsFloat
+
+from torch import Tensor
 
 compiler: str
 
@@ -8,36 +12,36 @@ def instruction_sets() -> list[str]: ...
 def use_instruction_set(name: str) -> None: ...
 
 class CpuPlan:
-    row_norm_sq: list[float]
-    sum_squares: list[float]
-    stale_steps: list[int]
     steps: int
 
     def __init__(
         self,
         *,
         tensors: list[tuple[int, int, int]],
-        blocks: list[tuple[int, bool, float, float, float]],
+        layers: list[tuple[int, bool, float, float, float]],
         eps: float,
         shape_decay: bool,
         track_norms: bool,
-        storage: list[tuple[int, bool, bool, int]] = ...,
+        precision: list[tuple[int, bool, bool, int]] = ...,
+        threads: Callable[[], int],
     ) -> None: ...
-    def measure(self, weights: array[int], chosen_blocks: bytearray, threads: int) -> None: ...
+    def attach(
+        self, row_norm_sq: int, sum_squares: int, stale_steps: int, flags: int, rounding_steps: int
+    ) -> None: ...
+    def place(self, weights: array[int], momentum_buffers: array[int], params: array[int]) -> None: ...
+    def measure(self, chosen: bytes | bytearray) -> None: ...
     def step(
         self,
-        weights: array[int],
         grads: array[int],
-        momentum_buffers: array[int],
-        copies: array[int],
         grad_dtypes: array[int],
-        first: bytes,
-        rounding_steps: array[int],
         values: array[float],
-        loss_scale: float,
-        threads: int,
+        lrs: Mapping[int, Tensor],
+        grad_scale: SupportsFloat | None,
+        found_inf: Tensor | None,
     ) -> int: ...
-    def set_row_norm_sq(self, block: int, value: float) -> None: ...
+    def is_capturing(self) -> bool: ...
+    def stream(self) -> None: ...
+    def memory(self) -> list[Tensor]: ...
 
 # The rest is there where the extension was built with CUDA.
 
@@ -49,8 +53,7 @@ def check_cuda_device(device: int) -> None: ...
 
 class CudaPlan:
     table_bytes: int
-    sum_squares_offset: int
-    max_blocks: int
+    max_thread_blocks: int
     steps: int
 
     def __init__(
@@ -58,18 +61,25 @@ class CudaPlan:
         *,
         device: int,
         tensors: list[tuple[int, int, int]],
-        blocks: list[tuple[int, bool, float, float, float]],
+        layers: list[tuple[int, bool, float, float, float]],
         eps: float,
         shape_decay: bool,
         track_norms: bool,
-        storage: list[tuple[int, bool, bool, int]] = ...,
+        precision: list[tuple[int, bool, bool, int]] = ...,
     ) -> None: ...
     def attach(
-        self, tables: int, row_norm_sq: int, stale_steps: int, flags: int, rounding_steps: int, stream: int
+        self,
+        tables: int,
+        row_norm_sq: int,
+        sum_squares: int,
+        stale_steps: int,
+        flags: int,
+        rounding_steps: int,
+        stream: int,
     ) -> None: ...
-    def place(self, weights: array[int], momentum_buffers: array[int], copies: array[int], stream: int) -> None: ...
+    def place(self, weights: array[int], momentum_buffers: array[int], params: array[int], stream: int) -> None: ...
     def is_capturing(self, stream: int) -> bool: ...
-    def measure(self, chosen_blocks: bytearray, stream: int) -> None: ...
+    def measure(self, chosen: bytes | bytearray, stream: int) -> None: ...
     def step(
         self,
         grads: array[int],

@@ -6,7 +6,6 @@
 #include <stdexcept>
 #include <utility>
 
-#include "../layer_scale.h"
 #include "parallel.h"
 
 namespace sasgd {
@@ -54,49 +53,40 @@ double total(double* lanes) {
 }  // namespace
 
 CpuPlan::CpuPlan(std::vector<TensorInfo> tensors, std::vector<BlockInfo> blocks, PlanOptions options)
-    : tensors_(std::move(tensors)), blocks_(std::move(blocks)), options_(options) {
-  for (size_t b = 0; b < blocks_.size(); ++b) {
-    const size_t t = static_cast<size_t>(blocks_[b].tensor);
-    if (t >= tensors_.size() || tensors_[t].block != static_cast<int32_t>(b)) {
-      throw std::invalid_argument("blocks: block " + std::to_string(b) + " and its tensor do not refer to each other");
-    }
-  }
-  fill_backward_factors(blocks_);
-  for (const TensorInfo& tensor : tensors_) group_count_ = std::max(group_count_, tensor.group + 1);
-  int64_t all = 0;
-  for (const TensorInfo& tensor : tensors_) all += tensor.numel;
-  const int64_t task_size = std::min(std::max(all / kTasks, kChunk), kLargestTask);
+    : PlanBase(std::move(tensors), std::move(blocks), options) {
+  int64_t elements = 0;
+  for (const TensorInfo& tensor : tensors_) elements += tensor.numel;
+  const int64_t task_size = std::min(std::max(elements / kTasks, kChunk), kLargestTask);
   int64_t pending = task_size;  // elements in the last task; starts a task
   for (size_t t = 0; t < tensors_.size(); ++t) {
     first_chunk_.push_back(static_cast<int64_t>(chunks_.size()));
     for (int64_t offset = 0; offset < tensors_[t].numel; offset += kChunk) {
       if (pending >= task_size) {
-        tasks_.push_back({static_cast<int64_t>(chunks_.size()), 0});
+        tasks_.push_back(static_cast<int64_t>(chunks_.size()));
         pending = 0;
       }
       const int64_t count = std::min(kChunk, tensors_[t].numel - offset);
       chunks_.push_back({static_cast<int32_t>(t), offset, count});
-      tasks_.back().end_chunk = static_cast<int64_t>(chunks_.size());
       pending += count;
     }
   }
   first_chunk_.push_back(static_cast<int64_t>(chunks_.size()));
-  row_norm_sq.resize(blocks_.size());
-  stale_steps.resize(blocks_.size());
-  sum_squares_.resize(blocks_.size());
+  tasks_.push_back(static_cast<int64_t>(chunks_.size()));
   sum_modes_.resize(blocks_.size());
-  given_.resize(blocks_.size());
   has_jumped_.resize(blocks_.size());
   chunk_sums_.resize(chunks_.size());
   coefficients_.resize(tensors_.size());
 }
 
 template <class Body>
-void CpuPlan::for_each_run(int threads, const Body& body) {
-  parallel_for(static_cast<int64_t>(tasks_.size()), threads, [&](int64_t task) {
-    for (int64_t k = tasks_[task].first_chunk, end; k < tasks_[task].end_chunk; k = end) {
+void CpuPlan::for_each_run(TensorRange range, int threads, const Body& body) {
+  if (range.first == range.end) return;
+  const auto first_task = std::upper_bound(tasks_.begin(), tasks_.end(), first_chunk_[range.first]) - 1;
+  const auto end_task = std::lower_bound(tasks_.begin(), tasks_.end(), first_chunk_[range.end]);
+  parallel_for(end_task - first_task, threads, [&](int64_t task) {
+    for (int64_t k = first_task[task], end; k < first_task[task + 1]; k = end) {
       const Chunk& first = chunks_[k];
-      end = std::min(tasks_[task].end_chunk, first_chunk_[first.tensor + 1]);
+      end = std::min(first_task[task + 1], first_chunk_[first.tensor + 1]);
       body(first.tensor, first.offset, chunks_[end - 1].offset + chunks_[end - 1].count - first.offset,
            &chunk_sums_[k]);
     }
@@ -114,116 +104,120 @@ ChunkSums CpuPlan::sums_of(int32_t tensor) const {
   return sums;
 }
 
-void CpuPlan::take_sums(const uint64_t* weights, const uint8_t* chosen_blocks, int threads) {
+void CpuPlan::take_sums(const std::vector<int32_t>& chosen, int threads) {
+  if (chosen.empty()) return;
   const Kernels& kernels = *current_kernels();
-  for_each_run(threads, [&](int32_t t, int64_t offset, int64_t count, ChunkSums* sums) {
-    const TensorInfo& tensor = tensors_[t];
-    if (tensor.block < 0 || !chosen_blocks[tensor.block]) return;
-    kernels.sum_squares(address<const void>(weights[t], offset, tensor.dtype), count, tensor.dtype, sums);
+  const TensorRange range{chosen.front(), chosen.back() + 1};
+  for_each_run(range, threads, [&](int32_t t, int64_t offset, int64_t count, ChunkSums* sums) {
+    if (!std::binary_search(chosen.begin(), chosen.end(), t)) return;
+    const DType dtype = tensors_[t].dtype;
+    kernels.sum_squares(address<const void>(weights_[t], offset, dtype), count, dtype, sums);
   });
-  for (size_t b = 0; b < blocks_.size(); ++b) {
-    if (!chosen_blocks[b]) continue;
-    ChunkSums sums = sums_of(blocks_[b].tensor);
-    sum_squares_[b] = total(sums.written);
+  for (const int32_t t : chosen) {
+    const int32_t b = tensors_[t].block;
+    ChunkSums sums = sums_of(t);
+    state_.sum_squares[b] = total(sums.written);
     sum_modes_[b] = float_mode();
     has_jumped_[b] = 0;
   }
 }
 
-void CpuPlan::measure(const uint64_t* weights, const uint8_t* chosen_blocks, int threads) {
-  take_sums(weights, chosen_blocks, threads);
-  for (size_t b = 0; b < blocks_.size(); ++b) {
-    if (chosen_blocks[b]) use_sums(b);
+void CpuPlan::measure(const uint8_t* chosen_blocks, int threads) {
+  std::vector<int32_t> chosen;
+  for (int32_t t = 0; t < all().end; ++t) {
+    const int32_t b = tensors_[t].block;
+    if (b >= 0 && chosen_blocks[b] && !(state_.flags[t] & kNormKept)) chosen.push_back(t);
   }
+  take_sums(chosen, threads);
+  for (const int32_t t : chosen) state_.row_norm_sq[tensors_[t].block] = norm_of_sums(tensors_[t].block);
 }
 
-void CpuPlan::use_sums(size_t block) {
-  row_norm_sq[block] = sum_squares_[block] / blocks_[block].rows;
-  given_[block] = 0;
-}
-
-void CpuPlan::give_norm(size_t block, double norm) {
-  row_norm_sq[block] = norm;
-  given_[block] = 1;
-}
-
-void CpuPlan::retake_sums(const TensorStep* steps, int threads) {
+void CpuPlan::retake_sums(TensorRange range, const uint64_t* grads, int threads) {
   const uint64_t mode = float_mode();
-  std::vector<uint8_t> chosen(blocks_.size());
-  for (size_t b = 0; b < blocks_.size(); ++b) {
-    const bool is_useful = std::isfinite(sum_squares_[b]) && !has_jumped_[b] && sum_modes_[b] == mode;
-    chosen[b] = blocks_[b].scaled && steps[blocks_[b].tensor].grad && !is_useful;
+  std::vector<int32_t> chosen, followed;
+  for (int32_t t = range.first; t < range.end; ++t) {
+    const int32_t b = tensors_[t].block;
+    if (!grads[t] || b < 0 || !blocks_[b].scaled) continue;
+    if (std::isfinite(state_.sum_squares[b]) && !has_jumped_[b] && sum_modes_[b] == mode) continue;
+    chosen.push_back(t);
+    if (same_bits(state_.row_norm_sq[b], norm_of_sums(b))) followed.push_back(b);
   }
-  if (std::find(chosen.begin(), chosen.end(), 1) == chosen.end()) return;
-  std::vector<uint64_t> weights;
-  for (size_t t = 0; t < tensors_.size(); ++t) weights.push_back(steps[t].weight);
-  take_sums(weights.data(), chosen.data(), threads);
-  for (size_t b = 0; b < blocks_.size(); ++b) {
-    if (chosen[b] && !given_[b]) use_sums(b);
-  }
+  take_sums(chosen, threads);
+  for (const int32_t b : followed) state_.row_norm_sq[b] = norm_of_sums(b);
 }
 
-void CpuPlan::make_coefficients_of(const TensorStep* steps, const GroupValues* groups, double loss_scale) {
-  const double inverse = 1.0 / loss_scale;
-  for (size_t t = 0; t < tensors_.size(); ++t) {
+void CpuPlan::make_coefficients_of(TensorRange range, const GroupValues* groups, double grad_scale) {
+  const double inverse = 1.0 / grad_scale;
+  for (int32_t t = range.first; t < range.end; ++t) {
     const GroupValues& group = groups[tensors_[t].group];
-    coefficients_[t] = make_coefficients(group, 1.0, group.weight_decay, inverse, steps[t].first);
-  }
-  for (size_t b = 0; b < blocks_.size(); ++b) {
-    const BlockInfo& block = blocks_[b];
-    if (!block.scaled) continue;
-    const GroupValues& group = groups[tensors_[block.tensor].group];
-    const double scale = layer_scale(row_norm_sq[b], block.backward_factor, options_.eps);
-    const double decay = decay_scale(scale, block.backward_factor, group.weight_decay, options_.shape_decay);
-    coefficients_[block.tensor] = make_coefficients(group, scale, decay, inverse, steps[block.tensor].first);
+    const int32_t b = tensors_[t].block;
+    double scale = 1.0, decay = group.weight_decay;
+    if (b >= 0 && blocks_[b].scaled) {
+      const double m = blocks_[b].backward_factor;
+      scale = layer_scale(state_.row_norm_sq[b], m, options_.eps);
+      decay = decay_scale(scale, m, group.weight_decay, options_.shape_decay);
+    }
+    coefficients_[t] = make_coefficients(group, scale, decay, inverse, !(state_.flags[t] & kStarted));
   }
 }
 
-int64_t CpuPlan::step(const TensorStep* steps, const GroupValues* groups, double loss_scale, int threads) {
+int64_t CpuPlan::step(const uint64_t* grads, const uint8_t* grad_dtypes, const GroupValues* groups, double grad_scale,
+                      int threads) {
+  const auto is_updated = [&](int32_t t) { return grads[t] != 0 && tensors_[t].numel > 0; };
+  const TensorRange range = narrowed(all(), is_updated);
   const Kernels& kernels = *current_kernels();
-  if (options_.track_norms) retake_sums(steps, threads);
-  make_coefficients_of(steps, groups, loss_scale);
-  ++steps_done;
-  for_each_run(threads, [&](int32_t t, int64_t offset, int64_t count, ChunkSums* sums) {
+  if (options_.track_norms) retake_sums(range, grads, threads);
+  make_coefficients_of(range, groups, grad_scale);
+  ++steps_done_;
+  for_each_run(range, threads, [&](int32_t t, int64_t offset, int64_t count, ChunkSums* sums) {
+    if (!grads[t]) return;
     const TensorInfo& tensor = tensors_[t];
-    const TensorStep& now = steps[t];
-    if (!now.grad) return;
     RunStep run;
-    run.weight = address<void>(now.weight, offset, tensor.dtype);
-    run.grad = address<const void>(now.grad, offset, now.grad_dtype);
+    run.grad_dtype = static_cast<DType>(grad_dtypes[t]);
+    run.weight = address<void>(weights_[t], offset, tensor.dtype);
+    run.grad = address<const void>(grads[t], offset, run.grad_dtype);
     const DType momentum_dtype = tensor.storage.small_momentum ? DType::kBFloat16 : tensor.dtype;
-    run.momentum_buffer = address<void>(now.momentum_buffer, offset, momentum_dtype);
+    run.momentum_buffer = address<void>(momentum_buffers_[t], offset, momentum_dtype);
     run.count = count;
     run.dtype = tensor.dtype;
-    run.grad_dtype = now.grad_dtype;
     run.nesterov = groups[tensor.group].nesterov;
     run.coefficients = coefficients_[t];
     run.sums = options_.track_norms && tensor.block >= 0 ? sums : nullptr;
     run.storage = tensor.storage;
-    run.copy = address<void>(now.copy, offset, tensor.storage.copy_dtype);
+    run.copy = address<void>(params_[t], offset, tensor.storage.copy_dtype);
     run.offset = offset;
-    run.rounding_step = now.rounding_step;
+    run.rounding_step = state_.rounding_steps[t];
     kernels.update(run);
   });
-  return options_.track_norms ? carry_sums(steps) : 0;
-}
 
-int64_t CpuPlan::carry_sums(const TensorStep* steps) {
   int64_t stale = 0;
-  for (size_t b = 0; b < blocks_.size(); ++b) {
-    if (!steps[blocks_[b].tensor].grad) continue;
-    ChunkSums sums = sums_of(blocks_[b].tensor);
-    const double before = total(sums.read);
-    if (blocks_[b].scaled && !same_bits(before, sum_squares_[b])) {
-      ++stale;
-      ++stale_steps[b];
+  for (int32_t t = range.first; t < range.end; ++t) {
+    if (!is_updated(t)) continue;
+    const TensorInfo& tensor = tensors_[t];
+    if (momentum_buffers_[t]) state_.flags[t] |= kStarted;
+    if (tensor.storage.stochastic) ++state_.rounding_steps[t];
+    if (tensor.block < 0) continue;
+    if (options_.track_norms) {
+      stale += carry_sums(t);
+    } else if (blocks_[tensor.block].scaled && groups[tensor.group].lr != 0 &&
+               is_finite(state_.row_norm_sq[tensor.block])) {
+      state_.flags[t] |= kNormKept;
     }
-    sum_squares_[b] = total(sums.written);
-    sum_modes_[b] = float_mode();
-    use_sums(b);
-    has_jumped_[b] = sum_squares_[b] > kJump * before;
   }
   return stale;
+}
+
+bool CpuPlan::carry_sums(int32_t tensor) {
+  const int32_t b = tensors_[tensor].block;
+  ChunkSums sums = sums_of(tensor);
+  const double before = total(sums.read), after = total(sums.written);
+  const bool is_stale = blocks_[b].scaled && !same_bits(before, state_.sum_squares[b]);
+  if (is_stale) ++state_.stale_steps[b];
+  state_.sum_squares[b] = after;
+  state_.row_norm_sq[b] = norm_of_sums(b);
+  sum_modes_[b] = float_mode();
+  has_jumped_[b] = after > kJump * before;
+  return is_stale;
 }
 
 std::vector<std::string> instruction_sets() {

@@ -1,44 +1,34 @@
-// One step over all tensors on the CPU: schedule, carried norms, backward factors.
+// One step over all tensors on the CPU: schedule and carried norms.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
-#include "../plan.h"
+#include "../plan_base.h"
 #include "kernels.h"
 
 namespace sasgd {
 
 // Carries the blocks' norms from step to step, so that a step is one pass over the tensors.
-class CpuPlan {
+class CpuPlan : public PlanBase {
  public:
-  // Throws std::invalid_argument if tensors and blocks do not refer to each other.
   CpuPlan(std::vector<TensorInfo> tensors, std::vector<BlockInfo> blocks, PlanOptions options);
 
-  // Norm pass: takes the norms of the chosen blocks from their weights. Addresses are those of all tensors; of tensors
-  // that are not chosen they may be null.
-  void measure(const uint64_t* weights, const uint8_t* chosen_blocks, int threads);
+  // Takes memory into use. What it holds must be zero, or what a plan like this one left there.
+  void attach(const CarriedState& state) { state_ = state; }
 
-  // One step. Returns how many scaled blocks had been written since their norms were taken, which only this step saw:
-  // their scale was that of the weights before. The caller has checked addresses and sizes.
-  int64_t step(const TensorStep* steps, const GroupValues* groups, double loss_scale, int threads);
+  // Takes the addresses of all weights, momentum buffers and parameters that masters are rounded to (null: none); they
+  // hold until the next call.
+  using PlanBase::place;
 
-  // Has the next step use this norm of a block, whatever its weights are.
-  void give_norm(size_t block, double norm);
+  // Norm pass: takes the norms of the chosen blocks from their weights, except of those whose norm is kept.
+  void measure(const uint8_t* chosen_blocks, int threads);
 
-  const std::vector<TensorInfo>& tensors() const { return tensors_; }
-  const std::vector<BlockInfo>& blocks() const { return blocks_; }
-  int32_t group_count() const { return group_count_; }
-
-  // ||W||^2_{2,mu} of each block.
-  std::vector<double> row_norm_sq;
-  // The sum of squares of each block's weights as the last step left them, or a norm pass took it.
-  const std::vector<double>& sum_squares() const { return sum_squares_; }
-  // How many steps of each block used the norm of weights that had been written unseen.
-  std::vector<int64_t> stale_steps;
-  // How many steps were carried out. Python may be interrupted before it sees that one returned.
-  int64_t steps_done = 0;
+  // One step; a null gradient leaves the tensor as it is. Returns how many scaled blocks had been written since their
+  // norms were taken, which only this step saw: their scale was that of the weights before.
+  int64_t step(const uint64_t* grads, const uint8_t* grad_dtypes, const GroupValues* groups, double grad_scale,
+               int threads);
 
  private:
   struct Chunk {
@@ -46,39 +36,32 @@ class CpuPlan {
     int64_t offset;
     int64_t count;
   };
-  struct Task {  // chunks that one thread does in one go
-    int64_t first_chunk;
-    int64_t end_chunk;
-  };
 
-  // Takes the sums of squares of the chosen blocks.
-  void take_sums(const uint64_t* weights, const uint8_t* chosen_blocks, int threads);
-  // Has a block's norm be that of its sums.
-  void use_sums(size_t block);
-  // The same before a step of the blocks whose carried sums cannot be those of their weights or are of no use: they
-  // were taken in another floating-point mode, or are not finite although others may have put the weights right.
-  void retake_sums(const TensorStep* steps, int threads);
-  void make_coefficients_of(const TensorStep* steps, const GroupValues* groups, double loss_scale);
-  // Calls body(tensor, offset, count, sums) for stretches of whole chunks that together make up all tensors.
+  // Takes the sums of squares of some tensors, which are in order.
+  void take_sums(const std::vector<int32_t>& chosen, int threads);
+  // The norm that follows from a block's sums.
+  double norm_of_sums(size_t block) const { return state_.sum_squares[block] / blocks_[block].rows; }
+  // Before a step, takes the norms anew whose carried sums cannot be those of the weights or are of no use: they were
+  // taken in another floating-point mode, or are not finite or have jumped although others may have put the weights
+  // right. A norm that is not that of the carried sums was given by the host, and stays.
+  void retake_sums(TensorRange range, const uint64_t* grads, int threads);
+  void make_coefficients_of(TensorRange range, const GroupValues* groups, double grad_scale);
+  // Calls body(tensor, offset, count, sums) for stretches of whole chunks that together make up the tensors of a range,
+  // and some around it.
   template <class Body>
-  void for_each_run(int threads, const Body& body);
+  void for_each_run(TensorRange range, int threads, const Body& body);
 
   // A tensor's sums: chunks in their order, lane by lane.
   ChunkSums sums_of(int32_t tensor) const;
 
-  // Compares the sums of what a step read with the carried ones, and carries those of what it wrote.
-  int64_t carry_sums(const TensorStep* steps);
+  // Compares the sums of what a step read of a block with the carried ones, and carries those of what it wrote. Returns
+  // whether the block had been written unseen and is scaled.
+  bool carry_sums(int32_t tensor);
 
-  std::vector<TensorInfo> tensors_;
-  std::vector<BlockInfo> blocks_;
-  int32_t group_count_ = 0;
-  PlanOptions options_;
   std::vector<Chunk> chunks_;
-  std::vector<Task> tasks_;
+  std::vector<int64_t> tasks_;        // first chunk of what a thread does in one go; one more entry at the end
   std::vector<int64_t> first_chunk_;  // of each tensor; one more entry at the end
-  std::vector<double> sum_squares_;   // of each block's weights, carried
-  std::vector<uint64_t> sum_modes_;   // the floating-point modes in which these were taken
-  std::vector<uint8_t> given_;        // of each block: its norm is not from these sums
+  std::vector<uint64_t> sum_modes_;   // of each block: the floating-point mode in which its carried sum was taken
   std::vector<uint8_t> has_jumped_;   // of each block: its sum grew much in the last step
   std::vector<ChunkSums> chunk_sums_;
   std::vector<UpdateCoefficients> coefficients_;

@@ -6,7 +6,6 @@
 
 #include "../layer_scale.h"
 #include "chunk_loops.cuh"
-#include "step.h"
 #include "tables.h"
 // After the headers that choose between a device and its emulation.
 #include <cuda/atomic>
@@ -239,7 +238,7 @@ __device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
   const Launch& launch = header.launch;
   if (!kUpdate || header.track_norms) {
     for (int level = 0; level < launch.levels; ++level) {
-      for (int32_t n = launch.level_begin[level] + threadIdx.x; n < launch.level_begin[level + 1]; n += kThreads) {
+      for (int32_t n = launch.level_begin[level] + threadIdx.x; n < launch.level_end[level]; n += kThreads) {
         add_up_children(tables, n);
       }
       __syncthreads();  // the next level reads this one

@@ -66,21 +66,11 @@ int cuda_devices() {
 }
 
 CudaPlan::CudaPlan(int device, std::vector<TensorInfo> tensors, std::vector<BlockInfo> blocks, PlanOptions options)
-    : device_(device), tensors_(std::move(tensors)), blocks_(std::move(blocks)), options_(options) {
-  for (size_t b = 0; b < blocks_.size(); ++b) {
-    const size_t t = static_cast<size_t>(blocks_[b].tensor);
-    if (t >= tensors_.size() || tensors_[t].block != static_cast<int32_t>(b) || tensors_[t].numel == 0) {
-      throw std::invalid_argument("blocks: block " + std::to_string(b) + " and its tensor do not refer to each other");
-    }
-  }
-  for (const TensorInfo& tensor : tensors_) {
-    group_count_ = std::max(group_count_, tensor.group + 1);
-    is_mixed_ = is_mixed_ || is_extraordinary(tensor.storage);
-  }
-  fill_backward_factors(blocks_);
+    : PlanBase(std::move(tensors), std::move(blocks), options), device_(device) {
+  for (const TensorInfo& tensor : tensors_) is_mixed_ = is_mixed_ || is_extraordinary(tensor.storage);
   for (const BlockInfo& block : blocks_) block_entries_.push_back({block.rows, block.backward_factor, block.scaled});
   plan_launches();
-  for (PlannedLaunch& planned : launches_) plan_tree(planned.launch);
+  for (PlannedLaunch& planned : launches_) plan_tree(planned);
   lay_out_tables();
   resident_blocks_ = resident_blocks(device_, is_mixed_);
 }
@@ -93,8 +83,7 @@ void CudaPlan::plan_launches() {
     const TensorInfo& tensor = tensors_[t];
     const auto needs = [&] { return 1 + (slot_of_group[tensor.group] < 0 ? kGroupWords : 0); };
     if (t == 0 || words + needs() > kLargeWords) {
-      const int32_t first_chunk = static_cast<int32_t>(tensor_of_chunk_.size()), first = static_cast<int32_t>(t);
-      launches_.push_back({{first, first, first_chunk, first_chunk, 0, {}}, {}});
+      launches_.push_back({{static_cast<int32_t>(t), 0}, {}, {}});
       slot_of_group.assign(static_cast<size_t>(group_count_), -1);
       words = 0;
     }
@@ -113,24 +102,28 @@ void CudaPlan::plan_launches() {
                         static_cast<int32_t>(first_chunk), tensor.dtype, tensor.storage.copy_dtype,
                         tensor.storage.small_momentum, tensor.storage.stochastic});
     tensor_of_chunk_.resize(static_cast<size_t>(first_chunk + chunks), static_cast<int32_t>(t));
-    planned.launch.end_tensor = static_cast<int32_t>(t) + 1;
-    planned.launch.end_chunk = static_cast<int32_t>(first_chunk + chunks);
+    planned.tensors.end = static_cast<int32_t>(t) + 1;
   }
 }
 
+int32_t CudaPlan::first_chunk_of(int32_t tensor) const {
+  return tensor < all().end ? entries_[tensor].first_chunk : static_cast<int32_t>(tensor_of_chunk_.size());
+}
+
 // Level by level, until one entry is left of each block: its root.
-void CudaPlan::plan_tree(Launch& launch) {
+void CudaPlan::plan_tree(PlannedLaunch& planned) {
   const int32_t chunks = static_cast<int32_t>(tensor_of_chunk_.size());
   std::vector<SumNode> ranges;  // what is left of each tensor
-  for (int32_t t = launch.first_tensor; t < launch.end_tensor; ++t) {
+  for (int32_t t = planned.tensors.first; t < planned.tensors.end; ++t) {
     const bool is_block = tensors_[t].block >= 0;
     const int64_t numel = is_block ? tensors_[t].numel : 0;
     ranges.push_back({entries_[t].first_chunk, static_cast<int32_t>((numel + kChunk - 1) / kChunk)});
   }
-  launch.level_begin[0] = static_cast<int32_t>(nodes_.size());
   const auto is_unfinished = [](const SumNode& range) { return range.count > 1; };
   while (std::any_of(ranges.begin(), ranges.end(), is_unfinished)) {
+    std::vector<int32_t>& first_nodes = planned.levels.emplace_back();
     for (SumNode& range : ranges) {
+      first_nodes.push_back(static_cast<int32_t>(nodes_.size()));
       if (!is_unfinished(range)) continue;
       const int32_t first = chunks + static_cast<int32_t>(nodes_.size());
       for (int32_t i = 0; i < range.count; i += kFanIn) {
@@ -138,10 +131,10 @@ void CudaPlan::plan_tree(Launch& launch) {
       }
       range = {first, (range.count + kFanIn - 1) / kFanIn};
     }
-    launch.level_begin[++launch.levels] = static_cast<int32_t>(nodes_.size());
+    first_nodes.push_back(static_cast<int32_t>(nodes_.size()));
   }
-  for (int32_t t = launch.first_tensor; t < launch.end_tensor; ++t) {
-    entries_[t].root = ranges[static_cast<size_t>(t - launch.first_tensor)].first;
+  for (int32_t t = planned.tensors.first; t < planned.tensors.end; ++t) {
+    entries_[t].root = ranges[t - planned.tensors.first].first;
   }
 }
 
@@ -158,11 +151,10 @@ void CudaPlan::lay_out_tables() {
   offsets_.addresses = reserve(tensors_.size() * sizeof(Addresses));
   offsets_.mixed = reserve(is_mixed_ ? tensors_.size() * sizeof(MixedEntry) : 0);
   offsets_.sums = reserve((tensor_of_chunk_.size() + nodes_.size()) * sizeof(Sums));
-  offsets_.sum_squares = reserve(blocks_.size() * sizeof(double));
   offsets_.finished_blocks = reserve(sizeof(unsigned));
 }
 
-void CudaPlan::attach(const DeviceState& state, uint64_t stream) {
+void CudaPlan::attach(uint64_t tables, const CarriedState& state, uint64_t stream) {
   std::vector<uint8_t> image(offsets_.addresses);
   const auto copy = [&](size_t offset, const auto& table) {
     if (!table.empty()) std::memcpy(image.data() + offset, table.data(), table.size() * sizeof(table[0]));
@@ -173,7 +165,7 @@ void CudaPlan::attach(const DeviceState& state, uint64_t stream) {
   copy(offsets_.nodes, nodes_);
 
   const auto at = [&](auto*& pointer, size_t offset) {
-    pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(state.tables + offset);
+    pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(tables + offset);
   };
   at(tables_.tensors, offsets_.entries);
   at(tables_.tensor_of_chunk, offsets_.tensor_of_chunk);
@@ -183,22 +175,19 @@ void CudaPlan::attach(const DeviceState& state, uint64_t stream) {
   at(tables_.mixed, offsets_.mixed);
   at(tables_.sums, offsets_.sums);
   tables_.sums_of_nodes = tables_.sums + tensor_of_chunk_.size();
-  at(tables_.sum_squares, offsets_.sum_squares);
   at(tables_.finished_blocks, offsets_.finished_blocks);
-  tables_.row_norm_sq = reinterpret_cast<double*>(state.row_norm_sq);
-  tables_.stale_steps = reinterpret_cast<int64_t*>(state.stale_steps);
-  tables_.flags = reinterpret_cast<uint8_t*>(state.flags);
-  tables_.rounding_steps = reinterpret_cast<int64_t*>(state.rounding_steps);
+  static_cast<CarriedState&>(tables_) = state_ = state;
   send(tables_.tensors, image.data(), image.size(), stream);
 }
 
-void CudaPlan::place(const uint64_t* weights, const uint64_t* momentum_buffers, const uint64_t* copies,
-                     uint64_t stream) {
+void CudaPlan::place(std::vector<uint64_t> weights, std::vector<uint64_t> momentum_buffers,
+                     std::vector<uint64_t> params, uint64_t stream) {
+  PlanBase::place(std::move(weights), std::move(momentum_buffers), std::move(params));
   std::vector<Addresses> addresses;
   std::vector<MixedEntry> mixed;
   for (size_t t = 0; t < tensors_.size(); ++t) {
-    addresses.push_back({weights[t], momentum_buffers[t]});
-    if (is_mixed_) mixed.push_back({tensors_[t].storage.stream, copies[t]});
+    addresses.push_back({weights_[t], momentum_buffers_[t]});
+    if (is_mixed_) mixed.push_back({tensors_[t].storage.stream, params_[t]});
   }
   send(tables_.addresses, addresses.data(), addresses.size() * sizeof(Addresses), stream);
   send(tables_.mixed, mixed.data(), mixed.size() * sizeof(MixedEntry), stream);
@@ -245,19 +234,21 @@ void CudaPlan::step(const uint64_t* grads, const uint8_t* grad_dtypes, const Gro
     };
     launch<true>(planned, gradient, groups, lr_addresses, numbers, stream);
   }
-  ++steps_done;
+  ++steps_done_;
 }
 
 template <bool kUpdate, class Word>
 void CudaPlan::launch(const PlannedLaunch& planned, const Word& word_of, const GroupValues* groups,
                       const uint64_t* lr_addresses, const DeviceNumbers& numbers, uint64_t stream) {
-  words_.clear();
-  bool is_idle = true;
-  for (int32_t t = planned.launch.first_tensor; t < planned.launch.end_tensor; ++t) {
-    words_.push_back(word_of(t));
-    is_idle = is_idle && words_.back() == 0;
+  const TensorRange range = narrowed(planned.tensors, [&](int32_t t) { return word_of(t) != 0; });
+  if (range.first == range.end) return;
+  Launch now{range.first, range.end, first_chunk_of(range.first), first_chunk_of(range.end), 0, {}, {}};
+  for (const std::vector<int32_t>& first_nodes : planned.levels) {
+    now.level_begin[now.levels] = first_nodes[range.first - planned.tensors.first];
+    now.level_end[now.levels++] = first_nodes[range.end - planned.tensors.first];
   }
-  if (is_idle) return;
+  words_.clear();
+  for (int32_t t = range.first; t < range.end; ++t) words_.push_back(word_of(t));
   if (kUpdate) {
     for (const int32_t group : planned.groups) {
       const GroupWords sent{groups[group], reinterpret_cast<const float*>(lr_addresses[group])};
@@ -266,7 +257,7 @@ void CudaPlan::launch(const PlannedLaunch& planned, const Word& word_of, const G
     }
   }
   const LaunchHeader header{tables_,
-                            planned.launch,
+                            now,
                             options_.eps,
                             options_.shape_decay,
                             options_.track_norms,
@@ -276,16 +267,15 @@ void CudaPlan::launch(const PlannedLaunch& planned, const Word& word_of, const G
     args.header = header;
     std::copy(words_.begin(), words_.end(), args.words);
     make_current(device_);
-    int32_t blocks = std::min(planned.launch.end_chunk - planned.launch.first_chunk, resident_blocks_);
-    if (max_blocks > 0) blocks = std::min(blocks, max_blocks);
+    int32_t blocks = std::min(now.end_chunk - now.first_chunk, resident_blocks_);
+    if (max_thread_blocks > 0) blocks = std::min(blocks, max_thread_blocks);
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(static_cast<unsigned>(blocks));
     config.blockDim = dim3(kThreads);
     config.stream = as_stream(stream);
-    check(cudaLaunchKernelEx(&config, kernel, args),
-          std::string("launching ") + (kUpdate ? "a step" : "a norm pass") + " over " +
-              std::to_string(planned.launch.end_tensor - planned.launch.first_tensor) + " tensors on device " +
-              std::to_string(device_));
+    check(cudaLaunchKernelEx(&config, kernel, args), std::string("launching ") + (kUpdate ? "a step" : "a norm pass") +
+                                                         " over " + std::to_string(now.end_tensor - now.first_tensor) +
+                                                         " tensors on device " + std::to_string(device_));
   };
   // The driver copies the arguments; most of the large ones' words are never written.
   // Steps of mixed plans are compiled for the large ones alone, since that takes long.

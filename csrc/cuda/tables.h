@@ -61,7 +61,7 @@ struct SumNode {
   int32_t count;
 };
 
-struct Tables {
+struct Tables : CarriedState {
   const TensorEntry* tensors;
   const Addresses* addresses;
   const MixedEntry* mixed;  // of mixed plans only
@@ -71,12 +71,6 @@ struct Tables {
   Sums* sums;           // of the chunks, then of the nodes
   Sums* sums_of_nodes;  // the latter
   unsigned* finished_blocks;
-  // Carried from step to step; one for each block, but flags: one for each tensor.
-  double* sum_squares;
-  double* row_norm_sq;
-  int64_t* stale_steps;
-  uint8_t* flags;
-  int64_t* rounding_steps;
 };
 
 // Hyperparameters of a parameter group as they stand in a launch's words.
@@ -97,7 +91,8 @@ struct Launch {
   int32_t first_chunk;
   int32_t end_chunk;
   int32_t levels;
-  int32_t level_begin[kMaxLevels + 1];  // nodes of each level of the tree; they need the levels before
+  int32_t level_begin[kMaxLevels];  // nodes of each level of the tree; they need the levels before
+  int32_t level_end[kMaxLevels];
 };
 
 struct LaunchHeader {

@@ -41,8 +41,8 @@ CORE_MISTAKES = {
     ),
     "scales by the first block's factor": Mistake(
         STEP,
-        "(row_norm_sq[b], block.backward_factor,",
-        "(row_norm_sq[b], blocks_[MISTAKEN ? 0 : b].backward_factor,",
+        "const double m = blocks_[b].backward_factor;",
+        "const double m = blocks_[MISTAKEN ? 0 : b].backward_factor;",
         "steps",
         "weight ",
     ),
@@ -54,17 +54,55 @@ CORE_MISTAKES = {
     ),
     "forgets to maximize": Mistake(SCALES, "group.maximize ?", "group.maximize && !MISTAKEN ?", "steps", "weight "),
     "measures blocks that were not chosen": Mistake(
-        STEP, "if (chosen_blocks[b]) use_sums(b);", "if (chosen_blocks[b] || MISTAKEN) use_sums(b);", "steps", "got "
+        STEP, "chosen_blocks[b] &&", "(MISTAKEN || chosen_blocks[b]) &&", "carried", "got "
     ),
     "carries the sums of before": Mistake(
         STEP,
-        "total(sums.written);\n    sum_modes_[b] = float_mode();\n    use_sums(b);",
-        "total(MISTAKEN ? sums.read : sums.written);\n    sum_modes_[b] = float_mode();\n    use_sums(b);",
+        "state_.sum_squares[b] = after;",
+        "state_.sum_squares[b] = MISTAKEN ? before : after;",
         "steps",
         "are not those of a norm pass",
     ),
     "takes unscaled blocks for stale": Mistake(
-        STEP, "blocks_[b].scaled && !same", "(MISTAKEN || blocks_[b].scaled) && !same", "steps", "only others written"
+        STEP,
+        "blocks_[b].scaled && !same",
+        "(MISTAKEN || blocks_[b].scaled) && !same",
+        "carried",
+        "only others written",
+    ),
+    "takes norms anew that were given": Mistake(
+        STEP,
+        "if (same_bits(state_.row_norm_sq[b]",
+        "if (MISTAKEN || same_bits(state_.row_norm_sq[b]",
+        "carried",
+        "weight ",
+    ),
+    "goes on with a sum that is of no use": Mistake(
+        STEP, "!has_jumped_[b] &&", "(MISTAKEN || !has_jumped_[b]) &&", "carried", "what was put back counts as stale"
+    ),
+    "measures norms that are kept": Mistake(
+        STEP,
+        "!(state_.flags[t] & kNormKept)",
+        "(MISTAKEN || !(state_.flags[t] & kNormKept))",
+        "carried",
+        "a norm pass changed a norm that is kept",
+    ),
+    "keeps a norm that moved nothing": Mistake(
+        STEP,
+        "groups[tensor.group].lr != 0 &&",
+        "(MISTAKEN || groups[tensor.group].lr != 0) &&",
+        "carried",
+        "with lr = 0",
+    ),
+    "starts what has no elements": Mistake(
+        STEP, "tensors_[t].numel > 0; }", "(MISTAKEN || tensors_[t].numel > 0); }", "carried", "got "
+    ),
+    "leaves out the end of a range": Mistake(
+        STEP,
+        "std::lower_bound(tasks_.begin(), tasks_.end(), first_chunk_[range.end])",
+        "std::lower_bound(tasks_.begin(), tasks_.end(), first_chunk_[range.end]) - MISTAKEN",
+        "carried",
+        "weight ",
     ),
     "draws the same numbers in all tasks": Mistake(
         STEP, "run.offset = offset;", "run.offset = MISTAKEN ? 0 : offset;", "storage", "weight "

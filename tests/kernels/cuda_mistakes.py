@@ -145,7 +145,7 @@ CUDA_MISTAKES = {
         KERNELS,
         "kMixed && tensor.stochastic) ++",
         "kMixed && (MISTAKEN || tensor.stochastic)) ++",
-        "storage",
+        "carried",
         "got 6, 6, 8, 9, ",
     ),
     "goes on with a norm that is no number": Mistake(
@@ -164,6 +164,20 @@ CUDA_MISTAKES = {
     ),
     "takes every update for the first": Mistake(
         KERNELS, "!(tables.flags[t] & kStarted)", "MISTAKEN || !(tables.flags[t] & kStarted)", "steps", "momentum "
+    ),
+    "adds up too few nodes": Mistake(
+        "cuda/step.cu",
+        "first_nodes[range.end - planned.tensors.first]",
+        "first_nodes[range.end - planned.tensors.first - MISTAKEN]",
+        "carried",
+        "weight ",
+    ),
+    "launches a full grid for one tensor": Mistake(
+        "cuda/step.cu",
+        "std::min(now.end_chunk - now.first_chunk, resident_blocks_)",
+        "MISTAKEN ? resident_blocks_ : std::min(now.end_chunk - now.first_chunk, resident_blocks_)",
+        "carried",
+        "thread blocks, want",
     ),
     "does not count itself out": Mistake(
         KERNELS,

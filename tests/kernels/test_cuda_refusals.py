@@ -17,7 +17,7 @@ LAUNCH_FAILED, ASSERTED, NOT_SUPPORTED = 719, 710, 801
 PLAN: dict[str, Any] = {
     "device": 0,
     "tensors": [(6, 0, 0)],
-    "blocks": [(0, True, 3.0, 2.0, 1.0)],
+    "layers": [(0, True, 3.0, 2.0, 1.0)],
     "eps": 1e-3,
     "shape_decay": False,
     "track_norms": True,
@@ -98,14 +98,17 @@ def test_a_device_that_cannot_run_the_kernels(emulation: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda plan: plan.attach(8, 0, 0, 0, 0, 0), "tables: got an address that is not aligned"),
+        (lambda plan: plan.attach(8, 0, 0, 0, 0, 0, 0), "tables: got an address that is not aligned"),
+        (lambda plan: plan.attach(16, 0, 8, 8, 8, 8, 0), "row_norm_sq: got a null address"),
+        (lambda plan: plan.attach(16, 8, 8, 8, 0, 8, 0), "flags: got a null address"),
+        (lambda plan: plan.measure(b"\0", 0), "attach: has not been called"),
         (lambda plan: plan.place(b"", bytes(8), bytes(8), 0), "weights: got 0 bytes"),
         (lambda plan: plan.place(b"\1" * 8, b"", bytes(8), 0), "momentum_buffers: got 0 bytes"),
-        (lambda plan: plan.place(b"\1" * 8, bytes(8), b"", 0), "copies: got 0 bytes"),
+        (lambda plan: plan.place(b"\1" * 8, bytes(8), b"", 0), "params: got 0 bytes"),
         (lambda plan: plan.measure(b"\1", 0), "weights: got a null address for tensor 0"),
         (lambda plan: plan.step(b"\1" * 8, b"\0", bytes(48), bytes(8), 0, 0, 0), "weights: got a null address for te"),
-        (lambda plan: plan.place(b"\1" * 8, bytes(8), b"\1" * 8, 0), "copies: tensor 0 has an address and no copy"),
-        (lambda plan: plan.measure(b"\1\1", 0), "chosen_blocks: got 2 bytes"),
+        (lambda plan: plan.place(b"\1" * 8, bytes(8), b"\1" * 8, 0), "params: tensor 0 has an address and is no"),
+        (lambda plan: plan.measure(b"\1\1", 0), "chosen: got 2 bytes"),
         (lambda plan: plan.step(bytes(16), b"\0", bytes(48), bytes(8), 0, 0, 0), "grads: got 16 bytes"),
         (lambda plan: plan.step(bytes(8), b"\3", bytes(48), bytes(8), 0, 0, 0), "grad_dtypes: got dtype code 3"),
         (lambda plan: plan.step(bytes(8), b"\1", bytes(48), bytes(8), 0, 0, 0), "grad_dtypes: tensor 0 has a 16-bit"),
@@ -119,20 +122,20 @@ def test_wrong_arguments(emulation: ModuleType, call: Any, message: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("storage", "message"),
+    ("precision", "message"),
     [
-        ([(0, True, True, 1)] * 2, "storage: got 2 entries, want none or 1"),
-        ([(0, False, True, 1)], "storage: got stochastic rounding of a tensor that has nothing in bfloat16"),
+        ([(0, True, True, 1)] * 2, "precision: got 2 entries, want none or 1"),
+        ([(0, False, True, 1)], "precision: got stochastic rounding of a tensor that has nothing in bfloat16"),
     ],
 )
-def test_wrong_storage(emulation: ModuleType, storage: Any, message: str) -> None:
+def test_wrong_precision(emulation: ModuleType, precision: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        emulation.CudaPlan(**PLAN, storage=storage)
+        emulation.CudaPlan(**PLAN, precision=precision)
 
 
 def test_wrong_arguments_for_a_master(emulation: ModuleType) -> None:
-    plan = emulation.CudaPlan(**PLAN, storage=[(1, False, False, 0)])
-    with pytest.raises(ValueError, match=r"copies: tensor 0 has .* a copy and no address"):
+    plan = emulation.CudaPlan(**PLAN, precision=[(1, False, False, 0)])
+    with pytest.raises(ValueError, match=r"params: tensor 0 has .* is a master and has no address"):
         plan.place(b"\1" * 8, bytes(8), bytes(8), 0)
     with pytest.raises(ValueError, match="grad_dtypes: tensor 0 has a 16-bit"):
         plan.step(bytes(8), b"\2", bytes(48), bytes(8), 0, 0, 0)

@@ -18,7 +18,7 @@ def program(variant: str) -> list[str]:
     return build_program("native_tests", objects, variant, "native")
 
 
-TESTS = ("conversions", "random", "storage", "steps", "bits")
+TESTS = ("conversions", "random", "storage", "steps", "bits", "carried")
 
 
 @pytest.mark.parametrize(

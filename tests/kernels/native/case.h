@@ -6,19 +6,18 @@
 #include <cstring>
 #include <vector>
 
-#include "cpu/step.h"
+#include "plan_base.h"
 #include "sixteen_bits.h"
 
 namespace sasgd_test {
 
 using sasgd::BlockInfo;
-using sasgd::CpuPlan;
+using sasgd::CarriedState;
 using sasgd::DType;
 using sasgd::GroupValues;
 using sasgd::PlanOptions;
 using sasgd::Storage;
 using sasgd::TensorInfo;
-using sasgd::TensorStep;
 
 // Numbers of a dtype. The memory ends with the last one, so that the address sanitizer sees an access beyond it.
 class Numbers {
@@ -121,6 +120,15 @@ struct Tensor {
   }
 };
 
+// What a step is told of one tensor.
+struct Input {
+  uint64_t weight;
+  uint64_t grad;  // null: the tensor is idle
+  uint64_t momentum_buffer;
+  DType grad_dtype;
+  uint64_t copy;
+};
+
 struct Case {
   std::vector<Tensor> tensors;
   std::vector<BlockInfo> blocks;
@@ -160,44 +168,28 @@ struct Case {
     blocks.push_back({static_cast<int32_t>(tensors.size()) - 1, scaled, rows, rows / rows_over_columns, 0});
   }
 
-  // The plan, its norms measured.
-  CpuPlan make_plan(int threads = 1) const {
+  std::vector<TensorInfo> infos() const {
     std::vector<TensorInfo> infos;
     for (const Tensor& tensor : tensors) infos.push_back(tensor.info);
-    CpuPlan plan(infos, blocks, options);
-    measure(plan, std::vector<uint8_t>(blocks.size(), 1), threads);
-    return plan;
-  }
-
-  void measure(CpuPlan& plan, const std::vector<uint8_t>& chosen, int threads = 1) const {
-    std::vector<uint64_t> weights;
-    for (const Tensor& tensor : tensors) weights.push_back(tensor.weight.address());
-    plan.measure(weights.data(), chosen.data(), threads);
+    return infos;
   }
 
   // What a step is told. In each, every fifth tensor is without a gradient, never the same two times running.
-  std::vector<TensorStep> inputs(int step, bool all = false) const {
-    std::vector<TensorStep> inputs;
+  std::vector<Input> inputs(int step, bool all = false) const {
+    std::vector<Input> inputs;
     for (size_t t = 0; t < tensors.size(); ++t) {
       const Tensor& tensor = tensors[t];
       const bool idle = !all && (t + static_cast<size_t>(step)) % 5 == 0;
       const bool momentum = groups[static_cast<size_t>(tensor.info.group)].momentum != 0;
       inputs.push_back({tensor.weight.address(), idle ? 0 : tensor.grad.address(),
-                        momentum ? tensor.momentum_buffer.address() : 0, tensor.grad.dtype(), !tensor.started,
-                        tensor.has_copy() ? tensor.copy.address() : 0, tensor.rounding_step});
+                        momentum ? tensor.momentum_buffer.address() : 0, tensor.grad.dtype(),
+                        tensor.has_copy() ? tensor.copy.address() : 0});
     }
     return inputs;
   }
 
-  // Runs a step; returns how many blocks it found stale.
-  int64_t step(CpuPlan& plan, const std::vector<TensorStep>& inputs, int threads = 1) {
-    const int64_t stale = plan.step(inputs.data(), groups.data(), loss_scale, threads);
-    note_step(inputs);
-    return stale;
-  }
-
   // Notes which tensors a step has updated.
-  void note_step(const std::vector<TensorStep>& inputs) {
+  void note_step(const std::vector<Input>& inputs) {
     for (size_t t = 0; t < tensors.size(); ++t) {
       if (!inputs[t].grad) continue;
       tensors[t].started = true;
@@ -205,6 +197,42 @@ struct Case {
     }
   }
 };
+
+// What a plan carries from step to step, in memory of its own; it can be read and set.
+struct Carried {
+  std::vector<double> row_norm_sq;
+  std::vector<double> sum_squares;
+  std::vector<int64_t> stale_steps;
+  std::vector<uint8_t> flags;
+  std::vector<int64_t> rounding_steps;
+
+  explicit Carried(const Case& made)
+      : row_norm_sq(made.blocks.size()),
+        sum_squares(made.blocks.size()),
+        stale_steps(made.blocks.size()),
+        flags(made.tensors.size()) {
+    for (const Tensor& tensor : made.tensors) rounding_steps.push_back(tensor.rounding_step);
+  }
+  Carried(const Carried&) = delete;
+  Carried& operator=(const Carried&) = delete;
+
+  CarriedState state() {
+    return {row_norm_sq.data(), sum_squares.data(), stale_steps.data(), flags.data(), rounding_steps.data()};
+  }
+  int64_t all_stale_steps() const {
+    int64_t all = 0;
+    for (const int64_t steps : stale_steps) all += steps;
+    return all;
+  }
+};
+
+// One number of each input.
+template <class T>
+std::vector<T> each(const std::vector<Input>& inputs, T Input::* number) {
+  std::vector<T> numbers;
+  for (const Input& input : inputs) numbers.push_back(input.*number);
+  return numbers;
+}
 
 // Every size, kind of storage and kind of momentum. A fifth of the tensors are no blocks, a quarter of the blocks
 // unscaled.

@@ -72,7 +72,7 @@ std::vector<double> plain_row_norm_sq(const Case& now) {
   return norms;
 }
 
-void check_step(const Case& before, const Case& after, const std::vector<TensorStep>& inputs,
+void check_step(const Case& before, const Case& after, const std::vector<Input>& inputs,
                 const std::vector<double>& row_norm_sq) {
   const std::vector<Scales> scales = plain_scales(before, row_norm_sq);
   for (size_t t = 0; t < before.tensors.size(); ++t) {
@@ -92,7 +92,7 @@ void check_step(const Case& before, const Case& after, const std::vector<TensorS
       if (group.momentum != 0) {
         const double carried = group.momentum * old.momentum_buffer.get(i);
         const double g = along;
-        const double buffer = inputs[t].first ? g : carried + (1 - group.dampening) * g;
+        const double buffer = !old.started ? g : carried + (1 - group.dampening) * g;
         size += std::fabs(carried);
         check_number("momentum", t, i, now.momentum_buffer.get(i), buffer, size, old, old.momentum_buffer.dtype());
         along = group.nesterov ? g + group.momentum * buffer : buffer;

@@ -11,7 +11,7 @@ namespace sasgd_test {
 std::vector<double> plain_row_norm_sq(const Case& now);
 
 // CHECKs every weight, momentum buffer and copy after a step that was told `inputs`, against those before it.
-void check_step(const Case& before, const Case& after, const std::vector<TensorStep>& inputs,
+void check_step(const Case& before, const Case& after, const std::vector<Input>& inputs,
                 const std::vector<double>& row_norm_sq);
 
 }  // namespace sasgd_test

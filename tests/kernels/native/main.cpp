@@ -9,6 +9,7 @@ int main(int count, char** arguments) {
           {"conversions", test_conversions},
           {"random", test_random},
           {"storage", test_storage},
+          {"carried", test_carried},
           {"steps", test_steps},
           {"bits", test_bits},
           {"nudged-weight", nudge_weight},

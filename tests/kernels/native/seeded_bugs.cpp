@@ -3,6 +3,7 @@
 
 #include "case.h"
 #include "double_loop.h"
+#include "native_plan.h"
 #include "tests.h"
 
 namespace sasgd_test {
@@ -20,8 +21,8 @@ Case float32_case(int tensors, int64_t numel) {
 void overrun(int64_t numel) {
   Case made = float32_case(1, numel);
   made.tensors[0].info.numel += 1;
-  CpuPlan plan = made.make_plan();
-  made.step(plan, made.inputs(0, true));
+  NativePlan plan(made);
+  plan.step(made, made.inputs(0, true));
 }
 
 }  // namespace
@@ -29,10 +30,10 @@ void overrun(int64_t numel) {
 // A weight that is wrong in its seventh digit.
 void nudge_weight() {
   Case made = float32_case(1, 33);
-  CpuPlan plan = made.make_plan();
+  NativePlan plan(made);
   const Case before = made;
-  const std::vector<TensorStep> inputs = made.inputs(0, true);
-  made.step(plan, inputs);
+  const std::vector<Input> inputs = made.inputs(0, true);
+  plan.step(made, inputs);
   made.tensors[0].weight.set(5, static_cast<float>(made.tensors[0].weight.get(5)) * (1 + 0x1p-19f));
   check_step(before, made, inputs, {});
 }
@@ -47,29 +48,30 @@ void overrun_copy() {
   made.groups = {{0.1, 0.9, 0, 0.01, false, false}};
   Random random;
   made.add_tensor(33, 0, kExtraordinary[0], random);
-  CpuPlan plan = made.make_plan();
-  std::vector<TensorStep> inputs = made.inputs(0, true);
+  NativePlan plan(made);
+  std::vector<Input> inputs = made.inputs(0, true);
   const Numbers shorter(32, DType::kBFloat16);
   inputs[0].copy = shorter.address();
-  made.step(plan, inputs);
+  plan.place(inputs);
+  plan.step(made, inputs);
 }
 
 // A byte of 2 where the step reads a bool.
 void load_bad_bool() {
   Case made = float32_case(1, 33);
-  CpuPlan plan = made.make_plan();
-  std::vector<TensorStep> inputs = made.inputs(0, true);
-  std::memset(&inputs[0].first, 2, sizeof inputs[0].first);
-  made.step(plan, inputs);
+  NativePlan plan(made);
+  std::memset(&made.groups[0].nesterov, 2, sizeof made.groups[0].nesterov);
+  plan.step(made, made.inputs(0, true));
 }
 
 // All tensors in the same memory: different tasks, and so different threads, write it.
 void share_weights() {
   Case made = float32_case(64, 16384);
-  CpuPlan plan = made.make_plan();
-  std::vector<TensorStep> inputs = made.inputs(0, true);
-  for (TensorStep& input : inputs) input.weight = inputs[0].weight;
-  for (int step = 0; step < 10; ++step) made.step(plan, inputs, 4);
+  NativePlan plan(made, 4);
+  std::vector<Input> inputs = made.inputs(0, true);
+  for (Input& input : inputs) input.weight = inputs[0].weight;
+  plan.place(inputs);
+  for (int step = 0; step < 10; ++step) plan.step(made, inputs);
 }
 
 }  // namespace sasgd_test

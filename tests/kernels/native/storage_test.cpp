@@ -6,6 +6,7 @@
 #include "check.h"
 #include "cpu/kernels.h"
 #include "double_loop.h"
+#include "native_plan.h"
 #include "stored.h"
 #include "tests.h"
 
@@ -17,28 +18,30 @@ constexpr int64_t kSizes[] = {1, 17, 1023, 1025, 40001};
 
 void check_exact_steps() {
   Case now = exact_case(kSizes);
-  CpuPlan plan = now.make_plan();
+  NativePlan plan(now, 2);
   const Case before = now;
-  now.step(plan, now.inputs(0, true), 2);
+  plan.step(now, now.inputs(0, true));
   check_exactly(before, now);
 }
 
 void check_poisoned() {
   Case now = poisoned_case();
-  CpuPlan plan = now.make_plan();
+  NativePlan plan(now);
   for (int step = 0; step < 2; ++step) {
     const Case before = now;
-    const std::vector<TensorStep> inputs = now.inputs(0, true);
-    now.step(plan, inputs);
+    const std::vector<Input> inputs = now.inputs(0, true);
+    plan.step(now, inputs);
     check_step(before, now, inputs, {});
   }
 }
 
 void check_neighbours() {
   Case now = guarded_case();
-  CpuPlan plan = now.make_plan();
+  NativePlan plan(now);
   const Case before = now;
-  now.step(plan, guarded_inputs(now));
+  const std::vector<Input> inputs = guarded_inputs(now);
+  plan.place(inputs);
+  plan.step(now, inputs);
   check_guards(before, now);
 }
 

@@ -107,8 +107,8 @@ inline Case guarded_case() {
   return made;
 }
 
-inline std::vector<TensorStep> guarded_inputs(const Case& made) {
-  std::vector<TensorStep> inputs = made.inputs(0, true);
+inline std::vector<Input> guarded_inputs(const Case& made) {
+  std::vector<Input> inputs = made.inputs(0, true);
   for (size_t t = 0; t < inputs.size(); ++t) {
     const Tensor& tensor = made.tensors[t];
     const auto skip_guard = [](uint64_t& address, const Numbers& numbers) {

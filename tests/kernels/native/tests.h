@@ -7,6 +7,7 @@ namespace sasgd_test {
 void test_conversions();
 void test_random();
 void test_storage();
+void test_carried();
 void test_steps();  // with the instruction set that is the default
 void test_bits();   // with all of them
 

@@ -80,7 +80,7 @@ void check_last_chunks() {
   args.header.tables.flags = &flags;
   args.header.tables.mixed = mixed.data();
   args.header.tables.rounding_steps = &rounding_steps;
-  args.header.launch = {0, 1, kChunks - 2, kChunks, 0, {}};
+  args.header.launch = {0, 1, kChunks - 2, kChunks, 0, {}, {}};
   args.words[0] = grad.address();
   const GroupWords group{{1.0, 0, 0, 0, false, false}, nullptr};
   std::memcpy(&args.words[1], &group, sizeof group);

@@ -57,13 +57,6 @@ Case small_case(const Kind (&kinds)[kKinds]) {
   return made;
 }
 
-bool has_stale(const EmulatedPlan& plan) {
-  for (const int64_t steps : plan.stale_steps) {
-    if (steps != 0) return true;
-  }
-  return false;
-}
-
 void check_rounding_steps(const EmulatedPlan& plan, const Case& now) {
   for (size_t t = 0; t < now.tensors.size(); ++t) {
     CHECK(plan.rounding_steps[t] == now.tensors[t].rounding_step, "rounding steps of tensor %zu: got %lld, want %lld",
@@ -81,15 +74,14 @@ void check_steps(Case now) {
   }
   for (int step = 0; step < kSteps; ++step) {
     const Case before = now;
-    const std::vector<TensorStep> inputs = now.inputs(step);
+    const std::vector<Input> inputs = now.inputs(step);
     plan.step(now, inputs);
-    now.note_step(inputs);
     check_step(before, now, inputs, now.options.track_norms ? plain_row_norm_sq(before) : at_first);
     const std::vector<double> want = now.options.track_norms ? EmulatedPlan(now).row_norm_sq : measured;
     CHECK(plan.row_norm_sq == want, "norms after step %d are not those of a norm pass", step);
     check_rounding_steps(plan, now);
   }
-  CHECK(!has_stale(plan), "carried norms were taken for stale");
+  CHECK(plan.all_stale_steps() == 0, "carried norms were taken for stale");
 }
 
 // All that steps leave behind, however the work is dealt out.
@@ -98,33 +90,32 @@ struct Outcome {
   std::vector<double> row_norm_sq;
 };
 
-Outcome run_steps(Case data, int32_t max_blocks, uint64_t seed, unsigned resident_blocks) {
+Outcome run_steps(Case data, int32_t max_thread_blocks, uint64_t seed, unsigned resident_blocks) {
   sasgd_emulation::settings().multiprocessors = 8;
   sasgd_emulation::settings().seed = seed;
   sasgd_emulation::settings().resident_blocks = resident_blocks;
-  EmulatedPlan plan(data, max_blocks);
+  EmulatedPlan plan(data, max_thread_blocks);
   for (int step = 0; step < kSteps; ++step) {
-    const std::vector<TensorStep> inputs = data.inputs(step);
+    const std::vector<Input> inputs = data.inputs(step);
     plan.step(data, inputs);
-    data.note_step(inputs);
   }
-  CHECK(!has_stale(plan), "stale norms with %d blocks, seed %d", max_blocks, static_cast<int>(seed));
+  CHECK(plan.all_stale_steps() == 0, "stale norms with %d blocks, seed %d", max_thread_blocks, static_cast<int>(seed));
   sasgd_emulation::reset();
   return {data, plan.row_norm_sq};
 }
 
 void check_same_bits(const Case& data) {
   struct {
-    int32_t max_blocks;
+    int32_t max_thread_blocks;
     uint64_t seed;
     unsigned resident_blocks;
   } const ways[] = {{2, 0, 0}, {3, 1, 0}, {7, 2, 0}, {16, 3, 0}, {16, 4, 1}, {5, 5, 2}};
   const Outcome expected = run_steps(data, 1, 0, 0);
   for (const auto& way : ways) {
-    const Outcome got = run_steps(data, way.max_blocks, way.seed, way.resident_blocks);
-    CHECK(got.row_norm_sq == expected.row_norm_sq, "norms, %d blocks", way.max_blocks);
+    const Outcome got = run_steps(data, way.max_thread_blocks, way.seed, way.resident_blocks);
+    CHECK(got.row_norm_sq == expected.row_norm_sq, "norms, %d blocks", way.max_thread_blocks);
     for (size_t t = 0; t < data.tensors.size(); ++t) {
-      CHECK(got.data.tensors[t].is_same(expected.data.tensors[t]), "tensor %zu, %d blocks", t, way.max_blocks);
+      CHECK(got.data.tensors[t].is_same(expected.data.tensors[t]), "tensor %zu, %d blocks", t, way.max_thread_blocks);
     }
   }
 }
@@ -142,9 +133,8 @@ void check_threads(const std::vector<Kind>& kinds) {
   EmulatedPlan plan(made, 3);
   for (int step = 0; step < 2; ++step) {
     const Case before = made;
-    const std::vector<TensorStep> inputs = made.inputs(step);
+    const std::vector<Input> inputs = made.inputs(step);
     plan.step(made, inputs);
-    made.note_step(inputs);
     check_step(before, made, inputs, plain_row_norm_sq(before));
   }
 }
