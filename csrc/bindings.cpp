@@ -91,6 +91,7 @@ PYBIND11_MODULE(_C, m) {
       .def("measure", &measure, py::arg("chosen"))
       .def("step", &step, py::arg("grads"), py::arg("grad_dtypes"), py::arg("values"), py::arg("lrs"),
            py::arg("grad_scale"), py::arg("found_inf"))
+      .def_property_readonly_static("is_on_host", [](const py::object&) { return true; })
       .def("is_capturing", [](const BoundCpuPlan&) { return false; })
       .def("stream", [](const BoundCpuPlan&) { return py::none(); })
       .def("memory", [](const BoundCpuPlan&) { return py::list(); })

@@ -28,12 +28,14 @@ class StepNumbers:
 
     Attributes:
         values: of each group; ``lr`` is 0 where it is on a device.
+        has_momentum: of each group, whether its momentum is not 0.
         device_lrs: group index → a learning rate on a device.
         grad_scale: what the gradients were multiplied by (GradScaler), or None for 1.
         found_inf: not 0 if the gradients overflowed (GradScaler); None for 0.
     """
 
     values: list[GroupValues]
+    has_momentum: list[bool]
     device_lrs: dict[int, Tensor]
     grad_scale: Tensor | None
     found_inf: Tensor | None
@@ -66,15 +68,16 @@ def read_numbers(
     Raises:
         TypeError, ValueError: a value is not a number.
     """
-    device_lrs = {
-        index: lr
-        for index, group in enumerate(groups)
-        if isinstance(lr := group["lr"], Tensor) and lr.device.type != "cpu"
-    }
-    for index, lr in device_lrs.items():
-        _check_number("lr", lr, f" of parameter group {index}")
-    values = [_read_group_values(group, index, index in device_lrs) for index, group in enumerate(groups)]
-    return StepNumbers(values, device_lrs, grad_scale, found_inf)
+    values, has_momentum, device_lrs = [], [], {}
+    for index, group in enumerate(groups):
+        lr = group["lr"]
+        if isinstance(lr, Tensor) and lr.device.type != "cpu":
+            _check_number("lr", lr, f" of parameter group {index}")
+            device_lrs[index] = lr
+        read = _read_group_values(group, index, index in device_lrs)
+        values.append(read)
+        has_momentum.append(read.momentum != 0)
+    return StepNumbers(values, has_momentum, device_lrs, grad_scale, found_inf)
 
 
 def _read_group_values(group: Mapping[str, Any], index: int, without_lr: bool) -> GroupValues:

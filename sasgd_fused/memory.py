@@ -20,6 +20,11 @@ def is_opaque(tensor: Tensor) -> bool:
     return dispatch is not torch._C._disabled_torch_dispatch_impl and not is_sharded(tensor)
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Returns whether it is a tensor like any other, with memory of its own."""
+    return not is_opaque(tensor) and not is_sharded(tensor)
+
+
 def has_values(tensor: Tensor) -> bool:
     """Whether there is anything to compute with: not on the meta device, nor in FakeTensorMode."""
     fake = sys.modules.get("torch._subclasses.fake_tensor")
@@ -36,9 +41,14 @@ def is_readable(tensor: Tensor) -> bool:
     return has_values(tensor) and (is_opaque(tensor) or not is_away(tensor))
 
 
+def address_of(tensor: Tensor) -> int:
+    """Returns where a tensor lies; 0 if it has no memory of its own."""
+    return 0 if is_opaque(tensor) else local_of(tensor).data_ptr()
+
+
 def addresses_of(tensors: Sequence[Tensor]) -> list[int]:
-    """Where they lie, as far as they have memory of their own."""
-    return [0 if is_opaque(tensor) else local_of(tensor).data_ptr() for tensor in tensors]
+    """Returns where tensors lie; 0 for those without memory of their own."""
+    return list(map(address_of, tensors))
 
 
 def find_sharing(tensors: Sequence[Tensor]) -> dict[int, set[int]]:

@@ -11,10 +11,12 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from sasgd_fused import checkpoint
 from sasgd_fused.backends import candidate_backends
+from sasgd_fused.backends.base import Backend
 from sasgd_fused.blocks import parameter_name
 from sasgd_fused.describe import describe
 from sasgd_fused.group_lists import ParameterLists, name_as_others
@@ -36,10 +38,10 @@ from sasgd_fused.parameters import check_distinct, check_group
 from sasgd_fused.plan import PlannedBlock
 from sasgd_fused.release import GradientRelease
 from sasgd_fused.report import LayerReport, make_report
-from sasgd_fused.stepping import SteppingOptimizer
+from sasgd_fused.stepper import Stepper
 
 
-class ScaleAmendedSGD(SteppingOptimizer):
+class ScaleAmendedSGD(Optimizer):
     r"""SGD whose gradients are scaled, layer by layer, by the norm of the weights and a backward factor.
 
     For the blocks b = B..1 of a network, from the output to the input, with m = 1 at the output:
@@ -145,7 +147,11 @@ class ScaleAmendedSGD(SteppingOptimizer):
             rounding,
             rounding_seed,
         )
-        self._begin(options, candidate_backends(backend, foreach, fused))
+        self._options = options
+        self._is_constructed = False
+        candidates = candidate_backends(backend, foreach, fused)
+        self._stepper = Stepper(options, candidates, Network(output_width), ParameterLists())
+        self._release = GradientRelease(self._update_one)
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -162,9 +168,9 @@ class ScaleAmendedSGD(SteppingOptimizer):
         }
         check_defaults(defaults)
         super().__init__(params, defaults)
-        self._lists.note(self.param_groups)
+        self._stepper.lists.note(self.param_groups)
         self._is_constructed = True
-        self._make_backends()
+        self._stepper.remake(self.param_groups, self.state)
         # The groups do not have these: they hold for all of them.
         self.defaults.update(self._plain_options())
         self._unscales = bool(fused or backend)
@@ -207,24 +213,25 @@ class ScaleAmendedSGD(SteppingOptimizer):
         """
         groups = self.param_groups
         if self._is_constructed:
-            self._lists.follow(groups)
+            self._stepper.lists.follow(groups)
         if isinstance(param_group, dict) and not isinstance(param_group.get("params"), set):
             params = [given] if isinstance(given := param_group["params"], Tensor) else list(given)
             param_group["params"] = name_as_others(params, groups)
             check_distinct(param_group["params"])
         super().add_param_group(param_group)
-        before = copy.copy(self._network), self._backends
+        stepper = self._stepper
+        before = copy.copy(stepper.network), stepper.backends
         try:
             self._options.drop_from(param_group, self.defaults)
             check_group(param_group, len(groups) - 1)
             if self._is_constructed:
-                self._lists.note(groups)
-                self._network.add(groups)
-                self._make_backends()
+                stepper.lists.note(groups)
+                stepper.network.add(groups)
+                stepper.remake(groups, self.state)
         except BaseException:
             groups.pop()
-            self._network, self._backends = before
-            self._lists = ParameterLists(groups)
+            stepper.network, stepper.backends = before
+            stepper.lists = ParameterLists(groups)
             raise
 
     def name_parameters(self, model: nn.Module) -> None:
@@ -241,20 +248,20 @@ class ScaleAmendedSGD(SteppingOptimizer):
         names = {param: name for name, param in model.named_parameters()}
         if not any(param in names for param in self._params()):
             raise ValueError(f"model: got a {type(model).__name__} with none of the optimizer's parameters")
-        self._lists.follow(self.param_groups)
+        self._stepper.lists.follow(self.param_groups)
         before = [dict(group) for group in self.param_groups]
         for index, group in enumerate(self.param_groups):
             group["param_names"] = [
                 names.get(param) or parameter_name(group, index, place) for place, param in enumerate(group["params"])
             ]
         try:
-            self._make_backends()
+            self._stepper.remake(self.param_groups, self.state)
         except ValueError:  # a mapping of factors goes by the names before
             for group, old in zip(self.param_groups, before, strict=True):
                 group.clear()
                 group.update(old)
             raise
-        self._lists.note(self.param_groups)
+        self._stepper.lists.note(self.param_groups)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -283,6 +290,17 @@ class ScaleAmendedSGD(SteppingOptimizer):
         else:
             self._update()
         return loss
+
+    def _update(self) -> None:
+        if self._release.is_on:
+            self._release.attach(self._params())
+        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        self._stepper.step(self.param_groups, self.state, scale, found_inf)
+        if self._release.is_on:
+            self._release.free_waiting()
+
+    def _update_one(self, param: Tensor, is_first: bool) -> bool:
+        return self._stepper.step_one(param, is_first, self.param_groups, self.state)
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _update_outside_graph(self) -> None:
@@ -323,11 +341,11 @@ class ScaleAmendedSGD(SteppingOptimizer):
             A tuple of rows, input first, that prints as a table. Its figures are those of a step taken now.
         """
         backends = self._current_backends()
-        if not all(backend.is_current() for backend in backends):
-            backends = self._make_backends()
+        if not all(backend.fits() for backend in backends):
+            backends = self._stepper.remake(self.param_groups, self.state)
         for backend in backends:
-            backend.settle()
-        return make_report(backends, read_numbers(self.param_groups).on_host(), self._order)
+            backend.sync_state()
+        return make_report(backends, read_numbers(self.param_groups).on_host(), self._stepper.order)
 
     def planned_blocks(self) -> list[PlannedBlock]:
         """The blocks of all devices, with their backward factors."""
@@ -340,20 +358,20 @@ class ScaleAmendedSGD(SteppingOptimizer):
         (``norms="freeze"``) when other weights were loaded into the model.
         """
         for backend in self._current_backends():
-            backend.forget_norms()
+            backend.forget()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state as torch.optim.SGD's, and the groups' options, frozen norms, masters, counts of rounding.
 
         On a GPU this waits for the device.
         """
-        unstarted = self._settle()
-        self._lists.follow(self.param_groups)
-        params = list(self._params())
-        unset = {param: entry for backend in self._backends or [] for param, entry in backend.unset().items()}
+        not_started = self._stepper.sync_state()
+        self._stepper.lists.follow(self.param_groups)
+        params, backends = list(self._params()), self._stepper.backends or []
+        first = {param: e for backend in backends for param, e in backend.norms.frozen.before_updates().items()}
         options = self._plain_options()
         handle = self.register_state_dict_post_hook(
-            lambda _, state_dict: checkpoint.complete(state_dict, params, unstarted, unset, options),
+            lambda _, state_dict: checkpoint.complete(state_dict, params, not_started, first, options),
             prepend=True,  # before the user's own hooks
         )
         try:
@@ -364,7 +382,7 @@ class ScaleAmendedSGD(SteppingOptimizer):
     def _plain_options(self) -> dict[str, Any]:
         if not isinstance(self._options.factors, Mapping):
             return self._options.plain({})
-        backends = self._current_backends() if self._backends is None else self._backends  # they know the names
+        backends = self._stepper.backends or self._current_backends()  # they know the names
         factors = {
             planned.block.name: planned.backward_factor for backend in backends for planned in backend.plan.blocks
         }
@@ -380,7 +398,7 @@ class ScaleAmendedSGD(SteppingOptimizer):
             ValueError: groups or shapes do not match, or a parameter's dtype does not go with the options; nothing is
                 changed then.
         """
-        self._lists.follow(self.param_groups)
+        self._stepper.lists.follow(self.param_groups)
         loading = checkpoint.Loading(self.param_groups, self._options)
         # Between the user's own hooks: after those before loading, before those after it.
         handles = [
@@ -392,26 +410,32 @@ class ScaleAmendedSGD(SteppingOptimizer):
         finally:
             for handle in handles:
                 handle.remove()
-        self._lists.note(self.param_groups)
+        self._stepper.lists.note(self.param_groups)
         loading.warn(self._plain_options())
 
     def __getstate__(self) -> dict[str, Any]:
-        unstarted = self._settle()
+        not_started = self._stepper.sync_state()
         state = super().__getstate__()
-        if unstarted:
-            state["state"] = defaultdict(dict, checkpoint.without_momentum(self.state, set(unstarted)))
+        if not_started:
+            state["state"] = defaultdict(dict, checkpoint.without_momentum(self.state, set(not_started)))
         return {**state, **{name: self.__dict__[name] for name in _PICKLED if name in self.__dict__}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if "_network" not in self.__dict__:  # from a file of version 0.1
-            self._network = Network(self._options.output_width, self.__dict__.pop("_initial_groups"))
-            self._lists = ParameterLists(self.param_groups)
+        if "_stepper" not in self.__dict__:  # from a file of version 0.1
+            network = Network(self._options.output_width, self.__dict__.pop("_initial_groups"))
+            lists = ParameterLists(self.param_groups)
+            self._stepper = Stepper(self._options, self.__dict__.pop("_candidates"), network, lists)
             self._is_constructed = self._unscales = True
-        self._begin_again()
+        if "_release" not in self.__dict__:
+            self._release = GradientRelease(self._update_one)
+        self._stepper.backends = None
+
+    def _current_backends(self) -> list[Backend]:
+        return self._stepper.current(self.param_groups, self.state)
 
 
-_PICKLED = ("_options", "_candidates", "_is_constructed", "_network", "_lists", "_unscales")
+_PICKLED = ("_options", "_is_constructed", "_stepper", "_unscales")
 
 
 def _constructing_module() -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sasgd_fused.blocks import Block, block_options, parameter_name
+from sasgd_fused.blocks import Block, parameter_name
 from sasgd_fused.factors import backward_factors
 from sasgd_fused.memory import Neighbours, is_opaque, ranks_among
 from sasgd_fused.options import Options
@@ -80,14 +78,21 @@ class StepPlan:
         """Whether the parameters still have the shapes, dtypes and device that the plan was made for."""
         return [_signature(param) for param in self.params] == self.signatures
 
-    def gather_gradients(self) -> list[Tensor | None]:
+    def gather_gradients(self, only: int | None = None) -> list[Tensor | None]:
         """Takes each parameter's gradient, or None, after checking all of them.
+
+        Args:
+            only: takes that of the parameter with this index alone.
 
         Raises:
             ValueError: a gradient is sparse, complex, integer, on another device, or of another shape; the message
                 names the parameter.
         """
-        grads = [param.grad for param in self.params]
+        if only is None:
+            grads = [param.grad for param in self.params]
+        else:
+            grads = [None] * len(self.params)
+            grads[only] = self.params[only].grad
         for param, grad, name in zip(self.params, grads, self.names, strict=True):
             if grad is None:
                 continue
@@ -103,22 +108,16 @@ class StepPlan:
                 )
         return grads
 
-    def check_momentum(self, state: State) -> None:
-        """Checks the momentum buffers of the parameters that have a gradient.
+    def check_state(self, state: State) -> None:
+        """Checks the momentum buffers and master weights of the parameters that have a gradient.
 
         Raises:
-            ValueError: a buffer is sparse, or does not have its parameter's shape or device; the message names the
+            ValueError: one is sparse, or does not have its parameter's shape or device; the message names the
                 parameter.
         """
         self._check_state(state, "momentum_buffer")
-
-    def check_masters(self, state: State) -> None:
-        """Checks the master weights of the parameters that have a gradient.
-
-        Raises:
-            ValueError: as `check_momentum` does.
-        """
-        self._check_state(state, "master_weight")
+        if self.has_masters:
+            self._check_state(state, "master_weight")
 
     def drop_masters(self, state: State) -> None:
         """Removes the masters of parameters that have none any more, as after model.float()."""
@@ -142,40 +141,18 @@ class StepPlan:
                 )
 
 
-class Structure:
-    """What plans are made from and anybody may change in the groups at any time.
-
-    Args:
-        groups: the optimizer's parameter groups as they are now.
-    """
-
-    def __init__(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        self._params = [list(group["params"]) for group in groups]
-        self._options = [copy.deepcopy(block_options(group)) for group in groups]
-
-    def holds_for(self, groups: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether groups have the same parameters, and the same options that decide on blocks."""
-        return len(groups) == len(self._params) and all(
-            len(params) == len(group["params"])
-            and all(map(is_, params, group["params"]))
-            and options == block_options(group)
-            for params, options, group in zip(self._params, self._options, groups, strict=True)
-        )
-
-
 def make_plans(
     groups: Sequence[Mapping[str, Any]],
     options: Options,
     blocks: Sequence[Block],
     heads: Sequence[Tensor],
     output_width: float,
-    apart: bool = False,
 ) -> list[StepPlan]:
     """Makes plans for all parameters that a step may update: one for every device, unless they differ in more.
 
     Parameters without memory of their own have a plan for themselves, and so have those of float64, which no kernel
-    takes. Of several over the same memory each has a later
-    plan than those before it, so that each is updated from what the others left.
+    takes. Of several over the same memory each has a later plan than those before it, so that each is updated from what
+    the others left.
 
     Args:
         groups: the optimizer's parameter groups.
@@ -183,7 +160,6 @@ def make_plans(
         blocks: of the groups, input first.
         heads: the parameters of the blocks at the network's outputs.
         output_width: n_B.
-        apart: makes one for every parameter instead, so that each can be updated by itself.
 
     Raises:
         ValueError: a parameter cannot be updated, or the options are not for it.
@@ -200,16 +176,11 @@ def make_plans(
     neighbours = Neighbours([param for _, param, _, _ in entries])
     ranks = ranks_among(neighbours.sharing)
     parts: dict[Any, list[int]] = {}
-    for k, (place, param, _, _) in enumerate(entries):
+    for k, (_, param, _, _) in enumerate(entries):
         kind = ranks.get(k, 0), param.device, is_opaque(param), param.dtype == torch.float64
-        parts.setdefault(place if apart else kind, []).append(k)
-    order_of_blocks = {(block.group, block.position): place for place, block in enumerate(blocks)}
-    if apart:  # then reports go from plan to plan: blocks from input to output
-        order = sorted(parts.values(), key=lambda ks: order_of_blocks.get(entries[ks[0]][0], -1))
-    else:
-        order = sorted(parts.values(), key=lambda ks: ranks.get(ks[0], 0))
+        parts.setdefault(kind, []).append(k)
     plans = []
-    for chosen in order:
+    for chosen in sorted(parts.values(), key=lambda ks: ranks.get(ks[0], 0)):
         of_place = {entries[k][0]: i for i, k in enumerate(chosen)}
         params = [entries[k][1] for k in chosen]
         planned = []

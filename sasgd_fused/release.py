@@ -57,6 +57,7 @@ class GradientRelease:
         for _, handle in self._handles.values():
             handle.remove()
         self._handles.clear()
+        self._waiting.clear()
         self.is_on = False
 
     def _release(self, param: Tensor) -> None:

@@ -7,8 +7,8 @@ from array import array
 import pytest
 import torch
 
+from sasgd_fused.backends.device_state import Carried
 from sasgd_fused.backends.rounding import _bits_of, round_stochastically
-from sasgd_fused.hyperparameters import GroupValues
 from sasgd_fused.storage import mix
 from tests.helpers import backends, cpu_only
 
@@ -19,7 +19,7 @@ pytestmark = [cpu_only("Triton's interpreter runs there"), pytest.mark.parametri
 def test_places_beyond_32_bits(has_master: bool, backend: str) -> None:
     """Of a tensor of which only the last two chunks are in memory."""
     from sasgd_fused.backends.triton import tables
-    from sasgd_fused.backends.triton.launch import TritonPlan
+    from sasgd_fused.backends.triton.kernel import TritonKernel
 
     count, absent, stream, rounding_step = 8192 + 5, 3 * 2**32 // 8192 + 2, 2**64 - 12345, 6
     generator = torch.Generator().manual_seed(1)
@@ -34,12 +34,13 @@ def test_places_beyond_32_bits(has_master: bool, backend: str) -> None:
 
     steps = torch.tensor([rounding_step])
     flags = torch.ones(1, dtype=torch.uint8)  # started
-    plan = TritonPlan(
+    nothing = torch.zeros(0, dtype=torch.float64)
+    plan = TritonKernel(
         torch.device("cpu"),
-        *(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64), flags, steps),
+        Carried(nothing, nothing, nothing.long(), flags, steps),
         tensors=[(count, 0, 0 if has_master else 1)],
-        blocks=[],
-        storage=[(int(has_master), has_master, True, stream)],
+        layers=[],
+        precision=[(int(has_master), has_master, True, stream)],
         eps=1.0,
         shape_decay=False,
         track_norms=True,
@@ -50,7 +51,7 @@ def test_places_beyond_32_bits(has_master: bool, backend: str) -> None:
         array("Q", [tensor.data_ptr() - offset * tensor.element_size()]) for tensor in (weight, grad, buffer, copy)
     )
     plan.place(weights, buffers, copies)
-    plan.step(grads, array("Q", [1]), [GroupValues(0.25, 0.5, 0.0, 0.0, False, False)], {}, None, None)
+    plan.step(grads, array("Q", [1]), array("d", [0.25, 0.5, 0.0, 0.0, 0.0, 0.0]), {}, None, None)
 
     assert torch.equal(buffer, round_stochastically(moved, words >> 16))
     assert torch.equal(weight, expected if has_master else round_stochastically(expected, words & 0xFFFF))

@@ -19,7 +19,8 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from sasgd_fused.backends.triton import kernels, launch, tables
+from sasgd_fused.backends.device_state import Carried
+from sasgd_fused.backends.triton import kernel, kernels, tables
 from sasgd_fused.backends.triton.formats import ORDINARY, Formats
 from sasgd_fused.hyperparameters import GroupValues
 
@@ -90,15 +91,18 @@ def use(
 ) -> None:
     """A norm pass and a step of a model; the dtypes, which are the parameters', take turns."""
     codes = [dtypes[t % len(dtypes)] for t in range(len(numels))]
-    plan = launch.TritonPlan(
+    plan = kernel.TritonKernel(
         torch.device("cpu"),
-        torch.zeros(len(blocks), dtype=torch.float64),
-        torch.zeros(len(blocks), dtype=torch.int64),
-        torch.zeros(len(numels), dtype=torch.uint8),
-        torch.zeros(len(numels), dtype=torch.int64),
+        Carried(
+            torch.zeros(len(blocks), dtype=torch.float64),
+            torch.zeros(len(blocks), dtype=torch.float64),
+            torch.zeros(len(blocks), dtype=torch.int64),
+            torch.zeros(len(numels), dtype=torch.uint8),
+            torch.zeros(len(numels), dtype=torch.int64),
+        ),
         tensors=[(n, 0, 0 if formats.has_masters else code) for n, code in zip(numels, codes, strict=True)],
-        storage=[] if formats == ORDINARY else [stored(code, formats) for code in codes],
-        blocks=[(tensor, True, 4.0, 2.0, 1.0) for tensor in blocks],
+        precision=[] if formats == ORDINARY else [stored(code, formats) for code in codes],
+        layers=[(tensor, True, 4.0, 2.0, 1.0) for tensor in blocks],
         eps=1e-3,
         shape_decay=shape_decay,
         track_norms=track_norms,
@@ -107,7 +111,14 @@ def use(
     nowhere = array("Q", bytes(8 * len(numels)))
     plan.place(addresses, addresses if values.momentum else nowhere, addresses if formats.has_masters else nowhere)
     plan.measure(bytearray(b"\1" * len(blocks)))
-    plan.step(addresses, array("Q", [0] * len(numels) if wide else codes), [values], lrs or {}, grad_scale, found_inf)
+    plan.step(
+        addresses,
+        array("Q", [0] * len(numels) if wide else codes),
+        array("d", values),
+        lrs or {},
+        grad_scale,
+        found_inf,
+    )
 
 
 UNALIGNED = torch.ones(4)[1]

@@ -168,10 +168,12 @@ def test_an_optimizer_from_a_file_of_version_0_1() -> None:
     optimizer.add_param_group({"params": [("new", Parameter(torch.ones(9, 9)))]})
     expected = optimizer.layer_report()
     state = optimizer.__getstate__()
-    for name in ("_network", "_lists", "_unscales", "_is_constructed"):
+    for name in ("_stepper", "_unscales", "_is_constructed"):
         del state[name]
+    heads = optimizer._stepper.network.heads
+    state |= {"_initial_groups": 2, "_head": heads[0], "_head_rows": 2, "_candidates": ("native", "foreach")}
     old = ScaleAmendedSGD.__new__(ScaleAmendedSGD)
-    old.__setstate__({**state, "_initial_groups": 2, "_head": optimizer._network.heads[0], "_head_rows": 2})
+    old.__setstate__(state)
     assert old.layer_report() == expected
     old.step()
     copy.deepcopy(old).state_dict()

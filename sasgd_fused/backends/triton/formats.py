@@ -26,7 +26,7 @@ ORDINARY = Formats()
 
 
 def formats_of(tensors: Sequence[tuple[int, int, int]], storage: Sequence[tuple[int, bool, bool, int]]) -> Formats:
-    """The formats of a plan, from the arguments of `launch.TritonPlan`.
+    """The formats of a plan, from the arguments of `kernel.TritonKernel`.
 
     Raises:
         ValueError: tensors of one dtype are not stored alike.

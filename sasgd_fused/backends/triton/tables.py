@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from triton.language import constexpr
 
-from sasgd_fused.backends import device_flags
+from sasgd_fused.backends import device_state
 
 CHUNK = constexpr(8192)  # elements whose sums of squares are kept together
 LANES = constexpr(256)  # to which a chunk's elements are dealt out; each adds up its own in their order
@@ -57,5 +57,5 @@ LR_ADDRESS = constexpr(6)
 GROUP_WORDS = constexpr(7)
 
 # Bits of a tensor's flags.
-STARTED = constexpr(device_flags.STARTED)
-NORM_KEPT = constexpr(device_flags.NORM_KEPT)
+STARTED = constexpr(device_state.STARTED)
+NORM_KEPT = constexpr(device_state.NORM_KEPT)

@@ -11,61 +11,58 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sasgd_fused.backends.device_state import Carried
 from sasgd_fused.backends.triton import tables
 from sasgd_fused.backends.triton.compiled import compiled_kernels
 from sasgd_fused.backends.triton.device_table import DeviceTable
 from sasgd_fused.backends.triton.formats import formats_of
-from sasgd_fused.hyperparameters import GroupValues
 
 
-class TritonPlan:
+class TritonKernel:
     """Plans steps on one device and launches them on its current stream; the twin of csrc/cuda/step.h.
 
     Args:
         device: of the parameters.
-        row_norm_sq: on the device, as the next two: float64 for each block, ‖W‖²_{2,μ}.
-        stale_steps: int64 for each block: how many steps used the norm of weights that were written unseen.
-        flags: uint8 for each tensor, see `device_flags`.
-        rounding_steps: int64 for each tensor: how many steps were rounded stochastically, which the kernel counts.
+        carried: what it carries from step to step.
         tensors: (numel, group, dtype code of the weights) of each.
-        storage: (dtype code of the parameter that is the copy of float32 weights, or 0; whether float32 weights have
-            bfloat16 momentum; whether bfloat16 is rounded stochastically; the random numbers' stream) of each; empty
-            if nothing is out of the ordinary.
-        blocks: (tensor, scaled, rows, columns, m_b) of each, input first.
+        layers: (tensor, scaled, rows, columns, m_b) of each, input first.
         eps: floor of ‖W‖²_{2,μ}.
         shape_decay: whether d_b = weight_decay / m_b.
         track_norms: whether norms follow the weights.
+        precision: (dtype code of the parameter of float32 masters, or 0; whether float32 weights have bfloat16
+            momentum; whether bfloat16 is rounded stochastically; the random numbers' stream) of each; empty if nothing
+            is out of the ordinary.
 
     Attributes:
+        is_on_host: False.
         steps: how many steps were launched. Raised before the launch, since Python may be interrupted at its return.
     """
+
+    is_on_host = False
 
     def __init__(
         self,
         device: torch.device,
-        row_norm_sq: Tensor,
-        stale_steps: Tensor,
-        flags: Tensor,
-        rounding_steps: Tensor,
+        carried: Carried,
         *,
         tensors: Sequence[tuple[int, int, int]],
-        blocks: Sequence[tuple[int, bool, float, float, float]],
+        layers: Sequence[tuple[int, bool, float, float, float]],
         eps: float,
         shape_decay: bool,
         track_norms: bool,
-        storage: Sequence[tuple[int, bool, bool, int]] = (),
+        precision: Sequence[tuple[int, bool, bool, int]] = (),
     ) -> None:
         self._device = device
         self.steps = 0
-        formats = formats_of(tensors, storage)
-        self._row_norm_sq, self._stale_steps, self._flags = row_norm_sq, stale_steps, flags
-        copy_dtypes = [copy_dtype for copy_dtype, *_ in storage] or [0] * len(tensors)
+        formats = formats_of(tensors, precision)
+        self._carried = carried
+        copy_dtypes = [copy_dtype for copy_dtype, *_ in precision] or [0] * len(tensors)
         self._dtypes = [copy or dtype for copy, (_, _, dtype) in zip(copy_dtypes, tensors, strict=True)]
         self._empty = [t for t, (numel, _, _) in enumerate(tensors) if numel == 0]
-        self._tensor_of_block = [tensor for tensor, *_ in blocks]
+        self._tensor_of_block = [tensor for tensor, *_ in layers]
         traits = (tables.SHAPE_DECAY.value if shape_decay else 0) | (tables.TRACKED.value if track_norms else 0)
-        traits_of = {tensor: traits | (tables.SCALED.value if scaled else 0) for tensor, scaled, *_ in blocks}
-        for t, (_, _, is_stochastic, _) in enumerate(storage):
+        traits_of = {tensor: traits | (tables.SCALED.value if scaled else 0) for tensor, scaled, *_ in layers}
+        for t, (_, _, is_stochastic, _) in enumerate(precision):
             traits_of[t] = traits_of.get(t, 0) | (tables.STOCHASTIC.value if is_stochastic else 0)
         block_of = {tensor: block for block, tensor in enumerate(self._tensor_of_block)}
 
@@ -81,10 +78,9 @@ class TritonPlan:
 
         self._tensors = torch.tensor(rows, dtype=torch.int64).to(device)
         self._tensor_of_chunk = torch.repeat_interleave(torch.tensor(chunks, dtype=torch.int64)).to(device, torch.int32)
-        block_words = [(rows, backward_factor, eps) for _, _, rows, _, backward_factor in blocks]
+        block_words = [(rows, backward_factor, eps) for _, _, rows, _, backward_factor in layers]
         self._blocks = torch.tensor(block_words, dtype=torch.float64).to(device)
         self._sums = torch.zeros(2 * (first_chunk + first_node), dtype=torch.float64, device=device)
-        self.sum_squares = torch.zeros(len(blocks), dtype=torch.float64, device=device)
         self._one = torch.ones(1, dtype=torch.float32, device=device)
         self._zero = torch.zeros(1, dtype=torch.float32, device=device)
         self._addresses = DeviceTable(tables.ADDRESS_WORDS.value * len(tensors), torch.int64, device)
@@ -94,8 +90,8 @@ class TritonPlan:
         self._copies = DeviceTable(len(tensors), torch.int64, device) if formats.has_masters else None
         self._rounding: tuple[Tensor, Tensor] | tuple[None, None] = None, None  # streams and counts
         if formats.is_stochastic:
-            streams = torch.frombuffer(array("Q", [stream for *_, stream in storage]), dtype=torch.int64)
-            self._rounding = streams.to(device), rounding_steps
+            streams = torch.frombuffer(array("Q", [stream for *_, stream in precision]), dtype=torch.int64)
+            self._rounding = streams.to(device), carried.rounding_steps
         self._formats = formats
         self._group_count = groups
         self._grad_words: tuple[array[int], array[int], bytes] | None = None  # and what they were made from
@@ -104,52 +100,52 @@ class TritonPlan:
 
     def memory(self) -> list[Tensor]:
         """What kernels read and write besides parameters, gradients and momentum buffers."""
-        fixed = [self._tensors, self._tensor_of_chunk, self._blocks, self._sums, self.sum_squares]
+        fixed = [self._tensors, self._tensor_of_chunk, self._blocks, self._sums]
         fixed += [tensor for tensor in self._rounding if tensor is not None]
         sent = [self._addresses, self._grads, self._groups, self._chosen, *([self._copies] if self._copies else [])]
         return [*fixed, self._one, self._zero, *(tensor for table in sent for tensor in table.memory())]
 
-    def place(self, weights: array[int], momentum_buffers: array[int], copies: array[int]) -> None:
-        """Sends the addresses of all weights, momentum buffers and copies (0: none); holds until the next call."""
+    def place(self, weights: array[int], momentum_buffers: array[int], params: array[int]) -> None:
+        """Sends the addresses of all weights, momentum buffers and parameters of masters (0: none)."""
         words = array("Q", bytes(16 * len(weights)))
         words[0::2], words[1::2] = weights, momentum_buffers
         self._addresses.send(words.tobytes(), captured=False)
         if self._copies:
-            self._copies.send(copies.tobytes(), captured=False)
+            self._copies.send(params.tobytes(), captured=False)
 
-    def measure(self, chosen_blocks: bytearray) -> None:
-        """Norm pass: takes the norms of the blocks whose byte is 1, except of those whose norm is kept."""
+    def measure(self, chosen: bytearray) -> None:
+        """Launches a norm pass: takes the norms of the layers whose byte is 1, except of those whose norm is kept."""
         words = array("Q", bytes(8 * len(self._dtypes)))
-        for tensor, is_chosen in zip(self._tensor_of_block, chosen_blocks, strict=True):
+        for tensor, is_chosen in zip(self._tensor_of_block, chosen, strict=True):
             words[tensor] = is_chosen
-        chosen = self._chosen.send(words.tobytes(), self.is_capturing())
+        sent = self._chosen.send(words.tobytes(), self.is_capturing())
         with on_device(self._device):
             self._kernels["norm_kernel"][(self._chunks, 1, 1)](
                 self._tensors,
                 self._tensor_of_chunk,
                 self._addresses.on_device,
-                chosen,
+                sent,
                 self._sums,
-                self._flags,
+                self._carried.flags,
                 self._formats.has_masters,
             )
             self._kernels["finish_norm_kernel"][(len(self._dtypes), 1, 1)](
                 self._tensors,
                 self._blocks,
-                chosen,
+                sent,
                 self._sums,
                 self._chunks,
-                self.sum_squares,
-                self._row_norm_sq,
-                self._stale_steps,
-                self._flags,
+                self._carried.sum_squares,
+                self._carried.row_norm_sq,
+                self._carried.stale_steps,
+                self._carried.flags,
             )
 
     def step(
         self,
         grads: array[int],
         grad_dtypes: array[int],
-        values: Sequence[GroupValues],
+        values: array[float],
         lrs: Mapping[int, Tensor],
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
@@ -159,7 +155,7 @@ class TritonPlan:
         Args:
             grads: the address of each gradient; 0 leaves the tensor as it is.
             grad_dtypes: the dtype code of each: the parameter's or float32's. Neither array is ever changed.
-            values: of each group.
+            values: the fields of `GroupValues` of each group, one after the other.
             lrs: group index → a float32 on the device that is its learning rate.
             grad_scale: float32 on the device: what the gradients were multiplied by; None for 1.
             found_inf: float32 on the device: if it is not 0, the step leaves everything as it is; None for 0.
@@ -170,7 +166,7 @@ class TritonPlan:
             self.steps += 1
             return
         rows = [
-            struct.pack("=6dQ", *values[group], lrs[group].data_ptr() if group in lrs else 0)
+            struct.pack("=6dQ", *values[6 * group : 6 * group + 6], lrs[group].data_ptr() if group in lrs else 0)
             for group in range(self._group_count)
         ]
         is_capturing = self.is_capturing()
@@ -187,8 +183,8 @@ class TritonPlan:
                 sent_grads,
                 sent_groups,
                 self._sums,
-                self._row_norm_sq,
-                self._flags,
+                self._carried.row_norm_sq,
+                self._carried.flags,
                 self._one if grad_scale is None else grad_scale,
                 found_inf,
                 self._copies.on_device if self._copies else None,
@@ -203,10 +199,10 @@ class TritonPlan:
                 sent_groups,
                 self._sums,
                 self._chunks,
-                self.sum_squares,
-                self._row_norm_sq,
-                self._stale_steps,
-                self._flags,
+                self._carried.sum_squares,
+                self._carried.row_norm_sq,
+                self._carried.stale_steps,
+                self._carried.flags,
                 found_inf,
                 self._rounding[1],
             )
@@ -217,6 +213,12 @@ class TritonPlan:
             return False
         with on_device(self._device):
             return bool(torch.get_device_module(self._device).is_current_stream_capturing())
+
+    def stream(self) -> object:
+        """Returns the device's current stream."""
+        if self._device.type == "cpu":
+            return None
+        return torch.get_device_module(self._device).current_stream(self._device)
 
     def _words_of(self, grads: array[int], grad_dtypes: array[int]) -> bytes:
         words = array("Q", grads)
