@@ -95,7 +95,7 @@ def test_imports_go_down() -> None:
     ],
 )
 def test_what_goes_up_or_aside_is_found(text: str) -> None:
-    lines = ["    sasgd_fused/", "      __init__.py top.py  one", "        more", "      low.py beside.py  two", "    x/"]
+    lines = ["    sasgd_fused/", "      __init__.py top.py  1", "        more", "      low.py beside.py  2", "    x/"]
     floors = picture("\n".join(lines))
     texts = {"__init__.py": "", "top.py": "import sasgd_fused.low\nimport os", "beside.py": "", "low.py": text}
     (found,) = upward(floors, texts)
