@@ -35,7 +35,7 @@ class Block:
 
 
 def parameter_name(group: Mapping[str, Any], group_index: int, position: int) -> str:
-    """The parameter's name where the optimizer was given names, else its place."""
+    """Returns the parameter's name where the optimizer was given names, else its place."""
     names = group.get("param_names")
     return names[position] if names else f"parameter {position} of group {group_index}"
 
@@ -45,7 +45,7 @@ def find_blocks(
     added: Collection[int] = (),
     known: Matrices | None = None,
 ) -> list[Block]:
-    """Lists the blocks from input to output.
+    """Returns the blocks from input to output.
 
     A block is a non-empty parameter with two or more dimensions. The order is that of the groups and of the
     parameters in them; groups added after construction stand before them, the newest first, because unfreezing a
@@ -88,7 +88,7 @@ def check_block_options(group: Mapping[str, Any]) -> None:
 
 
 def block_options(group: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
-    """The group's `amend`, `rows`, `columns` and `heads`; groups of other optimizers have none of them."""
+    """Returns the group's `amend`, `rows`, `columns` and `heads`; groups of other optimizers have none of them."""
     return group.get("amend", True), group.get("rows"), group.get("columns"), group.get("heads")
 
 

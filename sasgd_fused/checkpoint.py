@@ -1,4 +1,4 @@
-"""Checkpoints: torch.optim.SGD's state dictionaries are taken, and ours fit it."""
+"""Checkpoints: takes torch.optim.SGD's state dictionaries, and makes ours fit it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LOCAL_KEYS = ("foreach", "fused", "differentiable")
 
 
 class Loading:
-    """Loads one state dictionary by what torch does between two hooks.
+    """Two hooks around torch's loading of one state dictionary.
 
     Args:
         groups: the optimizer's parameter groups.
@@ -41,7 +41,7 @@ class Loading:
         self._is_foreign = False
 
     def adapt(self, _: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Returns what torch is to load, after checking all of it; the hook before loading."""
+        """Checks a state dictionary, and returns it as torch is to load it; the hook before loading."""
         adapted = adapt(state_dict, self._groups)
         check_shapes(adapted, self._groups)
         self._saved_options, self._is_foreign = saved_options(state_dict), is_foreign(state_dict)
@@ -79,20 +79,20 @@ class Loading:
 
 
 def is_foreign(state_dict: Mapping[str, Any]) -> bool:
-    """Whether a state dictionary was made by another optimizer, torch.optim.SGD for instance."""
+    """Returns whether a state dictionary was made by another optimizer, torch.optim.SGD for instance."""
     groups = state_dict["param_groups"]
     return any("amend" not in group and "decay" not in group for group in groups)
 
 
 def saved_options(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the optimizer that made a state dictionary, as far as it tells."""
+    """Returns the options of the optimizer that made a state dictionary, as far as it tells."""
     for group in state_dict["param_groups"]:
         return {name: group[name] for name in OPTION_NAMES if name in group}
     return {}
 
 
 def adapt(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Makes a state dictionary fit an optimizer's groups; the original is left as it is.
+    """Returns a state dictionary that fits an optimizer's groups; the original stays as it is.
 
     A checkpoint with a single group, made from ``model.parameters()``, is dealt out to groups made by
     `parameter_groups`, which know each parameter's place in that order. So is one whose groups `parameter_groups` made
@@ -155,7 +155,7 @@ def check_shapes(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, An
 def saved_states(
     state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[Tensor, str, Mapping[str, Any]]]:
-    """Each parameter, its name, and its state in an adapted state dictionary."""
+    """Yields each parameter, its name, and its state in an adapted state dictionary."""
     keys = [key for group in state_dict["param_groups"] for key in group["params"]]
     places = [(index, place) for index, group in enumerate(groups) for place in range(len(group["params"]))]
     for key, (index, place) in zip(keys, places, strict=True):
@@ -188,7 +188,7 @@ def restore_precision(state: dict[str, Any], saved: Mapping[str, Any], param: Te
 
 
 def without_momentum(state: Mapping[Any, dict[str, Any]], keys: Collection[Any]) -> dict[Any, dict[str, Any]]:
-    """A state without the momentum buffers of some parameters; the original is left as it is."""
+    """Returns a state without the momentum buffers of some parameters; the original stays as it is."""
     kept = {
         key: {name: value for name, value in entry.items() if name != "momentum_buffer"} if key in keys else entry
         for key, entry in state.items()
@@ -228,7 +228,7 @@ def complete(
 def _deal_out(
     saved: list[dict[str, Any]], orders: Sequence[Sequence[int]], groups: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Gives each group its parameters' keys, and the values of a saved group that was amended as it is."""
+    """Returns groups with their parameters' keys, and the values of a saved group that was amended likewise."""
     places = [place for order in orders for place in order]
     keys = [key for group in saved for key in group["params"]]
     wanted = [place for group in groups for place in group.get("model_order", ())]

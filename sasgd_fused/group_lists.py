@@ -12,7 +12,7 @@ from sasgd_fused.blocks import parameter_name
 
 
 def name_as_others(params: Sequence[Any], groups: Sequence[Mapping[str, Any]]) -> Sequence[Any]:
-    """Names the parameters of a new group by their places, if those of the other groups have names and none here has.
+    """Returns the parameters of a new group, named by their places if those of other groups alone have names.
 
     Args:
         params: tensors, or pairs of a name and one.
@@ -24,7 +24,7 @@ def name_as_others(params: Sequence[Any], groups: Sequence[Mapping[str, Any]]) -
 
 
 class ParameterLists:
-    """Has the lists in groups that have an entry for each parameter follow when somebody edits the parameters.
+    """Makes the lists with an entry for each parameter follow when somebody edits a group's parameters.
 
     Args:
         groups: the optimizer's parameter groups, whose lists are right.
@@ -38,7 +38,7 @@ class ParameterLists:
         self.note(groups)
 
     def note(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        """Takes the groups' lists as they are."""
+        """Notes the groups' lists as they are."""
         self._of_param = {key: {} for key in self._KEYS}  # of those that are there: others are not kept alive
         self._seen = []
         for group in groups:

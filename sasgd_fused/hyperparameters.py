@@ -41,7 +41,7 @@ class StepNumbers:
     found_inf: Tensor | None
 
     def on_host(self) -> list[GroupValues]:
-        """The values with all learning rates."""
+        """Returns the values with all learning rates."""
         if not self.device_lrs:
             return self.values
         values = list(self.values)
@@ -50,11 +50,11 @@ class StepNumbers:
         return values
 
     def overflowed(self) -> bool:
-        """Whether the step is to be skipped."""
+        """Returns whether the step is to be skipped."""
         return self.found_inf is not None and bool(self.found_inf.item())
 
     def loss_scale(self) -> float:
-        """What the gradients were multiplied by."""
+        """Returns what the gradients were multiplied by."""
         return 1.0 if self.grad_scale is None else float(self.grad_scale)
 
 

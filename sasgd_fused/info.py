@@ -20,7 +20,7 @@ CUDA_HINT = """\
 
 
 def describe() -> str:
-    """The state of this installation, as text."""
+    """Returns the state of this installation as text."""
     lines = [
         f"sasgd_fused {sasgd_fused.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{platform.system()} {platform.machine()}",

@@ -93,7 +93,7 @@ class Network:
 def find_outputs(
     blocks: Mapping[Tensor, Block], groups: Sequence[Mapping[str, Any]], output_width: OutputWidth
 ) -> tuple[list[Tensor], float]:
-    """Finds the parameters at the network's outputs, and n_B.
+    """Returns the parameters at the network's outputs, and n_B.
 
     The heads are those that a group's `heads` marks, or else the last block. n_B is the largest of their rows, the
     given number, or for "mean" the mean rows of the amended blocks besides them.
@@ -136,7 +136,7 @@ class OldHead(NamedTuple):
 def find_old_head(
     groups: Sequence[Mapping[str, Any]], heads: Sequence[Tensor], added: Collection[int]
 ) -> OldHead | None:
-    """Finds what the last group looks like a new head of: its first block takes what that gives.
+    """Returns the head in whose place the last group seems to come: its first block takes what that gives.
 
     It does not if its last block gives what the first of the others takes, as that of a stage that is unfrozen does.
 

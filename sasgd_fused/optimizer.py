@@ -189,10 +189,10 @@ class ScaleAmendedSGD(Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """By this GradScaler sets grad_scale and found_inf for a step instead of unscaling the gradients itself.
+        """Whether GradScaler sets grad_scale and found_inf for a step instead of unscaling the gradients itself.
 
-        As with torch.optim.SGD it is so for a fused step that was asked for; also for float16 parameters that are
-        trained, to whose gradients GradScaler refuses to do it.
+        As with torch.optim.SGD it does for a fused step that was asked for; also for float16 parameters that are
+        trained, whose gradients GradScaler refuses to unscale.
         """
         return self._unscales or any(param.dtype == torch.float16 and param.requires_grad for param in self._params())
 
@@ -309,11 +309,11 @@ class ScaleAmendedSGD(Optimizer):
         self._update()
 
     def release_gradients_in_backward(self) -> GradientRelease:
-        """Has backward update each parameter as soon as its gradient is there, and free the gradient at once.
+        """Makes backward update each parameter as soon as its gradient is there, and free the gradient at once.
 
         So the gradients of a network are never in memory all together. The norms that the scales need are those that
-        the step before left, so nothing has to be known of other parameters. `step` goes on to be called, for
-        schedulers and hooks; it updates what was given a gradient otherwise.
+        the step before left, so an update needs no other parameter. Go on calling `step`, for schedulers and hooks; it
+        updates parameters that were given a gradient otherwise.
 
         Each backward is a step: gradients are not accumulated over several. Gradients from reentrant checkpointing,
         whose parts come one by one, wait for `step`, which takes their sum. A parameter that is new in the groups is
@@ -333,9 +333,9 @@ class ScaleAmendedSGD(Optimizer):
         return self._release
 
     def layer_report(self) -> LayerReport:
-        """Reports, for each block, its norms, backward factor, scale and effective learning rate.
+        """Returns each block's norms, backward factor, scale and effective learning rate.
 
-        Masters take over what others wrote into their parameters, as they would in that step.
+        Masters take over what others wrote into their parameters, as they would in a step.
 
         Returns:
             A tuple of rows, input first, that prints as a table. Its figures are those of a step taken now.
@@ -348,11 +348,11 @@ class ScaleAmendedSGD(Optimizer):
         return make_report(backends, read_numbers(self.param_groups).on_host(), self._stepper.order)
 
     def planned_blocks(self) -> list[PlannedBlock]:
-        """The blocks of all devices, with their backward factors."""
+        """Returns the blocks of all devices, with their backward factors."""
         return [planned for backend in self._current_backends() for planned in backend.plan.blocks]
 
     def refresh_norms(self) -> None:
-        """Has the next step take the norms anew from the weights.
+        """Makes the next step take the norms anew from the weights.
 
         For weights written through ``.data`` or raw pointers, which no version counter shows, and for frozen norms
         (``norms="freeze"``) when other weights were loaded into the model.
@@ -361,7 +361,7 @@ class ScaleAmendedSGD(Optimizer):
             backend.forget()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state as torch.optim.SGD's, and the groups' options, frozen norms, masters, counts of rounding.
+        """Returns torch.optim.SGD's state dictionary, with options, frozen norms, masters and counts of rounded steps.
 
         On a GPU this waits for the device.
         """

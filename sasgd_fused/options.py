@@ -62,11 +62,11 @@ class Options:
         return self.norms == "freeze"
 
     def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments that gave these options."""
+        """Returns the constructor's arguments that gave these options."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def drop_from(self, group: dict[str, Any], defaults: Mapping[str, Any]) -> None:
-        """Takes the options, which torch copies from the defaults, out of a parameter group.
+        """Removes the options, which torch copies from the defaults, from a parameter group.
 
         Raises:
             ValueError: the group has another value than the optimizer.
@@ -76,7 +76,7 @@ class Options:
                 raise ValueError(f"{name}: got {own!r} for one parameter group, want it for the whole optimizer")
 
     def plain(self, factors: Mapping[str, float]) -> dict[str, Any]:
-        """The same as plain values, which a file can hold.
+        """Returns the same as plain values, which a file can hold.
 
         Args:
             factors: backward factors by the blocks' names, in the place of a mapping from parameters.
@@ -93,12 +93,12 @@ OPTION_NAMES = tuple(field.name for field in fields(Options))
 
 
 def dtype_of(given: Any) -> Any:
-    """The dtype that a name means; anything else as it is, for `Options` to check."""
+    """Returns the dtype that a name means; anything else as it is, for `Options` to check."""
     return torch.bfloat16 if given in ("bfloat16", "torch.bfloat16") else given
 
 
 def is_positive_int(value: object) -> bool:
-    """Whether a value is a positive integer; True is none."""
+    """Returns whether a value is a positive integer; True is none."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 

@@ -43,7 +43,7 @@ def check_group(group: Mapping[str, Any], index: int) -> None:
 
 
 def takes_part(param: Tensor, name: str) -> bool:
-    """Whether a step may update a parameter: not one that no step could, such as a quantized weight.
+    """Returns whether a step may update a parameter: not one that no step could, such as a quantized weight.
 
     Raises:
         ValueError: it has a gradient, and is sparse, complex, integer, of an unsupported precision, or its elements

@@ -57,7 +57,7 @@ class LayerRow:
 
     @property
     def marks(self) -> list[str]:
-        """What deserves a look."""
+        """What deserves a look, in words."""
         marks = []
         if self.at_eps_floor:
             marks.append("at the eps floor")
@@ -82,7 +82,7 @@ class LayerReport(tuple[LayerRow, ...]):
         return found if isinstance(found, LayerRow) else LayerReport(found)
 
     def scalars(self) -> dict[str, float]:
-        """Returns what is worth logging at every step, for TensorBoard, Lightning's ``log_dict``, wandb and others.
+        """Returns the values worth logging at every step, for TensorBoard, Lightning's ``log_dict``, wandb and others.
 
         Returns:
             ``"<column>/<name>"`` → value, of the columns row_norm_sq, layer_scale, effective_lr and decay_per_step. A
@@ -127,7 +127,7 @@ class LayerReport(tuple[LayerRow, ...]):
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """Appends ``_2``, ``_3`` and so on to a name that came before, unless that is another's name."""
+    """Returns the names, with ``_2``, ``_3`` and so on behind one that came before, unless that is another's name."""
     found: dict[str, None] = {}
     for name in names:
         number, chosen = 1, name
@@ -141,7 +141,7 @@ def _distinct(names: Sequence[str]) -> list[str]:
 def make_report(
     backends: Sequence[Backend], values: Sequence[GroupValues], order: Mapping[tuple[int, int], int]
 ) -> LayerReport:
-    """Reports on the blocks of all plans, with the weights and hyperparameters as they are now.
+    """Returns a report on the blocks of all plans, with the weights and hyperparameters as they are now.
 
     Args:
         backends: of the plans.

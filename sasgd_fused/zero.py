@@ -22,7 +22,7 @@ def zero_redundancy_arguments(
     heads: Heads | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Makes arguments for ZeroRedundancyOptimizer by which each rank takes the steps of one optimizer for all.
+    """Returns arguments for ZeroRedundancyOptimizer with which the ranks take the steps of one optimizer.
 
     A rank's optimizer sees its own parameters alone, the largest first and without names: its last block is not the
     head, and equation (23) would be multiplied over its own blocks. So the backward factors m_b, which follow from
