@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ class StepPlan:
     overlaid: frozenset[int] = frozenset()
     neighbours: Neighbours = field(default_factory=lambda: Neighbours([]))
 
-    @property
+    @cached_property
     def has_masters(self) -> bool:
         """Whether any parameter has a float32 master."""
         return any(storage.has_master for storage in self.storage)

@@ -58,6 +58,7 @@ class DeviceState:
         )
         self.flags = Flags(self.carried)
         self.rounding_steps = RoundingSteps(plan, state, self.carried.rounding_steps)
+        self.has_rounding = any(stored.is_stochastic for stored in plan.storage)
         self._device = plan.device
         self._last_stream: object = None
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sasgd_fused.backends.addresses import Gathered, Gradients, Weights
+from sasgd_fused.backends.addresses import Gradients, GradientTable, Weights
 from sasgd_fused.backends.base import Backend
 from sasgd_fused.backends.device_state import STARTED, Carried, DeviceState
 from sasgd_fused.backends.kernel import DTYPE_CODES, Kernel
@@ -23,10 +23,17 @@ from sasgd_fused.plan import State, StepPlan
 
 
 class Prepared(NamedTuple):
-    """What `FusedBackend.step` needs to know of a step: what others have changed, and the gradients."""
+    """What `FusedBackend.step` needs to know of a step.
+
+    Attributes:
+        changes: what others have changed.
+        grads: what the kernel is told of the gradients.
+        tensors: what that points to, to be kept until the kernel is launched.
+    """
 
     changes: Changes
-    grads: Gathered
+    grads: GradientTable
+    tensors: list[Tensor]
 
 
 class OnDevice(NamedTuple):
@@ -66,47 +73,55 @@ class FusedBackend(Backend):
 
     def prepare(self, only: int | None = None) -> Prepared | None:
         """Looks over all that the kernel knows by its address, and closer at what changed."""
-        changes = self.look(only)
+        changes, gradients = self.watch.look(only), self._gradients
         if changes.moved:
             if not self.fits():
                 return None
             self._find_weights()
-        grads = self._gradients.gather() if only is None else self._gradients.gather_one(only)
-        if grads is None:
-            if not self.plan.is_current():
+        if only is not None:
+            table, tensors = gradients.bind_one(only)
+        else:
+            seen = gradients.watch.look()
+            if seen is None and not self.plan.is_current():
                 return None
-            grads = self._gradients.bind()
+            tensors, are_in_place = seen or (gradients.bind(), True)
+            if not are_in_place or gradients.converted:
+                tensors = gradients.rewrite(tensors)
+            table = gradients.table
         if self.weights.away:
-            self.weights.check_presence(grads.active)
+            self.weights.check_presence(table.active)
         if changes.entries:
             self.plan.check_state(self.state)
-        return Prepared(changes, grads)
+        return Prepared(changes, table, tensors)
 
     def step(self, prepared: Prepared, numbers: StepNumbers) -> None:
         """Runs the kernel, after a norm pass over blocks that others have written."""
-        changes, grads = prepared
-        kernel, active, values = self.kernel, grads.active, numbers.values
+        changes, (active, grads, grad_dtypes), _ = prepared
+        kernel, momentum, values = self.kernel, self._momentum, numbers.values
         is_captured = False
         if kernel.is_on_host:
-            if numbers.overflowed():
+            if numbers.found_inf is not None and numbers.overflowed():
                 return
-            values, sent = numbers.on_host(), OnDevice({}, numbers.grad_scale, None)
+            if numbers.device_lrs:
+                values = numbers.on_host()
+            sent = OnDevice({}, numbers.grad_scale, None)
         else:
             is_captured = self._begin(changes, active, numbers.has_momentum)
             sent = self._send(numbers)
-        if any(changes) or not self._momentum.are_attached(active, numbers.has_momentum):
+        is_same = active is momentum.active and numbers.has_momentum == momentum.has_momentum
+        if any(changes) or not (is_same or momentum.are_attached(active, numbers.has_momentum)):
             self._follow(changes, active, numbers.has_momentum)
         if not self._is_placed:
             self._place()
         if self.weights.strided:
             self.weights.load_strided()
-        if self.masters and kernel.is_on_host and not math.isfinite(self.device.carried.row_norm_sq.sum()):
+        if self.plan.has_masters and kernel.is_on_host and not math.isfinite(self.device.carried.row_norm_sq.sum()):
             self.masters.give_way()
-        marks, steps, stale = self.norms.marks, kernel.steps, None
+        marks, steps, stale = bytearray(self.norms.marks), kernel.steps, None
         try:
-            self.norms.measure(active)
-            flat = array("d", chain.from_iterable(values))
-            stale = kernel.step(grads.addresses, grads.dtypes, flat, *sent)
+            if 1 in marks:
+                self.norms.measure(active)
+            stale = kernel.step(grads, grad_dtypes, array("d", chain.from_iterable(values)), *sent)
         finally:
             if kernel.steps != steps:  # an interrupt comes when the kernel has run, but before this
                 self._note_step(active)
@@ -153,7 +168,7 @@ class FusedBackend(Backend):
     def _find_weights(self) -> None:
         """Notes where the parameters lie. What has been laid out like them is laid out anew (channels_last)."""
         self.weights.rewrite()
-        self._gradients.forget()
+        self._gradients.watch.forget()
         self._momentum.forget()
         self.masters.compare()
         self.norms.mark(self.watch.note_places())
@@ -161,7 +176,7 @@ class FusedBackend(Backend):
 
     def _follow_weights(self) -> None:
         """Has masters and norms follow what others have written, without a step."""
-        changes = self.look()
+        changes = self.watch.look()
         if changes.moved:
             self._find_weights()
         self.weights.load_strided()
@@ -195,6 +210,8 @@ class FusedBackend(Backend):
             active: the parameters that a step updates, if one is taken.
             has_momentum: of each group, whether its momentum is not 0.
         """
+        if any(changes):
+            self.masters.compare()
         if self.masters.follow():
             self.weights.place_masters(self.masters.items())
             self.norms.mark()
@@ -237,7 +254,7 @@ class FusedBackend(Backend):
         if self.weights.strided:
             self.weights.store_strided(active)
         self.watch.bump(active, is_alone=not self.weights.strided)
-        if self.device.rounding_steps.note_step():
+        if self.device.has_rounding and self.device.rounding_steps.note_step():
             self.watch.note_entries()
 
     def _note_update(

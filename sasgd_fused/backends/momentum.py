@@ -23,6 +23,8 @@ class MomentumBuffers:
 
     Attributes:
         table: one address for each parameter, 0 where there is no momentum or no buffer yet.
+        active: the parameters of the step that the table was written for.
+        has_momentum: of each group in that step, whether its momentum is not 0.
     """
 
     def __init__(self, plan: StepPlan, state: State, flags: Flags) -> None:
@@ -31,8 +33,8 @@ class MomentumBuffers:
         self._flags = flags
         self.table = array("Q", bytes(8 * len(plan.params)))
         self._buffers: dict[int, Tensor] = {}
-        self._active: list[int] = []
-        self._has_momentum: list[bool] = []
+        self.active: list[int] = []
+        self.has_momentum: list[bool] = []
 
     def are_attached(self, active: list[int], has_momentum: list[bool]) -> bool:
         """Returns whether the table holds all that a step needs, if the state has not changed.
@@ -41,10 +43,8 @@ class MomentumBuffers:
             active: the parameters that are updated.
             has_momentum: of each group, whether its momentum is not 0.
         """
-        if has_momentum != self._has_momentum:
-            return False
         group_of, params = self._plan.group_of, self._plan.params
-        return active is self._active or all(
+        return has_momentum == self.has_momentum and all(
             self.table[i] or not has_momentum[group_of[i]] or not params[i].numel() for i in active
         )
 
@@ -92,7 +92,7 @@ class MomentumBuffers:
         before, self.table = self.table, array("Q", bytes(8 * len(self.table)))
         for index, buffer in found.items():
             self.table[index] = buffer.data_ptr()
-        self._active, self._has_momentum = active, has_momentum
+        self.active, self.has_momentum = active, has_momentum
         return self.table != before
 
     def not_started(self) -> list[Tensor]:
@@ -105,7 +105,7 @@ class MomentumBuffers:
 
     def forget(self) -> None:
         """Has the buffers attached anew: the parameters lie in memory in another way."""
-        self._has_momentum = []
+        self.has_momentum = []
 
     def _entry(self, index: int) -> dict[str, Any]:
         return self._state.get(self._plan.params[index], {})

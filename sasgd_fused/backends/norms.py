@@ -126,6 +126,10 @@ class CarriedNorms:
         device: where the kernel keeps norms and flags.
         norm_pass: takes the norms of the blocks whose byte is 1 from their weights.
         is_there: returns whether the memory of the parameter with this index is there.
+
+    Attributes:
+        marks: 1 for each block whose carried norm is not the one to be used. A step that does not happen now (CUDA
+            graphs) puts them back.
     """
 
     def __init__(
@@ -143,7 +147,7 @@ class CarriedNorms:
         self._norm_pass = norm_pass
         self._is_there = is_there
         self._block_of = {planned.param: b for b, planned in enumerate(plan.blocks)}
-        self._unmeasured = bytearray(b"\1" * len(plan.blocks))  # 1: the kernel's norm is not the one to be used
+        self.marks = bytearray(b"\1" * len(plan.blocks))
         self._is_given = False
         self._has_warned = False
         self._kept: list[float] = []  # the frozen norms that the kernel has
@@ -156,11 +160,11 @@ class CarriedNorms:
         if self.frozen.is_on or self._is_given:
             return
         if params is None:
-            self._unmeasured = bytearray(b"\1" * len(self._unmeasured))
+            self.marks = bytearray(b"\1" * len(self.marks))
             return
         for index in params:
             if index in self._block_of:
-                self._unmeasured[self._block_of[index]] = 1
+                self.marks[self._block_of[index]] = 1
 
     def follow_state(self, learn: Callable[[], None]) -> None:
         """Has the kernel go by the frozen norms in the state, if somebody emptied or edited it.
@@ -174,19 +178,8 @@ class CarriedNorms:
 
     def measure(self, params: Collection[int]) -> None:
         """Measures the marked norms among these parameters. One to be frozen stays marked until it is kept."""
-        if 1 not in self._unmeasured:
-            return
         updated = set(params)
-        self._measure([b for b, p in enumerate(self._plan.blocks) if self._unmeasured[b] and p.param in updated])
-
-    @property
-    def marks(self) -> bytearray:
-        """A copy of the marks, to be put back after a step that does not happen now (CUDA graphs)."""
-        return bytearray(self._unmeasured)
-
-    @marks.setter
-    def marks(self, marks: bytearray) -> None:
-        self._unmeasured = marks
+        self._measure([b for b, p in enumerate(self._plan.blocks) if self.marks[b] and p.param in updated])
 
     def expect(self, index: int, has_lr: bool, is_certain: bool) -> tuple[int, bool]:
         """Notes that a step has updated a parameter.
@@ -220,13 +213,13 @@ class CarriedNorms:
             if flags[planned.param] & ~known[planned.param] & NORM_KEPT and not self._is_given:
                 self.frozen.keep(planned, norms[block], lr=1.0, entry=self._entries.get(block))
             if planned.scaled and not self._is_given:  # a norm that is not finite is not kept
-                self._unmeasured[block] = self.frozen.get(planned) is None
+                self.marks[block] = self.frozen.get(planned) is None
         self._kept = [norms[b] for b, planned in enumerate(self._plan.blocks) if flags[planned.param] & NORM_KEPT]
 
     def give(self, norms: Tensor) -> None:
         """Has the kernel use these norms until it leaves others: the weights are parts of larger ones."""
         self._is_given = True
-        self._unmeasured = bytearray(len(self._unmeasured))
+        self.marks = bytearray(len(self.marks))
         self._device.carried.row_norm_sq.copy_(norms)
 
     def of_parts(self) -> Tensor:
@@ -236,7 +229,7 @@ class CarriedNorms:
 
     def measure_all(self) -> None:
         """Measures all norms, which gives the bits that a step would leave."""
-        self._norm_pass(bytearray(b"\1" * len(self._unmeasured)))
+        self._norm_pass(bytearray(b"\1" * len(self.marks)))
 
     def report(self) -> tuple[list[float], list[int]]:
         """Returns the norm of every block, as the next step will use it, and how many steps used stale ones.
@@ -245,7 +238,7 @@ class CarriedNorms:
         """
         kept = [self.frozen.get(planned) for planned in self._plan.blocks]
         missing = [b for b, norm in enumerate(kept) if norm is None]
-        self._measure([b for b in missing if self._unmeasured[b] or self.frozen.is_on])
+        self._measure([b for b in missing if self.marks[b] or self.frozen.is_on])
         if not missing:
             return [norm for norm in kept if norm is not None], [0] * len(kept)
         carried, stale = self._device.read_norms()
@@ -291,13 +284,13 @@ class CarriedNorms:
         there = [block for block in blocks if self._is_there(self._plan.blocks[block].param)]
         if not there:
             return
-        chosen = bytearray(len(self._unmeasured))
+        chosen = bytearray(len(self.marks))
         for block in there:
             chosen[block] = 1
         self._norm_pass(chosen)
         if not self.frozen.is_on:
             for block in there:
-                self._unmeasured[block] = 0
+                self.marks[block] = 0
 
     def _in_state(self) -> list[float]:
         norms = map(self.frozen.get, self._plan.blocks)
@@ -307,7 +300,7 @@ class CarriedNorms:
         """Gives the kernel the norms that the state holds."""
         norms = [self.frozen.get(planned) for planned in self._plan.blocks]
         for block, (planned, frozen) in enumerate(zip(self._plan.blocks, norms, strict=True)):
-            self._unmeasured[block] = frozen is None and planned.scaled and not self._is_given
+            self.marks[block] = frozen is None and planned.scaled and not self._is_given
         kept = [planned.param for planned, norm in zip(self._plan.blocks, norms, strict=True) if norm is not None]
         self._device.send_norms([norm or 0.0 for norm in norms])
         self._device.flags.change(NORM_KEPT, set_in=kept, clear_in=set(self._block_of) - set(kept))

@@ -17,6 +17,8 @@ from torch import Tensor
 from sasgd_fused.memory import address_of, is_plain
 from sasgd_fused.plan import State, StepPlan
 
+_grad_of = attrgetter("grad")
+_dtype_of = attrgetter("dtype")
 _version_of = attrgetter("_version")
 _strides_of = Tensor.stride
 
@@ -119,6 +121,67 @@ class Watch:
             self._entries.changed_of(param),
             self._is_overlaid or param._version != self._versions[index] + self._steps,
         )
+
+
+class GradientWatch:
+    """Looks at the gradients of the parameters that had one in the step before."""
+
+    def __init__(self) -> None:
+        self._active: list[Tensor] = []
+        self._idle: list[Tensor] = []
+        self._facts: list[list[object]] = []
+        self._addresses: list[int] = []
+        self._is_typed = False
+        self._are_contiguous = False
+
+    def look(self) -> tuple[list[Tensor], bool] | None:
+        """Returns the gradients and whether they lie where they were; None if they do not look as they were noted."""
+        try:
+            grads = list(map(_grad_of, self._active))
+            addresses = list(map(Tensor.data_ptr, grads))
+            # Gradients in the same places, such as those that are zeroed in place, need only half a look: torch saw
+            # to it that they have the dtype and the shape of their parameters.
+            is_same = self._is_typed and addresses == self._addresses
+            if is_same:
+                if list(map(Tensor.numel, grads)) != self._facts[0] or not (
+                    all(map(Tensor.is_contiguous, grads))
+                    if self._are_contiguous
+                    else list(map(_strides_of, grads)) == self._facts[1]
+                ):
+                    return None
+            elif _facts_of(grads) != self._facts:
+                return None
+        except (AttributeError, TypeError, RuntimeError):  # a gradient vanished, or has no plain memory
+            return None
+        if list(map(_grad_of, self._idle)).count(None) != len(self._idle):
+            return None
+        self._addresses = addresses  # only now: what failed must fail again
+        return grads, is_same
+
+    def note(self, params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+        """Notes gradients that were looked at closely."""
+        found = [grad for grad in grads if grad is not None]
+        self._active = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
+        self._idle = [param for param, grad in zip(params, grads, strict=True) if grad is None]
+        self._facts = _facts_of(found)
+        self._addresses = list(map(Tensor.data_ptr, found))
+        self._is_typed = not any(getattr(param, "grad_dtype", param.dtype) is None for param in params)
+        self._are_contiguous = all(map(Tensor.is_contiguous, found))
+
+    def forget(self) -> None:
+        """Has no gradients look as they were: the parameters lie in memory in another way."""
+        self._facts, self._is_typed = [], False
+
+
+def _facts_of(grads: list[Tensor]) -> list[list[object]]:
+    # Sizes and strides tell shapes apart, also those with as many elements, and cost less than shapes.
+    return [
+        list(map(Tensor.numel, grads)),
+        list(map(_strides_of, grads)),
+        list(map(_dtype_of, grads)),
+        list(map(Tensor.get_device, grads)),
+        list(map(Tensor.is_neg, grads)),
+    ]
 
 
 class _Entries:
