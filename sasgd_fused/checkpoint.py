@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sasgd_fused.blocks import parameter_name
+from sasgd_fused.layers import parameter_name
 from sasgd_fused.layout import has_layout_of, in_layout_of
 from sasgd_fused.options import OPTION_NAMES, Options
+from sasgd_fused.precision import Precision, precision_of
 from sasgd_fused.shards import is_sharded
-from sasgd_fused.storage import Storage, storage_of
 
 # What torch.optim.SGD's groups lack. Where a checkpoint does, the optimizer's own values stay.
 OUR_KEYS = ("amend", "rows", "columns", "heads")
@@ -36,7 +36,7 @@ class Loading:
     def __init__(self, groups: Sequence[Mapping[str, Any]], options: Options) -> None:
         self._groups = groups
         self._options = options
-        self._states: list[tuple[Tensor, Mapping[str, Any], Storage]] = []
+        self._states: list[tuple[Tensor, Mapping[str, Any], Precision]] = []
         self._saved_options: dict[str, Any] = {}
         self._is_foreign = False
 
@@ -47,14 +47,14 @@ class Loading:
         self._saved_options, self._is_foreign = saved_options(state_dict), is_foreign(state_dict)
         for param, name, saved in saved_states(adapted, self._groups):
             if saved:
-                self._states.append((param, saved, storage_of(param.dtype, self._options, name)))
+                self._states.append((param, saved, precision_of(param.dtype, self._options, name)))
         return adapted
 
     def restore_precision(self, optimizer: Optimizer) -> None:
         """Gives the loaded state its dtypes; the hook after loading."""
-        for param, saved, storage in self._states:
+        for param, saved, precision in self._states:
             if param in optimizer.state:
-                restore_precision(optimizer.state[param], saved, param, storage)
+                restore_precision(optimizer.state[param], saved, param, precision)
 
     def warn(self, own: Mapping[str, Any]) -> None:
         """Warns of a checkpoint made with other options than the optimizer's, which stay, or by another optimizer.
@@ -163,18 +163,18 @@ def saved_states(
         yield groups[index]["params"][place], name, state_dict["state"].get(key, {})
 
 
-def restore_precision(state: dict[str, Any], saved: Mapping[str, Any], param: Tensor, storage: Storage) -> None:
+def restore_precision(state: dict[str, Any], saved: Mapping[str, Any], param: Tensor, precision: Precision) -> None:
     """Gives a loaded state the dtypes in which this optimizer keeps it; torch casts all to the parameter's.
 
     Args:
         state: the parameter's, as torch loaded it; is changed.
         saved: the same in the state dictionary.
         param: the parameter.
-        storage: how it is stored. A master that this optimizer does not keep is dropped.
+        precision: how it is stored. A master that this optimizer does not keep is dropped.
     """
-    if not storage.has_master:
+    if not precision.has_master:
         state.pop("master_weight", None)
-    dtypes = {"momentum_buffer": storage.momentum_dtype, "master_weight": torch.float32}
+    dtypes = {"momentum_buffer": precision.momentum_dtype, "master_weight": torch.float32}
     for key in _LIKE_PARAMETER:
         kept = state.get(key)
         if kept is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sasgd_fused.blocks import parameter_name
+from sasgd_fused.layers import parameter_name
 
 
 def name_as_others(params: Sequence[Any], groups: Sequence[Mapping[str, Any]]) -> Sequence[Any]:

@@ -17,10 +17,10 @@ from torch.optim.optimizer import ParamsT
 from sasgd_fused import checkpoint
 from sasgd_fused.backends import candidate_backends
 from sasgd_fused.backends.base import Backend
-from sasgd_fused.blocks import parameter_name
 from sasgd_fused.describe import describe
 from sasgd_fused.group_lists import ParameterLists, name_as_others
 from sasgd_fused.hyperparameters import check_defaults, read_numbers
+from sasgd_fused.layers import parameter_name
 from sasgd_fused.network import Network
 from sasgd_fused.options import (
     BackendName,
@@ -35,7 +35,7 @@ from sasgd_fused.options import (
     dtype_of,
 )
 from sasgd_fused.parameters import check_distinct, check_group
-from sasgd_fused.plan import PlannedBlock
+from sasgd_fused.plan import PlannedLayer
 from sasgd_fused.release import GradientRelease
 from sasgd_fused.report import LayerReport, make_report
 from sasgd_fused.stepper import Stepper
@@ -44,28 +44,28 @@ from sasgd_fused.stepper import Stepper
 class ScaleAmendedSGD(Optimizer):
     r"""SGD whose gradients are scaled, layer by layer, by the norm of the weights and a backward factor.
 
-    For the blocks b = B..1 of a network, from the output to the input, with m = 1 at the output:
+    For the layers b = B..1 of a network, from the output to the input, with m = 1 at the output:
 
     .. math::
         \delta' W_b = \delta W_b / m / m_{b,W}, \qquad m \leftarrow m \cdot m_{b,z}    \tag{22, 23}
 
         m_{b,W} = 1 / \|W_b\|^2_{2,\mu}, \qquad m_{b,z} = \|W_b^T\|^2_{2,\mu} / \|W_b\|^2_{2,\mu}    \tag{24}
 
-    where ‖W‖²_{2,μ} is the mean over the rows (output units) of the squared row norm. The scale of block b is thus
+    where ‖W‖²_{2,μ} is the mean over the rows (output units) of the squared row norm. The scale of layer b is thus
     s_b = max(‖W_b‖²_{2,μ}, eps) / m_b. Weight decay is added first, momentum is applied last, both as in
-    torch.optim.SGD, whose arguments, state and checkpoints this optimizer shares. A block is a parameter with two or
+    torch.optim.SGD, whose arguments, state and checkpoints this optimizer shares. A layer is a parameter with two or
     more dimensions; rows and columns are its first two, unless its group gives them. Other parameters take the plain
     SGD step.
 
     Args:
         params: tensors, groups, or named parameters, as torch takes them; `parameter_groups` makes groups from a
             model. float32, bfloat16, float16 or float64, dense, on any device; frozen ones may be of any kind.
-            Besides the hyperparameters a group may set ``amend`` (False: plain SGD, the block only keeps its place),
+            Besides the hyperparameters a group may set ``amend`` (False: plain SGD, the layer only keeps its place),
             ``rows`` and ``columns`` (an integer, or a list with one entry for each parameter), and ``heads`` (a list
             that says of each parameter whether it is at one of the network's outputs).
         lr: learning rate, a float or a tensor with one element, which the native kernel reads on the GPU. A good
             first try is a good SGD lr with ``output_width="mean"``, or else that · n_B / (mean rows of the hidden
-            blocks).
+            layers).
         momentum: momentum factor μ.
         dampening: dampening τ of the momentum.
         weight_decay: weight decay λ.
@@ -78,13 +78,13 @@ class ScaleAmendedSGD(Optimizer):
         factors: the backward factors m_b: ``"width"``, n_B / rows_b, equal to the paper's wherever widths match;
             ``"product"``, equations (22)-(24) literally in the order of the parameters; or a mapping from a
             parameter or its name to m_b.
-        head: ``"plain"`` leaves the last block, or those that the groups' ``heads`` mark, unscaled; ``"amended"``
+        head: ``"plain"`` leaves the last layer, or those that the groups' ``heads`` mark, unscaled; ``"amended"``
             scales them, as the paper does.
         decay: ``"amended"``, d_b = s_b λ, as the paper does; ``"shape"``, d_b = λ / m_b.
         norms: ``"track"`` follows the weights; ``"freeze"`` keeps the norms of the first update.
-        eps: floor of ‖W‖²_{2,μ}, so that a block initialised with zeros can move.
+        eps: floor of ‖W‖²_{2,μ}, so that a layer initialised with zeros can move.
         output_width: n_B, if it is not the rows of the head, of the largest if there are several: a number, or
-            ``"mean"``, the mean rows of the hidden blocks at construction.
+            ``"mean"``, the mean rows of the hidden layers at construction.
         master_weights: whether a bfloat16 or float16 parameter has a float32 copy in the state, ``master_weight``,
             which is updated and whose norm is taken; the parameter is that, rounded. Its momentum is float32 too.
         momentum_dtype: torch.bfloat16, or its name, has momentum take half the memory of float32 parameters or masters.
@@ -204,7 +204,7 @@ class ScaleAmendedSGD(Optimizer):
         return describe(type(self).__name__, self._options.arguments(), self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a parameter group; its blocks stand before all others, at the input end.
+        """Adds a parameter group; its layers stand before all others, at the input end.
 
         Where the other parameters have names, those without get their places as names.
 
@@ -333,7 +333,7 @@ class ScaleAmendedSGD(Optimizer):
         return self._release
 
     def layer_report(self) -> LayerReport:
-        """Returns each block's norms, backward factor, scale and effective learning rate.
+        """Returns each layer's norms, backward factor, scale and effective learning rate.
 
         Masters take over what others wrote into their parameters, as they would in a step.
 
@@ -347,9 +347,9 @@ class ScaleAmendedSGD(Optimizer):
             backend.sync_state()
         return make_report(backends, read_numbers(self.param_groups).on_host(), self._stepper.order)
 
-    def planned_blocks(self) -> list[PlannedBlock]:
-        """Returns the blocks of all devices, with their backward factors."""
-        return [planned for backend in self._current_backends() for planned in backend.plan.blocks]
+    def planned_layers(self) -> list[PlannedLayer]:
+        """Returns the layers of all devices, with their backward factors."""
+        return [planned for backend in self._current_backends() for planned in backend.plan.layers]
 
     def refresh_norms(self) -> None:
         """Makes the next step take the norms anew from the weights.
@@ -384,7 +384,7 @@ class ScaleAmendedSGD(Optimizer):
             return self._options.plain({})
         backends = self._stepper.backends or self._current_backends()  # they know the names
         factors = {
-            planned.block.name: planned.backward_factor for backend in backends for planned in backend.plan.blocks
+            planned.layer.name: planned.backward_factor for backend in backends for planned in backend.plan.layers
         }
         return self._options.plain(factors)
 

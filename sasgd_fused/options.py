@@ -79,7 +79,7 @@ class Options:
         """Returns the same as plain values, which a file can hold.
 
         Args:
-            factors: backward factors by the blocks' names, in the place of a mapping from parameters.
+            factors: backward factors by the layers' names, in the place of a mapping from parameters.
         """
         values = self.arguments()
         if self.momentum_dtype is not None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from sasgd_fused.blocks import check_block_options, parameter_name
 from sasgd_fused.hyperparameters import check_hyperparameters
+from sasgd_fused.layers import check_layer_options, parameter_name
 from sasgd_fused.memory import is_opaque
 
 SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -37,7 +37,7 @@ def check_group(group: Mapping[str, Any], index: int) -> None:
         TypeError, ValueError: one of its values or parameters is not what is wanted.
     """
     check_hyperparameters(group)
-    check_block_options(group)
+    check_layer_options(group)
     for position, param in enumerate(group["params"]):
         check_parameter(param, parameter_name(group, index, position))
 

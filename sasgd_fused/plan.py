@@ -1,4 +1,4 @@
-"""The fixed part of a step: tensors, blocks and factors of one device; made once, remade when parameters change."""
+"""The fixed part of a step: tensors, layers and factors of one device; made once, remade when parameters change."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sasgd_fused.blocks import Block, parameter_name
 from sasgd_fused.factors import backward_factors
+from sasgd_fused.layers import Layer, parameter_name
 from sasgd_fused.memory import Neighbours, is_opaque, ranks_among
 from sasgd_fused.options import Options
 from sasgd_fused.parameters import takes_part
-from sasgd_fused.storage import Storage, storage_of
+from sasgd_fused.precision import Precision, precision_of
 
 Signature = tuple[torch.Size, torch.dtype, torch.device]
 State = MutableMapping[Tensor, dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class PlannedBlock:
-    """A block as a backend sees it.
+class PlannedLayer:
+    """A layer as a backend sees it.
 
     Attributes:
         param: index into `StepPlan.params`.
-        block: its name, rows and columns.
+        layer: its name, rows and columns.
         backward_factor: m_b.
         scaled: whether the gradient is scaled (``amend`` is set and it is not a plain head).
     """
 
     param: int
-    block: Block
+    layer: Layer
     backward_factor: float
     scaled: bool
 
@@ -46,10 +46,10 @@ class StepPlan:
         params: every parameter on the device that a step may update, in the order of the groups.
         names: their names, for messages.
         group_of: the parameter group of each.
-        blocks: the blocks among them, input first.
+        layers: the layers among them, input first.
         options: the optimizer's options.
         signatures: shape, dtype and device of each parameter.
-        storage: how each is stored.
+        precisions: how each is stored.
         overlaid: indices of the parameters that share memory with any other one of the optimizer.
         neighbours: the parameters of all plans.
     """
@@ -58,22 +58,22 @@ class StepPlan:
     params: list[Tensor]
     names: list[str]
     group_of: list[int]
-    blocks: list[PlannedBlock]
+    layers: list[PlannedLayer]
     options: Options
     signatures: list[Signature]
-    storage: list[Storage]
+    precisions: list[Precision]
     overlaid: frozenset[int] = frozenset()
     neighbours: Neighbours = field(default_factory=lambda: Neighbours([]))
 
     @cached_property
     def has_masters(self) -> bool:
         """Whether any parameter has a float32 master."""
-        return any(storage.has_master for storage in self.storage)
+        return any(precision.has_master for precision in self.precisions)
 
     @property
-    def is_ordinary(self) -> bool:
+    def is_plain(self) -> bool:
         """Whether weights and momentum have the parameters' dtypes and are rounded to nearest."""
-        return all(storage.is_ordinary for storage in self.storage)
+        return all(precision.is_plain for precision in self.precisions)
 
     def is_current(self) -> bool:
         """Whether the parameters still have the shapes, dtypes and device that the plan was made for."""
@@ -122,8 +122,8 @@ class StepPlan:
 
     def drop_masters(self, state: State) -> None:
         """Removes the masters of parameters that have none any more, as after model.float()."""
-        for param, storage in zip(self.params, self.storage, strict=True):
-            if not storage.has_master and param in state:
+        for param, precision in zip(self.params, self.precisions, strict=True):
+            if not precision.has_master and param in state:
                 state[param].pop("master_weight", None)
 
     def _check_state(self, state: State, key: str) -> None:
@@ -145,7 +145,7 @@ class StepPlan:
 def make_plans(
     groups: Sequence[Mapping[str, Any]],
     options: Options,
-    blocks: Sequence[Block],
+    layers: Sequence[Layer],
     heads: Sequence[Tensor],
     output_width: float,
 ) -> list[StepPlan]:
@@ -158,22 +158,22 @@ def make_plans(
     Args:
         groups: the optimizer's parameter groups.
         options: the optimizer's options.
-        blocks: of the groups, input first.
-        heads: the parameters of the blocks at the network's outputs.
+        layers: of the groups, input first.
+        heads: the parameters of the layers at the network's outputs.
         output_width: n_B.
 
     Raises:
         ValueError: a parameter cannot be updated, or the options are not for it.
     """
-    block_params = [groups[block.group]["params"][block.position] for block in blocks]
-    factors = dict(zip(blocks, backward_factors(blocks, block_params, options, output_width), strict=True))
+    layer_params = [groups[layer.group]["params"][layer.position] for layer in layers]
+    factors = dict(zip(layers, backward_factors(layers, layer_params, options, output_width), strict=True))
 
-    entries: list[tuple[tuple[int, int], Tensor, str, Storage]] = []
+    entries: list[tuple[tuple[int, int], Tensor, str, Precision]] = []
     places = ((index, position) for index, group in enumerate(groups) for position in range(len(group["params"])))
     for number, (index, position) in enumerate(places):
         param, name = groups[index]["params"][position], parameter_name(groups[index], index, position)
         if takes_part(param, name):
-            entries.append(((index, position), param, name, storage_of(param.dtype, options, name, number)))
+            entries.append(((index, position), param, name, precision_of(param.dtype, options, name, number)))
     neighbours = Neighbours([param for _, param, _, _ in entries])
     ranks = ranks_among(neighbours.sharing)
     parts: dict[Any, list[int]] = {}
@@ -185,23 +185,23 @@ def make_plans(
         of_place = {entries[k][0]: i for i, k in enumerate(chosen)}
         params = [entries[k][1] for k in chosen]
         planned = []
-        for block in blocks:
-            i = of_place.get((block.group, block.position))
+        for layer in layers:
+            i = of_place.get((layer.group, layer.position))
             if i is None or not params[i].numel():  # its memory is away
                 continue
             is_head = any(params[i] is head for head in heads)
-            scaled = block.amend and not (is_head and options.head == "plain")
-            planned.append(PlannedBlock(i, block, factors[block], scaled))
+            scaled = layer.amend and not (is_head and options.head == "plain")
+            planned.append(PlannedLayer(i, layer, factors[layer], scaled))
         plans.append(
             StepPlan(
                 device=params[0].device,
                 params=params,
                 names=[entries[k][2] for k in chosen],
                 group_of=[entries[k][0][0] for k in chosen],
-                blocks=planned,
+                layers=planned,
                 options=options,
                 signatures=[_signature(param) for param in params],
-                storage=[entries[k][3] for k in chosen],
+                precisions=[entries[k][3] for k in chosen],
                 overlaid=frozenset(i for i, k in enumerate(chosen) if k in neighbours.sharing),
                 neighbours=neighbours,
             )

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sasgd_fused.backends import make_backend
 from sasgd_fused.backends.base import Backend
-from sasgd_fused.blocks import block_options, check_block_options
 from sasgd_fused.group_lists import ParameterLists
 from sasgd_fused.hyperparameters import read_numbers
+from sasgd_fused.layers import check_layer_options, layer_options
 from sasgd_fused.network import Network
 from sasgd_fused.options import Options
 from sasgd_fused.plan import State, make_plans
@@ -34,7 +34,7 @@ class Stepper:
 
     Attributes:
         backends: of all plans; None before they are made.
-        order: group and position of each block → its place, from input to output.
+        order: group and position of each layer → its place, from input to output.
     """
 
     def __init__(self, options: Options, candidates: tuple[str, ...], network: Network, lists: ParameterLists) -> None:
@@ -115,19 +115,19 @@ class Stepper:
             del self._state[param]["momentum_buffer"]
         self.lists.follow(groups)
         for group in groups:
-            check_block_options(group)
-        blocks = self.network.find_blocks(groups)
-        plans = make_plans(groups, self._options, blocks, self.network.heads, self.network.output_width)
+            check_layer_options(group)
+        layers = self.network.find_layers(groups)
+        plans = make_plans(groups, self._options, layers, self.network.heads, self.network.output_width)
         backends = []
         for plan in plans:  # no comprehension, which may be a frame more for warnings to go up
             backends.append(make_backend(plan, state, self._candidates))
         for plan in plans:
             plan.drop_masters(state)
         self.backends, self._state = backends, state
-        self.order = {(block.group, block.position): place for place, block in enumerate(blocks)}
+        self.order = {(layer.group, layer.position): place for place, layer in enumerate(layers)}
         self._places = {param: (b, index) for b in backends for index, param in enumerate(b.plan.params)}
         self._left_out = [param for group in groups for param in group["params"] if param not in self._places]
-        self._seen = [(list(group["params"]), copy.deepcopy(block_options(group))) for group in groups]
+        self._seen = [(list(group["params"]), copy.deepcopy(layer_options(group))) for group in groups]
         return backends
 
     def sync_state(self) -> list[Tensor]:
@@ -144,7 +144,7 @@ class Stepper:
         Stepper.__init__(self, state["_options"], state["_candidates"], state["network"], state["lists"])
 
     def _have_seen(self, groups: Groups) -> bool:
-        """Returns whether the groups have the same parameters, and the same options that decide on blocks."""
+        """Returns whether the groups have the same parameters, and the same options that decide on layers."""
         if len(groups) != len(self._seen):
             return False
         for group, (params, options) in zip(groups, self._seen, strict=True):

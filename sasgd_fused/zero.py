@@ -24,8 +24,8 @@ def zero_redundancy_arguments(
 ) -> dict[str, Any]:
     """Returns arguments for ZeroRedundancyOptimizer with which the ranks take the steps of one optimizer.
 
-    A rank's optimizer sees its own parameters alone, the largest first and without names: its last block is not the
-    head, and equation (23) would be multiplied over its own blocks. So the backward factors m_b, which follow from
+    A rank's optimizer sees its own parameters alone, the largest first and without names: its last layer is not the
+    head, and equation (23) would be multiplied over its own layers. So the backward factors m_b, which follow from
     shapes, are taken here from the whole model, and a plain head gets ``amend=False``.
 
     With ``rounding="stochastic"`` each rank draws the random numbers of its own parameters: others than one process
@@ -35,7 +35,7 @@ def zero_redundancy_arguments(
         model: the network, with the same parameters on every rank.
         factors: as in `ScaleAmendedSGD`, as are the following.
         head: ``"amended"`` or ``"plain"``.
-        output_width: n_B, if it is not the rows of the last block.
+        output_width: n_B, if it is not the rows of the last layer.
         heads: as in `parameter_groups`.
         options: others of `ScaleAmendedSGD` that are no hyperparameters, such as ``decay``, ``norms``, ``backend``.
 
@@ -56,10 +56,10 @@ def zero_redundancy_arguments(
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     mapping = {}
     params = dict(model.named_parameters())
-    for planned in whole.planned_blocks():
-        param = params.pop(planned.block.name)
+    for planned in whole.planned_layers():
+        param = params.pop(planned.layer.name)
         mapping[param] = planned.backward_factor
-        matrix: tuple[int | None, int | None] = planned.block.rows, planned.block.columns
+        matrix: tuple[int | None, int | None] = planned.layer.rows, planned.layer.columns
         if matrix == param.shape[:2]:
             matrix = None, None
         rows, columns = matrix

@@ -15,7 +15,7 @@ from sasgd_fused.backends.watch import Changes, Watch
 from sasgd_fused.factors import decay_scale, layer_scale
 from sasgd_fused.hyperparameters import GroupValues, StepNumbers
 from sasgd_fused.memory import is_opaque, is_readable
-from sasgd_fused.plan import PlannedBlock, State, StepPlan
+from sasgd_fused.plan import PlannedLayer, State, StepPlan
 
 Gradients = Sequence[Tensor | None]
 
@@ -38,7 +38,7 @@ class Backend:
         self.norms: Any = Norms(plan, state, self.measure)  # or CarriedNorms, SummedNorms: all report alike
         self.watch = Watch(plan, state)
         self._is_opaque = any(map(is_opaque, plan.params))
-        self._stochastic = {k for k, s in enumerate(plan.storage) if s.is_stochastic and plan.params[k].numel()}
+        self._stochastic = {k for k, s in enumerate(plan.precisions) if s.is_stochastic and plan.params[k].numel()}
 
     @classmethod
     def why_not(cls, device: torch.device, dtypes: Collection[torch.dtype]) -> str | None:
@@ -119,7 +119,7 @@ class Backend:
         return []
 
     def report(self) -> tuple[list[float], list[int]]:
-        """Returns ‖W_b‖²_{2,μ} of every block, as the next step will use it, and how many of its steps were stale."""
+        """Returns ‖W_b‖²_{2,μ} of every layer, as the next step will use it, and how many of its steps were stale."""
         self.look()
         norms, stale = self.norms.report()
         return norms, stale
@@ -130,22 +130,22 @@ class Backend:
         self.norms.forget()
 
     def local_norms(self, anew: bool) -> Tensor:
-        """Returns the sum of squares / rows of each block, float64 on the device, for parts of larger weights.
+        """Returns the sum of squares / rows of each layer, float64 on the device, for parts of larger weights.
 
         Args:
             anew: takes them from the present weights, even if a step has left them.
         """
         self.look()
-        return torch.tensor(Backend.measure(self, self.plan.blocks), dtype=torch.float64, device=self.plan.device)
+        return torch.tensor(Backend.measure(self, self.plan.layers), dtype=torch.float64, device=self.plan.device)
 
     def weight_of(self, index: int) -> Tensor:
         """Returns what is updated of a parameter: its master where it has one, else itself."""
         param = self.plan.params[index]
-        return self.state[param]["master_weight"] if self.plan.storage[index].has_master else param.detach()
+        return self.state[param]["master_weight"] if self.plan.precisions[index].has_master else param.detach()
 
     def momentum_of(self, index: int) -> tuple[Tensor, bool]:
         """Returns a parameter's momentum buffer, made if there is none, and whether it has taken a gradient."""
-        param, dtype = self.plan.params[index], self.plan.storage[index].momentum_dtype
+        param, dtype = self.plan.params[index], self.plan.precisions[index].momentum_dtype
         entry = self.state[param]
         has_started = entry.get("momentum_buffer") is not None
         if not has_started:
@@ -155,12 +155,12 @@ class Backend:
         return entry["momentum_buffer"], has_started
 
     def scales(self, grads: Gradients, values: Sequence[GroupValues]) -> dict[int, tuple[float, float]]:
-        """Returns (s_b, d_b) of each scaled block that has a gradient, by the index of its parameter.
+        """Returns (s_b, d_b) of each scaled layer that has a gradient, by the index of its parameter.
 
         Equations (22) and (24). The norms count as used by a step.
         """
         options, group_of = self.plan.options, self.plan.group_of
-        scaled = [planned for planned in self.plan.blocks if planned.scaled and grads[planned.param] is not None]
+        scaled = [planned for planned in self.plan.layers if planned.scaled and grads[planned.param] is not None]
         found = {}
         for planned, norm in zip(scaled, self.norms.of(scaled), strict=True):
             group = values[group_of[planned.param]]
@@ -174,14 +174,14 @@ class Backend:
         """Returns how many steps of a parameter have been rounded stochastically, as the state has it."""
         return int(self.state.get(self.plan.params[index], {}).get("rounding_step", 0))
 
-    def measure(self, blocks: Sequence[PlannedBlock]) -> list[float]:
-        """Returns ‖W_b‖²_{2,μ} = sum of squares / rows of the present weights of blocks, in float64."""
+    def measure(self, layers: Sequence[PlannedLayer]) -> list[float]:
+        """Returns ‖W_b‖²_{2,μ} = sum of squares / rows of the present weights of layers, in float64."""
         self.masters.follow()
-        norms = [self._measure_one(planned) for planned in blocks]
+        norms = [self._measure_one(planned) for planned in layers]
         if self.masters and not all(map(math.isfinite, norms)) and self.masters.give_way():
-            norms = [self._measure_one(planned) for planned in blocks]
+            norms = [self._measure_one(planned) for planned in layers]
         return norms
 
-    def _measure_one(self, planned: PlannedBlock) -> float:
+    def _measure_one(self, planned: PlannedLayer) -> float:
         weight = self.weight_of(planned.param)
-        return float(weight.double().square().sum()) / planned.block.rows if is_readable(weight) else math.nan
+        return float(weight.double().square().sum()) / planned.layer.rows if is_readable(weight) else math.nan

@@ -12,7 +12,7 @@ from sasgd_fused.plan import State, StepPlan
 
 # Bits of a parameter's flags, as in csrc/plan.h.
 STARTED = 1  # the momentum buffer has taken its first gradient
-NORM_KEPT = 2  # frozen norms: the scaled block's norm stays as it is
+NORM_KEPT = 2  # frozen norms: the scaled layer's norm stays as it is
 
 # What a CUDA graph reads and writes when it is replayed, by id; nobody knows when that happens for the last time.
 _captured: dict[int, Tensor] = {}
@@ -22,9 +22,9 @@ class Carried(NamedTuple):
     """The memory that a kernel carries from step to step.
 
     Attributes:
-        row_norm_sq: float64 for each block, ‖W‖²_{2,μ} as the next step will use it.
-        sum_squares: float64 for each block, of the weights as the last step or norm pass left them.
-        stale_steps: int64 for each block: how many steps used the norm of weights that had been written unseen.
+        row_norm_sq: float64 for each layer, ‖W‖²_{2,μ} as the next step will use it.
+        sum_squares: float64 for each layer, of the weights as the last step or norm pass left them.
+        stale_steps: int64 for each layer: how many steps used the norm of weights that had been written unseen.
         flags: uint8 for each parameter: `STARTED`, `NORM_KEPT`.
         rounding_steps: int64 for each parameter: how many steps were rounded stochastically.
     """
@@ -48,17 +48,17 @@ class DeviceState:
         def zeros(count: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(count, dtype=dtype, device=plan.device)
 
-        params, blocks = len(plan.params), len(plan.blocks)
+        params, layers = len(plan.params), len(plan.layers)
         self.carried = Carried(
-            zeros(blocks, torch.float64),
-            zeros(blocks, torch.float64),
-            zeros(blocks, torch.int64),
+            zeros(layers, torch.float64),
+            zeros(layers, torch.float64),
+            zeros(layers, torch.int64),
             zeros(params, torch.uint8),
             zeros(params, torch.int64),
         )
         self.flags = Flags(self.carried)
         self.rounding_steps = RoundingSteps(plan, state, self.carried.rounding_steps)
-        self.has_rounding = any(stored.is_stochastic for stored in plan.storage)
+        self.has_rounding = any(stored.is_stochastic for stored in plan.precisions)
         self._device = plan.device
         self._last_stream: object = None
 
@@ -162,7 +162,7 @@ class RoundingSteps:
 
     def __init__(self, plan: StepPlan, state: State, on_device: Tensor) -> None:
         self._state = state
-        params = zip(plan.params, plan.storage, strict=True)
+        params = zip(plan.params, plan.precisions, strict=True)
         self._params = {k: p for k, (p, stored) in enumerate(params) if stored.is_stochastic and p.numel()}
         self._on_device = on_device
         self._seen: list[int | None] = [None] * len(self._params)  # what the state said when it was last looked at

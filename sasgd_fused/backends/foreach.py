@@ -12,7 +12,7 @@ from sasgd_fused.backends.base import Backend, Gradients
 from sasgd_fused.backends.rounding import bits_for_momentum, bits_for_weight, store
 from sasgd_fused.hyperparameters import GroupValues
 from sasgd_fused.memory import is_away
-from sasgd_fused.plan import PlannedBlock
+from sasgd_fused.plan import PlannedLayer
 
 
 class ForeachBackend(Backend):
@@ -41,20 +41,20 @@ class ForeachBackend(Backend):
         torch._foreach_mul_(steps, [-group.lr for group in groups])
         self._store_all(active, stored, list(torch._foreach_add(weights, steps)), bits_for_weight)
         for index, weight in zip(active, stored, strict=True):
-            if self.plan.storage[index].has_master:
+            if self.plan.precisions[index].has_master:
                 self.plan.params[index].copy_(weight)
 
-    def measure(self, blocks: Sequence[PlannedBlock]) -> list[float]:
-        """Returns the same in one call and one transfer for all blocks."""
-        if not blocks or self._is_opaque or self.plan.device.type == "meta" or any(map(is_away, self.plan.params)):
-            return super().measure(blocks)
+    def measure(self, layers: Sequence[PlannedLayer]) -> list[float]:
+        """Returns the same in one call and one transfer for all layers."""
+        if not layers or self._is_opaque or self.plan.device.type == "meta" or any(map(is_away, self.plan.params)):
+            return super().measure(layers)
         self.masters.follow()
-        weights = [self.weight_of(planned.param) for planned in blocks]
+        weights = [self.weight_of(planned.param) for planned in layers]
         dtype = torch.float32 if self.plan.device.type == "mps" else torch.float64  # which Apple's GPUs lack
         sums = torch.stack(torch._foreach_norm(weights, 2, dtype)).square().tolist()
         if self.masters and not all(map(math.isfinite, sums)) and self.masters.give_way():
-            return self.measure(blocks)
-        return [total / planned.block.rows for total, planned in zip(sums, blocks, strict=True)]
+            return self.measure(layers)
+        return [total / planned.layer.rows for total, planned in zip(sums, layers, strict=True)]
 
     def _store_all(
         self, active: Sequence[int], to: list[Tensor], values: list[Tensor], bits_for: Callable[..., Tensor | None]
@@ -65,7 +65,9 @@ class ForeachBackend(Backend):
             return
         for index, target, value in zip(active, to, values, strict=True):
             store(
-                target, value, bits_for(self.plan.storage[index], self.plan.params[index], self.rounding_step_of(index))
+                target,
+                value,
+                bits_for(self.plan.precisions[index], self.plan.params[index], self.rounding_step_of(index)),
             )
 
     def _apply_momentum(self, active: list[int], steps: list[Tensor], groups: list[GroupValues]) -> None:

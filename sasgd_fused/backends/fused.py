@@ -95,7 +95,7 @@ class FusedBackend(Backend):
         return Prepared(changes, table, tensors)
 
     def step(self, prepared: Prepared, numbers: StepNumbers) -> None:
-        """Runs the kernel, after a norm pass over blocks that others have written."""
+        """Runs the kernel, after a norm pass over layers that others have written."""
         changes, (active, grads, grad_dtypes), _ = prepared
         kernel, momentum, values = self.kernel, self._momentum, numbers.values
         is_captured = False

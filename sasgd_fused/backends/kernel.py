@@ -14,7 +14,7 @@ from torch import Tensor
 from sasgd_fused.backends import extension
 from sasgd_fused.backends.device_state import Carried
 from sasgd_fused.plan import StepPlan
-from sasgd_fused.storage import Storage
+from sasgd_fused.precision import Precision
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _usable_devices: set[int] = set()
@@ -37,7 +37,7 @@ class Kernel(Protocol):
         """Takes the addresses of weights, momentum buffers and parameters of masters (0: none), for all later calls."""
 
     def measure(self, chosen: bytearray) -> None:
-        """Takes the norms of the blocks whose byte is 1 from their weights, except of those whose norm is kept."""
+        """Takes the norms of the layers whose byte is 1 from their weights, except of those whose norm is kept."""
 
     def step(
         self,
@@ -59,7 +59,7 @@ class Kernel(Protocol):
             found_inf: float32 on the device: if it is not 0, the step leaves everything as it is; None for 0.
 
         Returns:
-            How many blocks had a stale norm, if that is known by now.
+            How many layers had a stale norm, if that is known by now.
         """
 
     def memory(self) -> Sequence[Tensor]:
@@ -76,16 +76,16 @@ def kernel_plan(plan: StepPlan) -> dict[str, Any]:
     """Returns what kernels are made from; see csrc/plan.h."""
     return {
         "tensors": [
-            (param.numel(), group, DTYPE_CODES[torch.float32 if storage.has_master else param.dtype])
-            for param, group, storage in zip(plan.params, plan.group_of, plan.storage, strict=True)
+            (param.numel(), group, DTYPE_CODES[torch.float32 if precision.has_master else param.dtype])
+            for param, group, precision in zip(plan.params, plan.group_of, plan.precisions, strict=True)
         ],
         "layers": [
-            (b.param, b.scaled, float(b.block.rows), float(b.block.columns), b.backward_factor) for b in plan.blocks
+            (b.param, b.scaled, float(b.layer.rows), float(b.layer.columns), b.backward_factor) for b in plan.layers
         ],
         "eps": plan.options.eps,
         "shape_decay": plan.options.decay == "shape",
         "track_norms": not plan.options.freezes_norms,
-        "precision": [] if plan.is_ordinary else list(map(_precision_of, plan.params, plan.storage)),
+        "precision": [] if plan.is_plain else list(map(_precision_of, plan.params, plan.precisions)),
     }
 
 
@@ -195,10 +195,10 @@ def why_not_native(device: torch.device, dtypes: Collection[torch.dtype]) -> str
     return extension.why_not_cuda() or _why_not_device(device.index or 0)
 
 
-def _precision_of(param: Tensor, storage: Storage) -> tuple[int, bool, bool, int]:
-    """What kernels are told of a tensor: a master's parameter's dtype, float32 for none, and the rest of `Storage`."""
-    param_dtype = param.dtype if storage.has_master else torch.float32
-    return DTYPE_CODES[param_dtype], storage.has_small_momentum, storage.is_stochastic, storage.stream
+def _precision_of(param: Tensor, precision: Precision) -> tuple[int, bool, bool, int]:
+    """Returns what kernels are told of a tensor; float32 in the place of a parameter's dtype is for no master."""
+    param_dtype = param.dtype if precision.has_master else torch.float32
+    return DTYPE_CODES[param_dtype], precision.has_small_momentum, precision.is_stochastic, precision.stream
 
 
 def _on_device(index: int) -> AbstractContextManager[Any]:

@@ -25,7 +25,7 @@ class MasterWeights:
 
     def __init__(self, plan: StepPlan, state: State) -> None:
         self._state = state
-        self._params = {k: plan.params[k] for k, storage in enumerate(plan.storage) if storage.has_master}
+        self._params = {k: plan.params[k] for k, precision in enumerate(plan.precisions) if precision.has_master}
         self._must_compare = bool(self._params)
 
     def __bool__(self) -> bool:

@@ -68,7 +68,7 @@ class MomentumBuffers:
             if not has_momentum[self._plan.group_of[index]]:
                 continue
             buffer: Any = self._entry(index).get("momentum_buffer")
-            dtype = self._plan.storage[index].momentum_dtype
+            dtype = self._plan.precisions[index].momentum_dtype
             if self._fits(index, buffer):
                 found[index] = buffer
             elif index not in updated:
@@ -116,6 +116,6 @@ class MomentumBuffers:
             isinstance(buffer, Tensor)
             and buffer.layout == torch.strided
             and buffer.device == param.device
-            and buffer.dtype == self._plan.storage[index].momentum_dtype
+            and buffer.dtype == self._plan.precisions[index].momentum_dtype
             and has_layout_of(buffer, param)
         )

@@ -18,7 +18,7 @@ class ReferenceBackend(Backend):
 
     @torch.no_grad()
     def update(self, grads: Gradients, values: Sequence[GroupValues], loss_scale: float) -> None:
-        """Takes the scales of all blocks, and then updates one tensor after the other."""
+        """Takes the scales of all layers, and then updates one tensor after the other."""
         scales = self._backward_scales(grads, values)
         for index, (param, grad) in enumerate(zip(self.plan.params, grads, strict=True)):
             if grad is None:
@@ -28,7 +28,7 @@ class ReferenceBackend(Backend):
             sign = -1.0 if group.maximize else 1.0
             g = grad.double() * (sign / loss_scale)
             weight = self.weight_of(index)
-            drawn = self.plan.storage[index], param, self.rounding_step_of(index)
+            drawn = self.plan.precisions[index], param, self.rounding_step_of(index)
             g = scale * g
             if group.weight_decay != 0:  # else the weight has no part in it: it may be infinite
                 g = g + decay * weight.double()
@@ -42,9 +42,9 @@ class ReferenceBackend(Backend):
                 param.copy_(weight)
 
     def _backward_scales(self, grads: Gradients, values: Sequence[GroupValues]) -> dict[int, tuple[float, float]]:
-        """Returns (s_b, d_b) of each scaled block that has a gradient; m_b is that of `factors`."""
+        """Returns (s_b, d_b) of each scaled layer that has a gradient; m_b is that of `factors`."""
         options, scales = self.plan.options, {}
-        for planned in reversed(self.plan.blocks):
+        for planned in reversed(self.plan.layers):
             if planned.scaled and grads[planned.param] is not None:
                 group, m = values[self.plan.group_of[planned.param]], planned.backward_factor
                 (row_norm_sq,) = self.norms.of([planned])

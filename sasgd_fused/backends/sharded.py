@@ -14,8 +14,8 @@ from sasgd_fused.backends.base import Backend
 from sasgd_fused.backends.summed_norms import SummedNorms
 from sasgd_fused.hyperparameters import StepNumbers
 from sasgd_fused.plan import State, StepPlan
+from sasgd_fused.precision import split_stream
 from sasgd_fused.shards import is_set_anywhere, is_sharded, local_as, local_of, part_of, whole_of
-from sasgd_fused.storage import split_stream
 
 MakeBackend = Callable[[StepPlan, State], Backend]
 
@@ -35,7 +35,7 @@ class ShardedBackend(Backend):
         super().__init__(plan, state)
         self._locals = [local_of(param) for param in plan.params]
         self._local_state: State = defaultdict(dict)
-        held = [b for b, planned in enumerate(plan.blocks) if self._locals[planned.param].numel()]
+        held = [b for b, planned in enumerate(plan.layers) if self._locals[planned.param].numel()]
         self._inner = make(self._local_plan(held), self._local_state)
         self.norms = SummedNorms(plan, state, self._inner, held)
         self._written: list[int] = []  # versions of the parameters after the last step
@@ -103,15 +103,15 @@ class ShardedBackend(Backend):
         return norms, stale
 
     def _local_plan(self, held: list[int]) -> StepPlan:
-        """Returns the plan of the local parts, with those blocks of which this rank holds anything."""
+        """Returns the plan of the local parts, with those layers of which this rank holds anything."""
         signatures = [(local.shape, local.dtype, local.device) for local in self._locals]
         # Each part draws random numbers of its own; where all ranks have the same, they draw the same.
-        storage = [
+        precisions = [
             replace(stored, stream=split_stream(stored.stream, part_of(param)))
-            for stored, param in zip(self.plan.storage, self.plan.params, strict=True)
+            for stored, param in zip(self.plan.precisions, self.plan.params, strict=True)
         ]
-        blocks = [self.plan.blocks[place] for place in held]
-        return replace(self.plan, params=self._locals, blocks=blocks, signatures=signatures, storage=storage)
+        layers = [self.plan.layers[place] for place in held]
+        return replace(self.plan, params=self._locals, layers=layers, signatures=signatures, precisions=precisions)
 
     def _local_gradient(self, param: Any, name: str) -> Tensor | None:
         grad = param.grad

@@ -1,4 +1,4 @@
-"""The norms of blocks of which each rank holds a part: sums over the ranks."""
+"""The norms of layers of which each rank holds a part: sums over the ranks."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class SummedNorms:
     the state, is the same on all of them.
 
     Args:
-        plan: whose blocks.
+        plan: whose layers.
         state: the optimizer's.
-        inner: runs the local parts, of those blocks of which this rank holds anything.
-        held: the places of these among the plan's blocks.
+        inner: runs the local parts, of those layers of which this rank holds anything.
+        held: the places of these among the plan's layers.
     """
 
     def __init__(self, plan: StepPlan, state: State, inner: Backend, held: Sequence[int]) -> None:
@@ -33,7 +33,7 @@ class SummedNorms:
         self._inner = inner
         self._held = held
         self._places = torch.tensor(held, dtype=torch.int64).to(plan.device)  # the same
-        self._sum = SumOverRanks([plan.params[planned.param] for planned in plan.blocks], plan.device)
+        self._sum = SumOverRanks([plan.params[planned.param] for planned in plan.layers], plan.device)
         self._kept: list[float] = []  # what the inner backend goes by where norms are frozen
         self._version_sum = -1  # of the weights whose norms are known
 
@@ -53,7 +53,7 @@ class SummedNorms:
 
     def report(self) -> tuple[list[float], list[int]]:
         """Returns the norms of the whole weights, and the stale steps that this rank has seen in its parts."""
-        kept = [self.frozen.get(planned) for planned in self._plan.blocks]
+        kept = [self.frozen.get(planned) for planned in self._plan.layers]
         if None in kept:
             norms = zip(kept, self._current().tolist(), strict=True)
             kept = [measured if frozen is None else frozen for frozen, measured in norms]
@@ -61,7 +61,7 @@ class SummedNorms:
 
     def stale_steps(self) -> list[int]:
         """Returns those that this rank has seen in its parts."""
-        stale = [0] * len(self._plan.blocks)
+        stale = [0] * len(self._plan.layers)
         for place, steps in zip(self._held, self._inner.norms.stale_steps(), strict=True):
             stale[place] = steps
         return stale
@@ -90,27 +90,27 @@ class SummedNorms:
         return norms
 
     def _give_frozen(self, numbers: StepNumbers) -> None:
-        values, blocks, params = numbers.on_host(), self._plan.blocks, self._plan.params
+        values, layers, params = numbers.on_host(), self._plan.layers, self._plan.params
         # Whether or not they have gradients, which another rank need not have: all have to sum together.
-        missing = [b for b, planned in enumerate(blocks) if planned.scaled and self.frozen.get(planned) is None]
-        norms = [self.frozen.get(planned) or 0.0 for planned in blocks]
+        missing = [b for b, planned in enumerate(layers) if planned.scaled and self.frozen.get(planned) is None]
+        norms = [self.frozen.get(planned) or 0.0 for planned in layers]
         if missing:
             self._version_sum = -1
             measured = self._current().tolist()
             for b in missing:
                 norms[b] = measured[b]
-                if params[blocks[b].param].grad is not None:
-                    self.frozen.keep(blocks[b], measured[b], values[self._plan.group_of[blocks[b].param]].lr)
+                if params[layers[b].param].grad is not None:
+                    self.frozen.keep(layers[b], measured[b], values[self._plan.group_of[layers[b].param]].lr)
         if norms != self._kept:
             given = torch.tensor(norms, dtype=torch.float64, device=self._plan.device)
             self._inner.norms.give(given[self._places])
             self._kept = norms
 
     def _spread(self, of_parts: Tensor) -> Tensor:
-        """Returns a number for every block, 0 for those of which this rank holds nothing."""
-        spread = torch.zeros(len(self._plan.blocks), dtype=torch.float64, device=self._plan.device)
+        """Returns a number for every layer, 0 for those of which this rank holds nothing."""
+        spread = torch.zeros(len(self._plan.layers), dtype=torch.float64, device=self._plan.device)
         spread[self._places] = of_parts
         return spread
 
     def _sum_of_versions(self) -> int:
-        return sum(self._plan.params[planned.param]._version for planned in self._plan.blocks)
+        return sum(self._plan.params[planned.param]._version for planned in self._plan.layers)

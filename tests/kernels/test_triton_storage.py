@@ -33,7 +33,7 @@ STORED: dict[str, tuple[dict[str, Any], tuple[torch.dtype, ...]]] = {
     "stochastic, without momentum": ({**STOCHASTIC, "momentum": 0.0, "dampening": 0.0}, (BF16,)),
 }
 RULE = {"lr": 0.01, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.02, "output_width": 10_000}
-# With tails, several chunks, nothing, and one element; blocks, and vectors, whose scale is 1.
+# With tails, several chunks, nothing, and one element; layers, and vectors, whose scale is 1.
 SHAPES = [(6, 3, 3, 3), (7, 2400), (11,), (0, 4), (), (5, 11), (2, 37)]
 VECTORS = [(5,), (2 * 8192 + 3,), (1,), (8192,), (777,)]
 
@@ -152,7 +152,7 @@ def test_a_captured_step_counts_on_and_sends_no_addresses(monkeypatch: pytest.Mo
     assert_same_bits(ours, theirs.step(2))
     assert isinstance(made, FusedBackend)
     ids = set(map(id, made.memory()))
-    assert {id(made.device.carried.rounding_steps), id(made.kernel._copies.on_device)} <= ids  # type: ignore[attr-defined]
+    assert {id(made.device.carried.rounding_steps), id(made.kernel._params.on_device)} <= ids  # type: ignore[attr-defined]
 
 
 def test_parameters_and_masters_may_move(backend: str) -> None:

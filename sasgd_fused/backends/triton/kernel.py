@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from sasgd_fused.backends.device_state import Carried
-from sasgd_fused.backends.triton import tables
+from sasgd_fused.backends.triton import columns
 from sasgd_fused.backends.triton.compiled import compiled_kernels
 from sasgd_fused.backends.triton.device_table import DeviceTable
-from sasgd_fused.backends.triton.formats import formats_of
+from sasgd_fused.backends.triton.variant import variant_of
 
 
 class TritonKernel:
@@ -54,55 +54,55 @@ class TritonKernel:
     ) -> None:
         self._device = device
         self.steps = 0
-        formats = formats_of(tensors, precision)
+        variant = variant_of(tensors, precision)
         self._carried = carried
-        copy_dtypes = [copy_dtype for copy_dtype, *_ in precision] or [0] * len(tensors)
-        self._dtypes = [copy or dtype for copy, (_, _, dtype) in zip(copy_dtypes, tensors, strict=True)]
+        param_dtypes = [param_dtype for param_dtype, *_ in precision] or [0] * len(tensors)
+        self._dtypes = [param or dtype for param, (_, _, dtype) in zip(param_dtypes, tensors, strict=True)]
         self._empty = [t for t, (numel, _, _) in enumerate(tensors) if numel == 0]
-        self._tensor_of_block = [tensor for tensor, *_ in layers]
-        traits = (tables.SHAPE_DECAY.value if shape_decay else 0) | (tables.TRACKED.value if track_norms else 0)
-        traits_of = {tensor: traits | (tables.SCALED.value if scaled else 0) for tensor, scaled, *_ in layers}
+        self._tensor_of_layer = [tensor for tensor, *_ in layers]
+        traits = (columns.SHAPE_DECAY.value if shape_decay else 0) | (columns.TRACKED.value if track_norms else 0)
+        traits_of = {tensor: traits | (columns.SCALED.value if scaled else 0) for tensor, scaled, *_ in layers}
         for t, (_, _, is_stochastic, _) in enumerate(precision):
-            traits_of[t] = traits_of.get(t, 0) | (tables.STOCHASTIC.value if is_stochastic else 0)
-        block_of = {tensor: block for block, tensor in enumerate(self._tensor_of_block)}
+            traits_of[t] = traits_of.get(t, 0) | (columns.STOCHASTIC.value if is_stochastic else 0)
+        layer_of = {tensor: layer for layer, tensor in enumerate(self._tensor_of_layer)}
 
         rows, first_chunk, first_node = [], 0, 0
-        chunks = [-(-numel // tables.CHUNK.value) for numel, _, _ in tensors]
+        chunks = [-(-numel // columns.CHUNK.value) for numel, _, _ in tensors]
         for t, (numel, group, _) in enumerate(tensors):
-            traits, dtype, block = traits_of.get(t, 0), self._dtypes[t], block_of.get(t, -1)
-            rows.append((numel, first_chunk, chunks[t], first_node, group, block, dtype, traits))
+            traits, dtype, layer = traits_of.get(t, 0), self._dtypes[t], layer_of.get(t, -1)
+            rows.append((numel, first_chunk, chunks[t], first_node, group, layer, dtype, traits))
             first_chunk += chunks[t]
-            first_node += _tree_nodes(chunks[t]) if t in block_of else 0
+            first_node += _tree_nodes(chunks[t]) if t in layer_of else 0
         self._chunks = first_chunk
         groups = 1 + max((group for _, group, _ in tensors), default=-1)
 
         self._tensors = torch.tensor(rows, dtype=torch.int64).to(device)
         self._tensor_of_chunk = torch.repeat_interleave(torch.tensor(chunks, dtype=torch.int64)).to(device, torch.int32)
-        block_words = [(rows, backward_factor, eps) for _, _, rows, _, backward_factor in layers]
-        self._blocks = torch.tensor(block_words, dtype=torch.float64).to(device)
+        layer_words = [(rows, backward_factor, eps) for _, _, rows, _, backward_factor in layers]
+        self._layers = torch.tensor(layer_words, dtype=torch.float64).to(device)
         self._sums = torch.zeros(2 * (first_chunk + first_node), dtype=torch.float64, device=device)
         self._one = torch.ones(1, dtype=torch.float32, device=device)
         self._zero = torch.zeros(1, dtype=torch.float32, device=device)
-        self._addresses = DeviceTable(tables.ADDRESS_WORDS.value * len(tensors), torch.int64, device)
+        self._addresses = DeviceTable(columns.ADDRESS_WORDS.value * len(tensors), torch.int64, device)
         self._grads = DeviceTable(len(tensors), torch.int64, device)
-        self._groups = DeviceTable(tables.GROUP_WORDS.value * groups, torch.float64, device)
+        self._groups = DeviceTable(columns.GROUP_WORDS.value * groups, torch.float64, device)
         self._chosen = DeviceTable(len(tensors), torch.int64, device)
-        self._copies = DeviceTable(len(tensors), torch.int64, device) if formats.has_masters else None
+        self._params = DeviceTable(len(tensors), torch.int64, device) if variant.has_masters else None
         self._rounding: tuple[Tensor, Tensor] | tuple[None, None] = None, None  # streams and counts
-        if formats.is_stochastic:
+        if variant.is_stochastic:
             streams = torch.frombuffer(array("Q", [stream for *_, stream in precision]), dtype=torch.int64)
             self._rounding = streams.to(device), carried.rounding_steps
-        self._formats = formats
+        self._variant = variant
         self._group_count = groups
         self._grad_words: tuple[array[int], array[int], bytes] | None = None  # and what they were made from
         with on_device(device):
-            self._kernels = compiled_kernels(device, formats)
+            self._kernels = compiled_kernels(device, variant)
 
     def memory(self) -> list[Tensor]:
         """What kernels read and write besides parameters, gradients and momentum buffers."""
-        fixed = [self._tensors, self._tensor_of_chunk, self._blocks, self._sums]
+        fixed = [self._tensors, self._tensor_of_chunk, self._layers, self._sums]
         fixed += [tensor for tensor in self._rounding if tensor is not None]
-        sent = [self._addresses, self._grads, self._groups, self._chosen, *([self._copies] if self._copies else [])]
+        sent = [self._addresses, self._grads, self._groups, self._chosen, *([self._params] if self._params else [])]
         return [*fixed, self._one, self._zero, *(tensor for table in sent for tensor in table.memory())]
 
     def place(self, weights: array[int], momentum_buffers: array[int], params: array[int]) -> None:
@@ -110,13 +110,13 @@ class TritonKernel:
         words = array("Q", bytes(16 * len(weights)))
         words[0::2], words[1::2] = weights, momentum_buffers
         self._addresses.send(words.tobytes(), captured=False)
-        if self._copies:
-            self._copies.send(params.tobytes(), captured=False)
+        if self._params:
+            self._params.send(params.tobytes(), captured=False)
 
     def measure(self, chosen: bytearray) -> None:
         """Launches a norm pass: takes the norms of the layers whose byte is 1, except of those whose norm is kept."""
         words = array("Q", bytes(8 * len(self._dtypes)))
-        for tensor, is_chosen in zip(self._tensor_of_block, chosen, strict=True):
+        for tensor, is_chosen in zip(self._tensor_of_layer, chosen, strict=True):
             words[tensor] = is_chosen
         sent = self._chosen.send(words.tobytes(), self.is_capturing())
         with on_device(self._device):
@@ -127,11 +127,11 @@ class TritonKernel:
                 sent,
                 self._sums,
                 self._carried.flags,
-                self._formats.has_masters,
+                self._variant.has_masters,
             )
             self._kernels["finish_norm_kernel"][(len(self._dtypes), 1, 1)](
                 self._tensors,
-                self._blocks,
+                self._layers,
                 sent,
                 self._sums,
                 self._chunks,
@@ -178,7 +178,7 @@ class TritonKernel:
             self._kernels["step_kernel"][(self._chunks, 1, 1)](
                 self._tensors,
                 self._tensor_of_chunk,
-                self._blocks,
+                self._layers,
                 self._addresses.on_device,
                 sent_grads,
                 sent_groups,
@@ -187,13 +187,13 @@ class TritonKernel:
                 self._carried.flags,
                 self._one if grad_scale is None else grad_scale,
                 found_inf,
-                self._copies.on_device if self._copies else None,
+                self._params.on_device if self._params else None,
                 *self._rounding,
-                self._formats.has_small_momentum,
+                self._variant.has_small_momentum,
             )
             self._kernels["finish_step_kernel"][(len(self._dtypes), 1, 1)](
                 self._tensors,
-                self._blocks,
+                self._layers,
                 self._addresses.on_device,
                 sent_grads,
                 sent_groups,
@@ -226,7 +226,7 @@ class TritonKernel:
             words[t] = 0
         for t, (grad_dtype, dtype) in enumerate(zip(grad_dtypes, self._dtypes, strict=True)):
             if words[t] and grad_dtype != dtype:
-                words[t] |= tables.WIDE_GRADIENT.value
+                words[t] |= columns.WIDE_GRADIENT.value
         return words.tobytes()
 
 
@@ -242,6 +242,6 @@ def _tree_nodes(chunks: int) -> int:
     """How many nodes the tree over so many chunks has, see `sums.add_up_tree`."""
     nodes = 0
     while chunks > 1:
-        chunks = -(-chunks // tables.FAN_IN.value)
+        chunks = -(-chunks // columns.FAN_IN.value)
         nodes += chunks
     return nodes

@@ -1,4 +1,4 @@
-"""Blocks: which parameters have a place in the backward factors, with how many rows and columns, in which order."""
+"""Layers: which parameters have a place in the backward factors, with how many rows and columns, in which order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Matrices = Mapping[Tensor, tuple[int, int]]  # rows and columns
 
 
 @dataclass(frozen=True)
-class Block:
+class Layer:
     """A parameter that has a place in the backward factors.
 
     Attributes:
@@ -23,7 +23,7 @@ class Block:
         name: its name, or where it stands if names are not known.
         rows: output units.
         columns: input units.
-        amend: whether its gradient is scaled; otherwise the block only keeps its place.
+        amend: whether its gradient is scaled; otherwise the layer only keeps its place.
     """
 
     group: int
@@ -40,28 +40,28 @@ def parameter_name(group: Mapping[str, Any], group_index: int, position: int) ->
     return names[position] if names else f"parameter {position} of group {group_index}"
 
 
-def find_blocks(
+def find_layers(
     groups: Sequence[Mapping[str, Any]],
     added: Collection[int] = (),
     known: Matrices | None = None,
-) -> list[Block]:
-    """Returns the blocks from input to output.
+) -> list[Layer]:
+    """Returns the layers from input to output.
 
-    A block is a non-empty parameter with two or more dimensions. The order is that of the groups and of the
+    A layer is a non-empty parameter with two or more dimensions. The order is that of the groups and of the
     parameters in them; groups added after construction stand before them, the newest first, because unfreezing a
     network adds the layers nearer to the input.
 
     Args:
         groups: the optimizer's parameter groups.
         added: indices of those that were added after construction.
-        known: rows and columns of parameters that were blocks before. One without a gradient whose memory is another
-            tensor's for the time being (``param.data = torch.empty(0)``) stays a block.
+        known: rows and columns of parameters that were layers before. One without a gradient whose memory is another
+            tensor's for the time being (``param.data = torch.empty(0)``) stays a layer.
     """
     order = [*sorted(added, reverse=True), *(index for index in range(len(groups)) if index not in added)]
-    return [block for index in order for block in _group_blocks(groups[index], index, known or {})]
+    return [layer for index in order for layer in _group_layers(groups[index], index, known or {})]
 
 
-def check_block_options(group: Mapping[str, Any]) -> None:
+def check_layer_options(group: Mapping[str, Any]) -> None:
     """Checks a group's `amend`, `rows`, `columns` and `heads`.
 
     Raises:
@@ -69,7 +69,7 @@ def check_block_options(group: Mapping[str, Any]) -> None:
         ValueError: `rows` or `columns` is neither None, nor a positive integer, nor a list with one of these for each
             parameter; or `heads` is neither None nor a list of True and False.
     """
-    amend, rows, columns, heads = block_options(group)
+    amend, rows, columns, heads = layer_options(group)
     if not isinstance(amend, bool):
         raise TypeError(f"amend: got {amend!r}, want True or False")
     count = len(group["params"])
@@ -87,13 +87,13 @@ def check_block_options(group: Mapping[str, Any]) -> None:
                 raise ValueError(f"{name}: got {entry!r}, want a positive integer or None")
 
 
-def block_options(group: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
+def layer_options(group: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
     """Returns the group's `amend`, `rows`, `columns` and `heads`; groups of other optimizers have none of them."""
     return group.get("amend", True), group.get("rows"), group.get("columns"), group.get("heads")
 
 
-def _group_blocks(group: Mapping[str, Any], index: int, known: Matrices) -> Iterator[Block]:
-    amend, all_rows, all_columns, _ = block_options(group)
+def _group_layers(group: Mapping[str, Any], index: int, known: Matrices) -> Iterator[Layer]:
+    amend, all_rows, all_columns, _ = layer_options(group)
     for position, param in enumerate(group["params"]):
         rows, columns = _entry(all_rows, position), _entry(all_columns, position)
         if param.dim() >= 2 and param.numel():
@@ -102,7 +102,7 @@ def _group_blocks(group: Mapping[str, Any], index: int, known: Matrices) -> Iter
             rows, columns = known[param]
         else:
             continue
-        yield Block(index, position, parameter_name(group, index, position), rows, columns, amend)
+        yield Layer(index, position, parameter_name(group, index, position), rows, columns, amend)
 
 
 def _entry(value: int | Sequence[int | None] | None, position: int) -> int | None:
