@@ -73,7 +73,7 @@ MISTAKES = {
         "plan", "if grad.shape != param.shape:", "if grad.numel() != param.numel():", "test_errors.py foreach"
     ),
     "does not see that a group has changed": Mistake(
-        "plan", "and options == layer_options(group)", "", "test_layers.py"
+        "stepper", "if options != (group", "if False and options != (group", "test_layers.py"
     ),
     "reads one group's momentum for all": Mistake(
         "hyperparameters", 'ldexp(group["momentum"], 0), ldexp', "0.9, ldexp", "test_sgd_equivalence.py foreach"
@@ -99,37 +99,33 @@ MISTAKES = {
         "backends.rounding", "upper = (bits + random) >> 16", "upper = bits >> 16", "test_rounding.py foreach"
     ),
     "keeps a norm of a step without learning rate": Mistake(
-        "backends.base", "row_norm_sq if lr != 0 else math.nan", "row_norm_sq", "test_norms.py foreach"
+        "backends.norms", "norm if lr != 0 else math.nan", "norm", "test_norms.py foreach"
     ),
     "overlooks what others wrote": Mistake(
-        "backends.kernel", "if version_sum != self._version_sum:", "if False:", "test_norms.py native"
+        "backends.watch", "sum(map(_version_of, params)) != self._version_sum", "False", "test_norms.py native"
     ),
     "counts a step of its own as somebody's": Mistake(
-        "backends.kernel", "self._version_sum += len(self._layer_params)", "pass",
+        "backends.watch", "self._version_sum += len(active)", "pass",
         "../kernels/test_cuda_backend.py one_launch_and",
     ),
-    "lets go of no gradient": Mistake(
-        "backends.tables", "    def release(self) -> None:", "    def release(self) -> None:\n        return\n",
-        "test_memory.py native",
-    ),
     "takes gaps for memory of its own": Mistake(
-        "backends.tables", "if not is_dense(p)}", "if False}", "test_parity.py native"
+        "backends.addresses", "if not is_dense(p)}", "if False}", "test_parity.py native"
     ),
     "reads every layout as if it were the weights'": Mistake(
-        "backends.tables", "or not has_layout_of(grad, param)", "", "test_parity.py native"
+        "backends.addresses", "or not has_layout_of(grad, param)", "", "test_parity.py native"
     ),
     "takes a buffer of any layout": Mistake(
-        "backends.momentum", "elif not has_layout_of(buffer, param):", "elif False:", "test_storage_layouts.py native"
+        "backends.momentum", "and has_layout_of(buffer, param)", "", "test_storage_layouts.py native"
     ),
     "lets the master win over what others wrote": Mistake(
         "backends.masters", "torch.where(param == master.to(param.dtype), master, param)", "master",
         "test_master_weights.py native",
     ),
     "sends a device flag that nobody set": Mistake(
-        "backends.device_flags", "added[index] = bit", "added[index] = 0", "test_resume.py triton"
+        "backends.device_state", "added[index] = bit", "added[index] = 0", "test_resume.py triton"
     ),
     "has a device forget a skipped first step": Mistake(
-        "backends.device", "if not self._flags.known[index] & STARTED and", "if False and",
+        "backends.momentum", "if not self._flags.known[index] & STARTED and", "if False and",
         "test_grad_scaler.py triton",
     ),
     "drops a loaded buffer's precision": Mistake(
@@ -153,20 +149,39 @@ MISTAKES = {
         "release", "if _is_within_a_node():", "if False:", "test_release_manners.py"
     ),
     "keeps a norm that is not finite": Mistake(
-        "backends.base", "return norm if norm is not None and math.isfinite(norm) else None", "return norm",
+        "backends.norms", "return norm if norm is not None and math.isfinite(norm) else None", "return norm",
         "test_recovery.py foreach",
     ),
     "has two over the same memory in one plan": Mistake(
         "plan", "kind = ranks.get(k, 0), param", "kind = 0, param", "test_shared_memory.py foreach"
     ),
     "goes by the order of the state alone": Mistake(
-        "backends.momentum", "and self._owners.hold()", "", "test_surprises.py native"
+        "backends.watch", "self._state != self._noted or ", "", "test_surprises.py native"
     ),
     "notes nothing after an interrupt": Mistake(
-        "backends.cpu",
+        "backends.fused",
         "        finally:\n",
         "        except ZeroDivisionError:\n            pass\n        else:\n",
         "test_interrupts.py native",
+    ),
+    "takes buffers of one element for the same": Mistake(
+        "backends.watch", "if t.numel() == 1]", "if False]", "test_surprises.py native"
+    ),
+    "does not see momentum move": Mistake(
+        "backends.watch", " or list(map(self._address_of, self._tensors)) != self._addresses", "",
+        "test_training_scripts.py native",
+    ),
+    "overlooks what was written between two released gradients": Mistake(
+        "backends.watch", "or param._version != self._versions[index] + self._steps", "",
+        "test_release.py native",
+    ),
+    "takes gradients in the same places for the same": Mistake(
+        "backends.watch", "if list(map(Tensor.numel, grads)) != self._facts[0] or not (", "if not (",
+        "test_surprises.py native",
+    ),
+    "settles before the device has told": Mistake(
+        "backends.fused", "flags.settled = active if is_final else None", "flags.settled = active",
+        "test_norms.py native",
     ),
     "checks what no step touches": Mistake(
         "plan", "if kept is None or param.grad is None:", "if kept is None:", "test_idle_parameters.py foreach"

@@ -67,6 +67,24 @@ def test_training_is_the_same_to_the_bit(rule: dict[str, Any], backend: str) -> 
         assert report == other_report
 
 
+@pytest.mark.parametrize("backend", backends(FAST_BACKENDS))
+def test_what_others_write_in_between_is_seen(backend: str) -> None:
+    """Weights, and momentum buffers of the parameter that is updated."""
+    models = network(), network()
+    for model, released in zip(models, (True, False), strict=True):
+        optimizer = ScaleAmendedSGD(parameter_groups(model), **TRACK, backend=backend)
+        if released:
+            optimizer.release_gradients_in_backward()
+        for step in range(4):
+            train(model, optimizer, range(step, step + 1), released)
+            with torch.no_grad():
+                model[step % 3].weight.mul_(1.5)
+            state = optimizer.state[model[(step + 1) % 3].weight]
+            state["momentum_buffer"] = state["momentum_buffer"] * 0.5
+        assert not any(row.stale_steps for row in optimizer.layer_report())
+    assert all(map(torch.equal, *(model.parameters() for model in models)))
+
+
 @pytest.mark.parametrize("backend", backends(["native", "foreach"]))
 def test_parameters_that_come_later_take_part(backend: str) -> None:
     """Unfrozen ones and new groups; a tied weight is updated once, from the sum of its gradients."""

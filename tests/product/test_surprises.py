@@ -188,3 +188,34 @@ def test_a_state_that_is_emptied_after_the_first_step(momentum: float, backend: 
         optimizer.state.clear()
     # 1 - 2 / 4, then with the norm of that, 1 / 2
     assert weight.flatten().tolist() == pytest.approx([0.5 - 0.125] * 4)
+
+
+@pytest.mark.parametrize("backend", backends(FAST_BACKENDS))
+def test_another_momentum_buffer_of_one_element(backend: str) -> None:
+    """It equals the one before, so nothing but its identity tells them apart."""
+    weight = Parameter(torch.ones(1))
+    optimizer = ScaleAmendedSGD([weight], lr=0.1, momentum=0.9, backend=backend)
+    weight.grad = torch.ones(1)
+    optimizer.step()
+    before = optimizer.state[weight]["momentum_buffer"]
+    other = optimizer.state[weight]["momentum_buffer"] = before.clone()
+    optimizer.step()
+    assert before.item() == 1.0
+    assert other.item() == pytest.approx(1.9)
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_rows_cut_off_in_place(backend: str) -> None:
+    """As by structured pruning: addresses and strides stay, of the gradients too."""
+    weight, gradient = Parameter(torch.ones(4, 2)), torch.ones(4, 2)
+    optimizer = ScaleAmendedSGD([weight], lr=0.1, backend=backend)
+    weight.grad = gradient
+    optimizer.step()
+    whole = weight.detach().clone()
+    kept = weight.data
+    weight.data = kept[:2]
+    weight.grad.data = gradient[:2]
+    optimizer.step()
+    assert [row.rows for row in optimizer.layer_report()] == [2]
+    assert torch.equal(kept[2:], whole[2:])
+    assert (kept[:2] < whole[:2]).all()
