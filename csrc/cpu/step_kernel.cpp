@@ -37,10 +37,10 @@ inline Lanes update_lanes(typename W::Stored* weight, const typename G::Stored* 
   return store<W>(weight, next_weight(w, direction<kMomentum>(g, buffer, c), c), random);
 }
 
-// Rounds weights to their 16-bit copy.
+// Rounds masters to their parameter.
 template <class T>
-void copy_weights(const float* weight, void* copy, int64_t count) {
-  typename T::Stored* to = static_cast<typename T::Stored*>(copy);
+void store_param(const float* weight, void* param, int64_t count) {
+  typename T::Stored* to = static_cast<typename T::Stored*>(param);
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) store<T>(to + i, load<Float32>(weight + i));
   if (i < count) {
@@ -65,7 +65,7 @@ void update(const RunStep& run) {
     const int64_t end = begin + kSpan < run.count ? begin + kSpan : run.count;
     const int64_t place = run.offset + begin;  // its high 32 bits are those of the whole span
     RandomKey key{};
-    if constexpr (W::kStochastic || M::kStochastic) key = random_key(run.storage.stream, run.rounding_step, place);
+    if constexpr (W::kStochastic || M::kStochastic) key = random_key(run.precision.stream, run.rounding_step, place);
     Lanes read{}, written{};
     int64_t i = begin;
     for (; i + kLanes <= end; i += kLanes) {
@@ -93,9 +93,9 @@ void update(const RunStep& run) {
       }
     }
     if constexpr (std::is_same_v<W, Float32>) {
-      if (run.copy) {  // the span is still in the nearest cache
-        const auto copy = run.storage.copy_dtype == DType::kBFloat16 ? copy_weights<BFloat16> : copy_weights<Float16>;
-        copy(weight + begin, static_cast<uint16_t*>(run.copy) + begin, end - begin);
+      if (run.param) {  // the span is still in the nearest cache
+        const auto round = run.precision.param_dtype == DType::kBFloat16 ? store_param<BFloat16> : store_param<Float16>;
+        round(weight + begin, static_cast<uint16_t*>(run.param) + begin, end - begin);
       }
     }
     if constexpr (kSumSquares) {
@@ -147,8 +147,8 @@ void update_with_momentum(const RunStep& run) {
 
 template <class G>
 void update_float32(const RunStep& run) {
-  if (!run.storage.small_momentum) return update_with_momentum<Float32, G, Float32>(run);
-  if (run.storage.stochastic) return update_with_momentum<Float32, G, StochasticBFloat16>(run);
+  if (!run.precision.small_momentum) return update_with_momentum<Float32, G, Float32>(run);
+  if (run.precision.stochastic) return update_with_momentum<Float32, G, StochasticBFloat16>(run);
   return update_with_momentum<Float32, G, BFloat16>(run);
 }
 
@@ -162,13 +162,14 @@ void update_16_bits(const RunStep& run) {
 void update_any(const RunStep& run) {
   switch (run.dtype) {
     case DType::kBFloat16:
-      return run.storage.stochastic ? update_16_bits<StochasticBFloat16, BFloat16>(run) : update_16_bits<BFloat16>(run);
+      return run.precision.stochastic ? update_16_bits<StochasticBFloat16, BFloat16>(run)
+                                      : update_16_bits<BFloat16>(run);
     case DType::kFloat16:
       return update_16_bits<Float16>(run);
     default:
       break;
   }
-  switch (run.grad_dtype) {  // that of the weights' copy, or float32
+  switch (run.grad_dtype) {  // that of the masters' parameter, or float32
     case DType::kBFloat16:
       return update_float32<BFloat16>(run);
     case DType::kFloat16:
