@@ -59,22 +59,21 @@ CpuPlan::CpuPlan(PlanSpec spec, std::function<int()> threads)
   const int64_t task_size = std::min(std::max(elements / kTasks, kChunk), kLargestTask);
   int64_t pending = task_size;  // elements in the last task; starts a task
   for (size_t t = 0; t < tensors_.size(); ++t) {
-    first_chunk_.push_back(static_cast<int64_t>(chunks_.size()));
+    first_chunk_.push_back(static_cast<int64_t>(tensor_of_chunk_.size()));
     for (int64_t offset = 0; offset < tensors_[t].numel; offset += kChunk) {
       if (pending >= task_size) {
-        tasks_.push_back(static_cast<int64_t>(chunks_.size()));
+        tasks_.push_back(static_cast<int64_t>(tensor_of_chunk_.size()));
         pending = 0;
       }
-      const int64_t count = std::min(kChunk, tensors_[t].numel - offset);
-      chunks_.push_back({static_cast<int32_t>(t), offset, count});
-      pending += count;
+      tensor_of_chunk_.push_back(static_cast<int32_t>(t));
+      pending += std::min(kChunk, tensors_[t].numel - offset);
     }
   }
-  first_chunk_.push_back(static_cast<int64_t>(chunks_.size()));
-  tasks_.push_back(static_cast<int64_t>(chunks_.size()));
+  first_chunk_.push_back(static_cast<int64_t>(tensor_of_chunk_.size()));
+  tasks_.push_back(static_cast<int64_t>(tensor_of_chunk_.size()));
   sum_modes_.resize(layers_.size());
   has_jumped_.resize(layers_.size());
-  chunk_sums_.resize(chunks_.size());
+  chunk_sums_.resize(tensor_of_chunk_.size());
   coefficients_.resize(tensors_.size());
 }
 
@@ -91,10 +90,10 @@ void CpuPlan::for_each_run(TensorRange range, int threads, const Body& body) {
   const auto end_task = std::lower_bound(tasks_.begin(), tasks_.end(), first_chunk_[range.end]);
   parallel_for(end_task - first_task, threads, [&](int64_t task) {
     for (int64_t k = first_task[task], end; k < first_task[task + 1]; k = end) {
-      const Chunk& first = chunks_[k];
-      end = std::min(first_task[task + 1], first_chunk_[first.tensor + 1]);
-      body(first.tensor, first.offset, chunks_[end - 1].offset + chunks_[end - 1].count - first.offset,
-           &chunk_sums_[k]);
+      const int32_t t = tensor_of_chunk_[k];
+      end = std::min(first_task[task + 1], first_chunk_[t + 1]);
+      const int64_t offset = (k - first_chunk_[t]) * kChunk;
+      body(t, offset, std::min((end - k) * kChunk, tensors_[t].numel - offset), &chunk_sums_[k]);
     }
   });
 }

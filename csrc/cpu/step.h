@@ -32,12 +32,6 @@ class CpuPlan : public PlanBase {
   int64_t step(const uint64_t* grads, const uint8_t* grad_dtypes, const GroupValues* groups, double grad_scale);
 
  private:
-  struct Chunk {
-    int32_t tensor;
-    int64_t offset;
-    int64_t count;
-  };
-
   // Throws std::invalid_argument where that is not 1 or more.
   int thread_count() const;
   // Takes the sums of squares of some tensors, which are in order.
@@ -62,7 +56,7 @@ class CpuPlan : public PlanBase {
   bool carry_sums(int32_t tensor);
 
   std::function<int()> threads_;
-  std::vector<Chunk> chunks_;
+  std::vector<int32_t> tensor_of_chunk_;
   std::vector<int64_t> tasks_;        // first chunk of what a thread does in one go; one more entry at the end
   std::vector<int64_t> first_chunk_;  // of each tensor; one more entry at the end
   std::vector<uint64_t> sum_modes_;   // of each layer: the floating-point mode in which its carried sum was taken

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "../update_rule.h"
+#include "../dispatch.h"
 #include "elements.cuh"
 #include "tables.h"
 
@@ -190,62 +190,40 @@ __device__ __forceinline__ ThreadSums update_with_momentum(const ChunkWork& work
   return update_aligned<W, G, M, Momentum::kNesterov>(work, precision);
 }
 
-template <class W, class HowStored>
-__device__ __forceinline__ ThreadSums update_16_bits(const ChunkWork& work, const HowStored& precision) {
-  return work.wide_grad ? update_with_momentum<W, float, W>(work, precision)
-                        : update_with_momentum<W, W, W>(work, precision);
-}
+// For lambdas. Where one is left a function, what it captures is kept in local memory.
+#define SASGD_INLINED __attribute__((always_inline))
 
-template <class G>
-__device__ __forceinline__ ThreadSums update_with_small_momentum(const ChunkWork& work,
-                                                                 const PrecisionWork& precision) {
-  return precision.small_momentum ? update_with_momentum<float, G, __nv_bfloat16>(work, precision)
-                                  : update_with_momentum<float, G, float>(work, precision);
-}
-
-__device__ __forceinline__ ThreadSums update_float32(const ChunkWork& work, const PlainWork& precision) {
-  return update_with_momentum<float, float, float>(work, precision);
-}
-
-__device__ __forceinline__ ThreadSums update_float32(const ChunkWork& work, const PrecisionWork& precision) {
-  const DType grad_dtype = work.wide_grad ? DType::kFloat32 : precision.param_dtype;
-  switch (grad_dtype) {
-    case DType::kBFloat16:
-      return update_with_small_momentum<__nv_bfloat16>(work, precision);
-    case DType::kFloat16:
-      return update_with_small_momentum<__half>(work, precision);
-    default:
-      return update_with_small_momentum<float>(work, precision);
-  }
-}
+struct Types {
+  using Float32 = float;
+  using BFloat16 = __nv_bfloat16;
+  using Float16 = __half;
+};
 
 template <class HowStored>
 __device__ __forceinline__ ThreadSums update_any(const ChunkWork& work, const HowStored& precision) {
-  switch (work.dtype) {
-    case DType::kBFloat16:
-      return update_16_bits<__nv_bfloat16>(work, precision);
-    case DType::kFloat16:
-      return update_16_bits<__half>(work, precision);
-    default:
-      return update_float32(work, precision);
-  }
-}
-
-template <class W>
-__device__ __forceinline__ ThreadSums sum_aligned(const ChunkWork& work) {
-  return allows_vectors(work.weight) ? sum_chunk<W, true>(work.weight, work.count)
-                                     : sum_chunk<W, false>(work.weight, work.count);
+  return visit<Types>(work.dtype, [&](auto weight) SASGD_INLINED {
+    using W = typename decltype(weight)::Type;
+    if constexpr (!std::is_same_v<W, float>) {
+      return work.wide_grad ? update_with_momentum<W, float, W>(work, precision)
+                            : update_with_momentum<W, W, W>(work, precision);
+    } else if constexpr (!HowStored::kMixedPrecision) {
+      return update_with_momentum<W, W, W>(work, precision);
+    } else {
+      return visit<Types>(work.wide_grad ? DType::kFloat32 : precision.param_dtype, [&](auto grad) SASGD_INLINED {
+        using G = typename decltype(grad)::Type;
+        return precision.small_momentum ? update_with_momentum<W, G, __nv_bfloat16>(work, precision)
+                                        : update_with_momentum<W, G, W>(work, precision);
+      });
+    }
+  });
 }
 
 __device__ __forceinline__ ThreadSums sum_any(const ChunkWork& work) {
-  switch (work.dtype) {
-    case DType::kBFloat16:
-      return sum_aligned<__nv_bfloat16>(work);
-    case DType::kFloat16:
-      return sum_aligned<__half>(work);
-    default:
-      return sum_aligned<float>(work);
-  }
+  return visit<Types>(work.dtype, [&](auto weight) SASGD_INLINED {
+    using W = typename decltype(weight)::Type;
+    return allows_vectors(work.weight) ? sum_chunk<W, true>(work.weight, work.count)
+                                       : sum_chunk<W, false>(work.weight, work.count);
+  });
 }
 
 }  // namespace cuda

@@ -23,8 +23,8 @@ std::vector<int> cuda_architectures();
 // How many devices the driver sees. Throws std::runtime_error, which says why, where it cannot be asked.
 int cuda_devices();
 
-// How many thread blocks of a step, in mixed precision or not, a device holds at once. Throws
-// std::runtime_error where it cannot run a step.
+// How many thread blocks of a step, in mixed precision or not, a device holds at once. Throws std::runtime_error where
+// it cannot run a step.
 int resident_thread_blocks(int device, bool mixed_precision = false);
 
 // Plans steps and launches them on a stream. A step never waits for the device; sending large tables may. Every call
