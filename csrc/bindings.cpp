@@ -50,6 +50,7 @@ void bind_cpu(py::module_& m) {
   plan.def("step", &step, py::arg("grads"), py::arg("grad_dtypes"), py::arg("values"), py::arg("lrs"),
            py::arg("grad_scale"), py::arg("found_inf"));
   // What else a kernel is asked, of which there is nothing here.
+  plan.def_property_readonly_static("is_on_host", [](const py::object&) { return true; });
   plan.def("is_capturing", [](const CpuPlan&) { return false; });
   plan.def("stream", [](const CpuPlan&) { return py::none(); });
   plan.def("memory", [](const CpuPlan&) { return py::list(); });

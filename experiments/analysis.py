@@ -37,7 +37,7 @@ class Estimate:
         return cls(mean, quantile * stdev(values) / math.sqrt(count))
 
     def format(self, digits: int, sign: str = "") -> str:
-        """Formats mean ± half width, or the mean alone; `sign` "+" shows the sign of a positive mean too."""
+        """Variant mean ± half width, or the mean alone; `sign` "+" shows the sign of a positive mean too."""
         interval = f" ± {self.half_width:.{digits}f}" if math.isfinite(self.half_width) else ""
         return f"{self.mean:{sign}.{digits}f}{interval}"
 

@@ -13,7 +13,7 @@ ADAMW_RMS = "match_rms_adamw"  # rates for Muon are then as for AdamW (Liu et al
 
 
 def make_muon(model: nn.Module, lr: float, weight_decay: float, backend: str | None = None) -> MuonAndAdamW:
-    """Makes Muon for all blocks but the last, AdamW for the other parameters, as Muon's authors have it."""
+    """Makes Muon for all layers but the last, AdamW for the other parameters, as Muon's authors have it."""
     parameters = list(model.parameters())
     *hidden, _ = [parameter for parameter in parameters if parameter.dim() >= 2]
     chosen = set(map(id, hidden))

@@ -70,18 +70,18 @@ def draw_learning_rates(path: Path, comparison: Comparison) -> None:
 
 
 def draw_layer_scales(path: Path, comparison: Comparison) -> None:
-    """Draws s_b of every block over the epochs, one panel for each method that scales layers."""
+    """Draws s_b of every layer over the epochs, one panel for each method that scales layers."""
     names = scaling_methods(comparison)
     figure = Figure(figsize=(max(6.0, 3.6 * len(names)), 4.0), layout="constrained")
     colours = matplotlib.colormaps["viridis"]
     all_axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     drawn = []
     for axes, name in zip(all_axes, names, strict=True):
-        scales = np.array([run.layer_scale for run in comparison.runs(name)])  # (seeds, epochs, blocks)
+        scales = np.array([run.layer_scale for run in comparison.runs(name)])  # (seeds, epochs, layers)
         logarithms = np.log(scales, out=np.full_like(scales, np.nan), where=np.isfinite(scales) & (scales > 0))
         mean = np.exp(logarithms.mean(axis=0))
-        for block, curve in enumerate(mean.T):
-            depth = block / max(mean.shape[1] - 1, 1)
+        for layer, curve in enumerate(mean.T):
+            depth = layer / max(mean.shape[1] - 1, 1)
             axes.plot(np.arange(1, len(mean) + 1), curve, color=colours(0.9 * depth), linewidth=1.3)
         axes.set_title(comparison.methods[name].label, fontsize=10)
         drawn.append(mean)

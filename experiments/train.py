@@ -32,7 +32,7 @@ class History:
     Attributes:
         train_loss: for every epoch, the mean cross-entropy over its batches as they were trained on.
         test_error: after every epoch, percent of the test images.
-        layer_scale: after every epoch, s_b of every block, input first; empty for methods that do not scale layers.
+        layer_scale: after every epoch, s_b of every layer, input first; empty for methods that do not scale layers.
         step_ms: time of every `optimizer.step()` alone, milliseconds.
         seconds: time of the whole run.
     """

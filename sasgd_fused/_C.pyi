@@ -12,6 +12,7 @@ def instruction_sets() -> list[str]: ...
 def use_instruction_set(name: str) -> None: ...
 
 class CpuPlan:
+    is_on_host: bool
     steps: int
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Checkpoints: torch.optim.SGD's state dictionaries are taken, and ours fit it."""
+"""Checkpoints: takes torch.optim.SGD's state dictionaries, and makes ours fit it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from sasgd_fused.blocks import parameter_name
+from sasgd_fused.layers import parameter_name
 from sasgd_fused.layout import has_layout_of, in_layout_of
-from sasgd_fused.options import OPTION_NAMES
+from sasgd_fused.options import OPTION_NAMES, Options
+from sasgd_fused.precision import Precision, precision_of
 from sasgd_fused.shards import is_sharded
-from sasgd_fused.storage import Storage
 
 # What torch.optim.SGD's groups lack. Where a checkpoint does, the optimizer's own values stay.
 OUR_KEYS = ("amend", "rows", "columns", "heads")
@@ -24,32 +25,74 @@ _LIKE_PARAMETER = ("momentum_buffer", "master_weight")
 _LOCAL_KEYS = ("foreach", "fused", "differentiable")
 
 
+class Loading:
+    """Two hooks around torch's loading of one state dictionary.
+
+    Args:
+        groups: the optimizer's parameter groups.
+        options: the optimizer's options.
+    """
+
+    def __init__(self, groups: Sequence[Mapping[str, Any]], options: Options) -> None:
+        self._groups = groups
+        self._options = options
+        self._states: list[tuple[Tensor, Mapping[str, Any], Precision]] = []
+        self._saved_options: dict[str, Any] = {}
+        self._is_foreign = False
+
+    def adapt(self, _: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Checks a state dictionary, and returns it as torch is to load it; the hook before loading."""
+        adapted = adapt(state_dict, self._groups)
+        check_shapes(adapted, self._groups)
+        self._saved_options, self._is_foreign = saved_options(state_dict), is_foreign(state_dict)
+        for param, name, saved in saved_states(adapted, self._groups):
+            if saved:
+                self._states.append((param, saved, precision_of(param.dtype, self._options, name)))
+        return adapted
+
+    def restore_precision(self, optimizer: Optimizer) -> None:
+        """Gives the loaded state its dtypes; the hook after loading."""
+        for param, saved, precision in self._states:
+            if param in optimizer.state:
+                restore_precision(optimizer.state[param], saved, param, precision)
+
+    def warn(self, own: Mapping[str, Any]) -> None:
+        """Warns of a checkpoint made with other options than the optimizer's, which stay, or by another optimizer.
+
+        Args:
+            own: the optimizer's options as plain values.
+        """
+        saved = self._saved_options
+        other = [name for name in saved if saved[name] != own[name]]
+        if other:
+            made, stay = (", ".join(f"{name}={options[name]!r}" for name in other) for options in (saved, own))
+            warnings.warn(
+                f"state_dict: this checkpoint was made with {made}; this optimizer has {stay}, which stays in force",
+                stacklevel=3,
+            )
+        if self._is_foreign:
+            warnings.warn(
+                "state_dict: this checkpoint is not of ScaleAmendedSGD; its lr, momentum and weight_decay are now in "
+                "force, and were chosen for another optimizer",
+                stacklevel=3,
+            )
+
+
 def is_foreign(state_dict: Mapping[str, Any]) -> bool:
-    """Whether a state dictionary was made by another optimizer, torch.optim.SGD for instance."""
+    """Returns whether a state dictionary was made by another optimizer, torch.optim.SGD for instance."""
     groups = state_dict["param_groups"]
     return any("amend" not in group and "decay" not in group for group in groups)
 
 
 def saved_options(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the optimizer that made a state dictionary, as far as it tells."""
+    """Returns the options of the optimizer that made a state dictionary, as far as it tells."""
     for group in state_dict["param_groups"]:
         return {name: group[name] for name in OPTION_NAMES if name in group}
     return {}
 
 
-def warn_of_other_options(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Warns if a checkpoint was made with other options than the optimizer's, which stay."""
-    other = [name for name in saved if saved[name] != own[name]]
-    if other:
-        made, stay = (", ".join(f"{name}={options[name]!r}" for name in other) for options in (saved, own))
-        warnings.warn(
-            f"state_dict: this checkpoint was made with {made}; this optimizer has {stay}, which stays in force",
-            stacklevel=3,
-        )
-
-
 def adapt(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Makes a state dictionary fit an optimizer's groups; the original is left as it is.
+    """Returns a state dictionary that fits an optimizer's groups; the original stays as it is.
 
     A checkpoint with a single group, made from ``model.parameters()``, is dealt out to groups made by
     `parameter_groups`, which know each parameter's place in that order. So is one whose groups `parameter_groups` made
@@ -112,7 +155,7 @@ def check_shapes(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, An
 def saved_states(
     state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[Tensor, str, Mapping[str, Any]]]:
-    """Each parameter, its name, and its state in an adapted state dictionary."""
+    """Yields each parameter, its name, and its state in an adapted state dictionary."""
     keys = [key for group in state_dict["param_groups"] for key in group["params"]]
     places = [(index, place) for index, group in enumerate(groups) for place in range(len(group["params"]))]
     for key, (index, place) in zip(keys, places, strict=True):
@@ -120,18 +163,18 @@ def saved_states(
         yield groups[index]["params"][place], name, state_dict["state"].get(key, {})
 
 
-def restore_precision(state: dict[str, Any], saved: Mapping[str, Any], param: Tensor, storage: Storage) -> None:
+def restore_precision(state: dict[str, Any], saved: Mapping[str, Any], param: Tensor, precision: Precision) -> None:
     """Gives a loaded state the dtypes in which this optimizer keeps it; torch casts all to the parameter's.
 
     Args:
         state: the parameter's, as torch loaded it; is changed.
         saved: the same in the state dictionary.
         param: the parameter.
-        storage: how it is stored. A master that this optimizer does not keep is dropped.
+        precision: how it is stored. A master that this optimizer does not keep is dropped.
     """
-    if not storage.has_master:
+    if not precision.has_master:
         state.pop("master_weight", None)
-    dtypes = {"momentum_buffer": storage.momentum_dtype, "master_weight": torch.float32}
+    dtypes = {"momentum_buffer": precision.momentum_dtype, "master_weight": torch.float32}
     for key in _LIKE_PARAMETER:
         kept = state.get(key)
         if kept is None:
@@ -145,7 +188,7 @@ def restore_precision(state: dict[str, Any], saved: Mapping[str, Any], param: Te
 
 
 def without_momentum(state: Mapping[Any, dict[str, Any]], keys: Collection[Any]) -> dict[Any, dict[str, Any]]:
-    """A state without the momentum buffers of some parameters; the original is left as it is."""
+    """Returns a state without the momentum buffers of some parameters; the original stays as it is."""
     kept = {
         key: {name: value for name, value in entry.items() if name != "momentum_buffer"} if key in keys else entry
         for key, entry in state.items()
@@ -185,7 +228,7 @@ def complete(
 def _deal_out(
     saved: list[dict[str, Any]], orders: Sequence[Sequence[int]], groups: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Gives each group its parameters' keys, and the values of a saved group that was amended as it is."""
+    """Returns groups with their parameters' keys, and the values of a saved group that was amended likewise."""
     places = [place for order in orders for place in order]
     keys = [key for group in saved for key in group["params"]]
     wanted = [place for group in groups for place in group.get("model_order", ())]

@@ -1,4 +1,4 @@
-"""Backward-factor rules: which m_b each block's gradient is divided by."""
+"""Backward-factor rules: which m_b each layer's gradient is divided by."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from sasgd_fused.blocks import Block
+from sasgd_fused.layers import Layer
 from sasgd_fused.options import Options
 
 
 def backward_factors(
-    blocks: Sequence[Block], params: Sequence[Tensor], options: Options, output_width: float
+    layers: Sequence[Layer], params: Sequence[Tensor], options: Options, output_width: float
 ) -> list[float]:
-    """Gives the factor m_b at the output of every block.
+    """Gives the factor m_b at the output of every layer.
 
     - ``"width"``: m_b = n_B / rows_b.
     - ``"product"``: equation (23), m_{b-1} = m_b · m_{b,z} with m_{b,z} = rows_b / columns_b, from m_B = 1, or from
@@ -23,28 +23,28 @@ def backward_factors(
     - a mapping from a parameter or its name to m_b.
 
     Args:
-        blocks: all blocks, input first.
-        params: the parameter of each block.
+        layers: all layers, input first.
+        params: the parameter of each layer.
         options: the optimizer's options.
         output_width: n_B, the units at the network's output.
 
     Raises:
-        ValueError: the mapping lacks a block, or has a factor that is not a positive finite number.
+        ValueError: the mapping lacks a layer, or has a factor that is not a positive finite number.
 
     Source: Zhang, Chen, Liu (2018), Algorithm 2 and equations (22)-(24).
     """
     rule = options.factors
     if isinstance(rule, Mapping):
-        return [_mapped_factor(rule, block, param) for block, param in zip(blocks, params, strict=True)]
+        return [_mapped_factor(rule, layer, param) for layer, param in zip(layers, params, strict=True)]
     if rule == "width":
-        return [output_width / block.rows for block in blocks]
+        return [output_width / layer.rows for layer in layers]
     factors: list[float] = []
     m = 1.0
-    if blocks and options.output_width is not None:
-        m = output_width / blocks[-1].rows
-    for block in reversed(blocks):
+    if layers and options.output_width is not None:
+        m = output_width / layers[-1].rows
+    for layer in reversed(layers):
         factors.append(m)
-        m = m * (block.rows / block.columns)  # (23), with m_{b,z} = rows / columns by (24)
+        m = m * (layer.rows / layer.columns)  # (23), with m_{b,z} = rows / columns by (24)
     return factors[::-1]
 
 
@@ -60,10 +60,10 @@ def decay_scale(scale: float, backward_factor: float, weight_decay: float, decay
     return scale * weight_decay if decay == "amended" else weight_decay / backward_factor
 
 
-def _mapped_factor(mapping: Mapping[Any, float], block: Block, param: Tensor) -> float:
-    factor = mapping.get(param, mapping.get(block.name))
+def _mapped_factor(mapping: Mapping[Any, float], layer: Layer, param: Tensor) -> float:
+    factor = mapping.get(param, mapping.get(layer.name))
     if factor is None:
-        raise ValueError(f"factors: the mapping has no entry for {block.name}, want a backward factor for every block")
+        raise ValueError(f"factors: the mapping has no entry for {layer.name}, want a backward factor for every layer")
     if not (isinstance(factor, (int, float)) and factor > 0 and math.isfinite(factor)):
-        raise ValueError(f"factors[{block.name!r}]: got {factor!r}, want a positive finite number")
+        raise ValueError(f"factors[{layer.name!r}]: got {factor!r}, want a positive finite number")
     return float(factor)

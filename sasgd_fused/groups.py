@@ -117,7 +117,7 @@ def parameter_groups(model: nn.Module, heads: Heads | None = None) -> ParameterG
 def _plain_message(
     roles: Mapping[Parameter, Role], names: Mapping[Parameter, str], heads: Collection[Parameter]
 ) -> str:
-    """What to warn of: a layer's weights that take the plain step."""
+    """Returns a warning of layers' weights that take the plain step, or an empty text."""
     trained = {param: role for param, role in roles.items() if param.requires_grad}
     total = sum(param.numel() for param, role in trained.items() if not role.why or role.warn != "never")
     doubtful = sum(param.numel() for param, role in trained.items() if role.warn == "if large")

@@ -20,7 +20,7 @@ Heads = str | nn.Module | Iterable[str | nn.Module]
 
 
 def named_heads(model: nn.Module, heads: Heads, amended: Sequence[Parameter]) -> list[Parameter]:
-    """The last amended weight in each of the heads.
+    """Returns the last amended weight in each of the heads.
 
     Args:
         model: the network.
@@ -59,9 +59,9 @@ def named_heads(model: nn.Module, heads: Heads, amended: Sequence[Parameter]) ->
 def classifiers(
     model: nn.Module, amended: Mapping[Parameter, tuple[int, int]], names: Mapping[Parameter, Sequence[str]]
 ) -> list[Parameter]:
-    """The heads in what `model.get_classifier()` returns, as timm's models have it; none where that is not known.
+    """Returns the heads in what `model.get_classifier()` returns, as in timm's models; none where that is not known.
 
-    In each module that is the last amended weight, and those beside it that seem to give outputs.
+    In each module these are the last amended weight, and others that seem to give outputs.
 
     Args:
         model: the network.

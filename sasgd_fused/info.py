@@ -7,9 +7,8 @@ import platform
 import torch
 
 import sasgd_fused
-from sasgd_fused.backends import BACKENDS, extension
-from sasgd_fused.backends.base import Backend
-from sasgd_fused.plan import SUPPORTED_DTYPES
+from sasgd_fused.backends import BACKENDS, Entry, extension
+from sasgd_fused.parameters import SUPPORTED_DTYPES
 
 INSTALL_HINT = """\
     To build it, install a C++ compiler (Debian, Ubuntu: apt install g++ python3-dev; macOS: xcode-select --install),
@@ -21,7 +20,7 @@ CUDA_HINT = """\
 
 
 def describe() -> str:
-    """The state of this installation, as text."""
+    """Returns the state of this installation as text."""
     lines = [
         f"sasgd_fused {sasgd_fused.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{platform.system()} {platform.machine()}",
@@ -38,8 +37,8 @@ def describe() -> str:
         ]
     lines.append("backends, the fastest first, and what they run:")
     for device in _devices():
-        for name, backend in BACKENDS.items():
-            lines.append(f"    {device}  {name:10}{_what_runs(backend, device)}")
+        for name, entry in BACKENDS.items():
+            lines.append(f"    {device}  {name:10}{_what_runs(entry, device)}")
     return "\n".join(lines)
 
 
@@ -64,8 +63,8 @@ def _devices() -> list[torch.device]:
     return devices
 
 
-def _what_runs(backend: type[Backend], device: torch.device) -> str:
-    reasons = {dtype: backend.why_not(device, [dtype]) for dtype in SUPPORTED_DTYPES}
+def _what_runs(entry: Entry, device: torch.device) -> str:
+    reasons = {dtype: entry.why_not(device, [dtype]) for dtype in SUPPORTED_DTYPES}
     works = [str(dtype).removeprefix("torch.") for dtype, reason in reasons.items() if reason is None]
     why_not = dict.fromkeys(reason for reason in reasons.values() if reason)
     return "; ".join([", ".join(works) or "nothing", *why_not])

@@ -49,7 +49,7 @@ _SPLIT = Role(why="parametrized otherwise than by one tensor of its size (weight
 
 
 def find_roles(model: nn.Module) -> Iterator[tuple[Parameter, Role]]:
-    """Every parameter and what it is, in the order of the modules; a tied parameter comes again."""
+    """Yields every parameter and its role, in the order of the modules; a tied parameter comes again."""
     in_graphs = matrices_in_graphs(model)
     for module in (module for _, module in model.named_modules(remove_duplicate=False)):
         if isinstance(module, parametrize.ParametrizationList):
@@ -64,7 +64,7 @@ def find_roles(model: nn.Module) -> Iterator[tuple[Parameter, Role]]:
 
 
 def _slots(module: nn.Module) -> dict[str, list[Parameter]]:
-    """The tensors that make each of a module's own parameters, by its name when nothing is parametrized."""
+    """Returns the tensors that make each of a module's own parameters, by its name when nothing is parametrized."""
     held = dict(module.named_parameters(recurse=False, remove_duplicate=False))
     slots: dict[str, list[Parameter]] = {}
     for name, param in held.items():
@@ -79,7 +79,7 @@ def _slots(module: nn.Module) -> dict[str, list[Parameter]]:
 
 
 def _without_orig(name: str) -> str:
-    """Pruning and torch.nn.utils.spectral_norm put a parameter under another name."""
+    """Returns the name that a parameter had before pruning or torch.nn.utils.spectral_norm."""
     return re.sub(r"(_orig)+$", "", name)
 
 
@@ -122,7 +122,7 @@ def _plain_role(kinds: set[str], slot: str, param: Parameter) -> Role:
 
 
 def _kinds(module: nn.Module) -> set[str]:
-    """The names of a module's classes; of a scripted or traced one that of the module it was made from."""
+    """Returns the names of a module's classes; of a scripted or traced one that of the module it was made from."""
     return {cls.__name__ for cls in type(module).__mro__} | {str(getattr(module, "original_name", ""))}
 
 
@@ -147,7 +147,7 @@ def _layer_matrix(module: Any, param: Parameter) -> tuple[int, int] | None:
 
 
 def _custom_matrix(module: nn.Module, param: Parameter) -> tuple[int, int] | None:
-    """The rows and columns that a module names, if its weight has just these sizes."""
+    """Returns the rows and columns that a module names, if its weight has just these sizes."""
     groups: Any = getattr(module, "groups", 1)
     if not is_positive_int(groups):
         return None

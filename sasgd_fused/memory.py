@@ -12,7 +12,7 @@ from sasgd_fused.shards import is_sharded, local_of
 
 
 def is_opaque(tensor: Tensor) -> bool:
-    """Whether it computes by rules of its own (quantized, wrapped, fake), and has no memory that a kernel could read.
+    """Returns whether a tensor computes by rules of its own (quantized, wrapped, fake), without memory for a kernel.
 
     DTensors are not meant: their local parts are plain tensors.
     """
@@ -20,29 +20,39 @@ def is_opaque(tensor: Tensor) -> bool:
     return dispatch is not torch._C._disabled_torch_dispatch_impl and not is_sharded(tensor)
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Returns whether it is a tensor like any other, with memory of its own."""
+    return not is_opaque(tensor) and not is_sharded(tensor)
+
+
 def has_values(tensor: Tensor) -> bool:
-    """Whether there is anything to compute with: not on the meta device, nor in FakeTensorMode."""
+    """Returns whether there is anything to compute with: not on the meta device, nor in FakeTensorMode."""
     fake = sys.modules.get("torch._subclasses.fake_tensor")
     return tensor.device.type != "meta" and not (fake and isinstance(tensor, fake.FakeTensor))
 
 
 def is_away(tensor: Tensor) -> bool:
-    """Whether its memory was taken away for a time, as by trainers that offload what they do not need."""
+    """Returns whether its memory is away for a time, as with trainers that offload what they do not need."""
     return tensor.numel() > 0 and not is_opaque(tensor) and tensor.data_ptr() == 0
 
 
 def is_readable(tensor: Tensor) -> bool:
-    """Whether its values can be read."""
+    """Returns whether its values can be read."""
     return has_values(tensor) and (is_opaque(tensor) or not is_away(tensor))
 
 
+def address_of(tensor: Tensor) -> int:
+    """Returns where a tensor lies; 0 if it has no memory of its own."""
+    return 0 if is_opaque(tensor) else local_of(tensor).data_ptr()
+
+
 def addresses_of(tensors: Sequence[Tensor]) -> list[int]:
-    """Where they lie, as far as they have memory of their own."""
-    return [0 if is_opaque(tensor) else local_of(tensor).data_ptr() for tensor in tensors]
+    """Returns where tensors lie; 0 for those without memory of their own."""
+    return list(map(address_of, tensors))
 
 
 def find_sharing(tensors: Sequence[Tensor]) -> dict[int, set[int]]:
-    """Lists, for each tensor that lies over the same memory as others, which these are."""
+    """Returns, for each tensor that shares memory with others, which these are."""
     places = sorted((*_span(tensor), index) for index, tensor in enumerate(tensors))
     sharing: dict[int, set[int]] = {}
     reaching: list[tuple[int, int]] = []  # those so far that end behind the present begin
@@ -70,7 +80,7 @@ class Neighbours:
         self._addresses = addresses_of(tensors)
 
     def share_otherwise(self) -> bool:
-        """Whether others share memory than at first."""
+        """Returns whether others share memory than at first."""
         addresses = addresses_of(self._tensors)
         if addresses != self._addresses:
             if find_sharing(self._tensors) != self.sharing:
@@ -80,7 +90,7 @@ class Neighbours:
 
 
 def ranks_among(sharing: dict[int, set[int]]) -> dict[int, int]:
-    """For each of these tensors, in how many turns others have to be updated before it; equal ranks share nothing."""
+    """Returns, for each of these tensors, how many turns of others come before its own; equal ranks share nothing."""
     ranks: dict[int, int] = {}
     for index in sorted(sharing):
         ranks[index] = max((ranks[other] + 1 for other in sharing[index] if other < index), default=0)
@@ -88,7 +98,7 @@ def ranks_among(sharing: dict[int, set[int]]) -> dict[int, int]:
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
-    """The first address and the one behind the last; two equal numbers where there is none."""
+    """Returns the first address and the one behind the last; two equal numbers where there is none."""
     tensor = local_of(tensor)
     if not tensor.numel() or is_opaque(tensor) or not has_values(tensor) or tensor.layout != torch.strided:
         return 0, 0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, overload
 
 import torch
@@ -16,8 +16,12 @@ from torch.optim.optimizer import ParamsT
 
 from sasgd_fused import checkpoint
 from sasgd_fused.backends import candidate_backends
-from sasgd_fused.blocks import ParameterLists, check_block_options, find_old_head, parameter_name
+from sasgd_fused.backends.base import Backend
 from sasgd_fused.describe import describe
+from sasgd_fused.group_lists import ParameterLists, name_as_others
+from sasgd_fused.hyperparameters import check_defaults, read_numbers
+from sasgd_fused.layers import parameter_name
+from sasgd_fused.network import Network
 from sasgd_fused.options import (
     BackendName,
     Decay,
@@ -28,42 +32,40 @@ from sasgd_fused.options import (
     Options,
     OutputWidth,
     Rounding,
-    check_hyperparameters,
     dtype_of,
-    read_numbers,
 )
-from sasgd_fused.plan import PlannedBlock, check_distinct, check_parameter
+from sasgd_fused.parameters import check_distinct, check_group
+from sasgd_fused.plan import PlannedLayer
 from sasgd_fused.release import GradientRelease
 from sasgd_fused.report import LayerReport, make_report
-from sasgd_fused.stepping import SteppingOptimizer
-from sasgd_fused.storage import Storage, storage_of
+from sasgd_fused.stepper import Stepper
 
 
-class ScaleAmendedSGD(SteppingOptimizer):
+class ScaleAmendedSGD(Optimizer):
     r"""SGD whose gradients are scaled, layer by layer, by the norm of the weights and a backward factor.
 
-    For the blocks b = B..1 of a network, from the output to the input, with m = 1 at the output:
+    For the layers b = B..1 of a network, from the output to the input, with m = 1 at the output:
 
     .. math::
         \delta' W_b = \delta W_b / m / m_{b,W}, \qquad m \leftarrow m \cdot m_{b,z}    \tag{22, 23}
 
         m_{b,W} = 1 / \|W_b\|^2_{2,\mu}, \qquad m_{b,z} = \|W_b^T\|^2_{2,\mu} / \|W_b\|^2_{2,\mu}    \tag{24}
 
-    where ‖W‖²_{2,μ} is the mean over the rows (output units) of the squared row norm. The scale of block b is thus
+    where ‖W‖²_{2,μ} is the mean over the rows (output units) of the squared row norm. The scale of layer b is thus
     s_b = max(‖W_b‖²_{2,μ}, eps) / m_b. Weight decay is added first, momentum is applied last, both as in
-    torch.optim.SGD, whose arguments, state and checkpoints this optimizer shares. A block is a parameter with two or
+    torch.optim.SGD, whose arguments, state and checkpoints this optimizer shares. A layer is a parameter with two or
     more dimensions; rows and columns are its first two, unless its group gives them. Other parameters take the plain
     SGD step.
 
     Args:
         params: tensors, groups, or named parameters, as torch takes them; `parameter_groups` makes groups from a
             model. float32, bfloat16, float16 or float64, dense, on any device; frozen ones may be of any kind.
-            Besides the hyperparameters a group may set ``amend`` (False: plain SGD, the block only keeps its place),
+            Besides the hyperparameters a group may set ``amend`` (False: plain SGD, the layer only keeps its place),
             ``rows`` and ``columns`` (an integer, or a list with one entry for each parameter), and ``heads`` (a list
             that says of each parameter whether it is at one of the network's outputs).
         lr: learning rate, a float or a tensor with one element, which the native kernel reads on the GPU. A good
             first try is a good SGD lr with ``output_width="mean"``, or else that · n_B / (mean rows of the hidden
-            blocks).
+            layers).
         momentum: momentum factor μ.
         dampening: dampening τ of the momentum.
         weight_decay: weight decay λ.
@@ -76,13 +78,13 @@ class ScaleAmendedSGD(SteppingOptimizer):
         factors: the backward factors m_b: ``"width"``, n_B / rows_b, equal to the paper's wherever widths match;
             ``"product"``, equations (22)-(24) literally in the order of the parameters; or a mapping from a
             parameter or its name to m_b.
-        head: ``"plain"`` leaves the last block, or those that the groups' ``heads`` mark, unscaled; ``"amended"``
+        head: ``"plain"`` leaves the last layer, or those that the groups' ``heads`` mark, unscaled; ``"amended"``
             scales them, as the paper does.
         decay: ``"amended"``, d_b = s_b λ, as the paper does; ``"shape"``, d_b = λ / m_b.
         norms: ``"track"`` follows the weights; ``"freeze"`` keeps the norms of the first update.
-        eps: floor of ‖W‖²_{2,μ}, so that a block initialised with zeros can move.
+        eps: floor of ‖W‖²_{2,μ}, so that a layer initialised with zeros can move.
         output_width: n_B, if it is not the rows of the head, of the largest if there are several: a number, or
-            ``"mean"``, the mean rows of the hidden blocks at construction.
+            ``"mean"``, the mean rows of the hidden layers at construction.
         master_weights: whether a bfloat16 or float16 parameter has a float32 copy in the state, ``master_weight``,
             which is updated and whose norm is taken; the parameter is that, rounded. Its momentum is float32 too.
         momentum_dtype: torch.bfloat16, or its name, has momentum take half the memory of float32 parameters or masters.
@@ -145,7 +147,11 @@ class ScaleAmendedSGD(SteppingOptimizer):
             rounding,
             rounding_seed,
         )
-        self._begin(options, candidate_backends(backend, foreach, fused))
+        self._options = options
+        self._is_constructed = False
+        candidates = candidate_backends(backend, foreach, fused)
+        self._stepper = Stepper(options, candidates, Network(output_width), ParameterLists())
+        self._release = GradientRelease(self._update_one)
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -160,40 +166,35 @@ class ScaleAmendedSGD(SteppingOptimizer):
             "rows": None,
             "columns": None,
         }
-        check_hyperparameters(defaults)
-        if nesterov and (momentum <= 0 or dampening != 0):  # a group may still differ, as in torch.optim.SGD
-            raise ValueError(
-                f"nesterov: got True with momentum={momentum!r} and dampening={dampening!r}, "
-                "want momentum > 0 and dampening = 0"
-            )
+        check_defaults(defaults)
         super().__init__(params, defaults)
-        self._lists.note(self.param_groups)
+        self._stepper.lists.note(self.param_groups)
         self._is_constructed = True
-        self._make_backends()
+        self._stepper.remake(self.param_groups, self.state)
         # The groups do not have these: they hold for all of them.
-        self.defaults.update(self._variant())
+        self.defaults.update(self._plain_options())
         self._unscales = bool(fused or backend)
-        if fused and not backend and any(param.dtype == torch.float64 for param in self._original):
+        if fused and not backend and any(param.dtype == torch.float64 for param in self._params()):
             warnings.warn("fused: the kernels take no float64; 'foreach' takes the place of these", stacklevel=2)
-        caller = sys._getframe(1)
-        while caller.f_back and caller.f_code.co_name == "__init__":  # of a subclass
-            caller = caller.f_back
-        if caller.f_globals.get("__name__") == "torch.distributed.optim.zero_redundancy_optimizer":
+        has_whole_model = isinstance(factors, Mapping) and head == "amended"  # by zero_redundancy_arguments
+        if not has_whole_model and _constructing_module() == "torch.distributed.optim.zero_redundancy_optimizer":
             warnings.warn(
                 "ZeroRedundancyOptimizer: got ScaleAmendedSGD itself, which sees the parameters of one rank alone, so "
                 "that head and backward factors are not the model's; want **zero_redundancy_arguments(model)",
                 stacklevel=2,
             )
 
+    def _params(self) -> Iterator[Tensor]:
+        return (param for group in self.param_groups for param in group["params"])
+
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """By this GradScaler sets grad_scale and found_inf for a step instead of unscaling the gradients itself.
+        """Whether GradScaler sets grad_scale and found_inf for a step instead of unscaling the gradients itself.
 
-        As with torch.optim.SGD it is so for a fused step that was asked for; also for float16 parameters that are
-        trained, to whose gradients GradScaler refuses to do it.
+        As with torch.optim.SGD it does for a fused step that was asked for; also for float16 parameters that are
+        trained, whose gradients GradScaler refuses to unscale.
         """
-        params = (param for group in self.param_groups for param in group["params"])
-        return self._unscales or any(param.dtype == torch.float16 and param.requires_grad for param in params)
+        return self._unscales or any(param.dtype == torch.float16 and param.requires_grad for param in self._params())
 
     @_step_supports_amp_scaling.setter
     def _step_supports_amp_scaling(self, value: bool) -> None:
@@ -203,59 +204,35 @@ class ScaleAmendedSGD(SteppingOptimizer):
         return describe(type(self).__name__, self._options.arguments(), self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a parameter group; its blocks stand before all others, at the input end.
+        """Adds a parameter group; its layers stand before all others, at the input end.
 
         Where the other parameters have names, those without get their places as names.
 
         Raises:
             TypeError, ValueError: the group or one of its parameters is not what is wanted; it is not added then.
         """
-        groups, index = self.param_groups, len(self.param_groups)
+        groups = self.param_groups
         if self._is_constructed:
-            self._lists.follow(groups)
+            self._stepper.lists.follow(groups)
         if isinstance(param_group, dict) and not isinstance(param_group.get("params"), set):
             params = [given] if isinstance(given := param_group["params"], Tensor) else list(given)
-            if groups and "param_names" in groups[0] and not any(isinstance(param, tuple) for param in params):
-                params = [(parameter_name({}, index, place), param) for place, param in enumerate(params)]
-            check_distinct(params)
-            param_group["params"] = params
+            param_group["params"] = name_as_others(params, groups)
+            check_distinct(param_group["params"])
         super().add_param_group(param_group)
-        before = self._heads, self._output_width, self._matrices, self._backends
-        original, added = set(self._original), set(self._added)
+        stepper = self._stepper
+        before = copy.copy(stepper.network), stepper.backends
         try:
-            for name, value in self._options.arguments().items():  # torch has put in the defaults
-                if (own := param_group.pop(name, value)) not in (value, self.defaults.get(name)):
-                    raise ValueError(f"{name}: got {own!r} for one parameter group, want it for the whole optimizer")
-            check_hyperparameters(param_group)
-            check_block_options(param_group)
-            for position, param in enumerate(param_group["params"]):
-                check_parameter(param, parameter_name(param_group, index, position))
+            self._options.drop_from(param_group, self.defaults)
+            check_group(param_group, len(groups) - 1)
             if self._is_constructed:
-                self._lists.note(groups)
-                self._place_group(param_group)
-                self._make_backends()
+                stepper.lists.note(groups)
+                stepper.network.add(groups)
+                stepper.remake(groups, self.state)
         except BaseException:
-            self.param_groups.pop()
-            self._heads, self._output_width, self._matrices, self._backends = before
-            self._lists, self._original, self._added = ParameterLists(self.param_groups), original, added
+            groups.pop()
+            stepper.network, stepper.backends = before
+            stepper.lists = ParameterLists(groups)
             raise
-
-    def _place_group(self, group: dict[str, Any]) -> None:
-        """Puts a new group at the input end, or at the output end if it looks like a head and there is none."""
-        groups = self.param_groups[:-1]
-        added = [index for index, others in enumerate(groups) if self._is_added(index, others["params"])]
-        if not self._originals or (old := find_old_head(self.param_groups, self._heads, added)) is None:
-            self._added.update(group["params"] if self._originals else [])
-        elif not old.is_there:
-            self._original.update(group["params"])
-        else:
-            self._added.update(group["params"])
-            warnings.warn(
-                f"add_param_group: {old.new.name} takes the {old.block.rows} outputs of {old.block.name} and looks "
-                "like a new head, but groups added later stand at the input end: it is scaled, and the old head stays "
-                "the head. Make the optimizer from the whole model instead; it takes frozen parameters",
-                stacklevel=3,
-            )
 
     def name_parameters(self, model: nn.Module) -> None:
         """Names the parameters as the model does, for reports, messages and a mapping of factors.
@@ -269,23 +246,22 @@ class ScaleAmendedSGD(SteppingOptimizer):
             ValueError: none of this optimizer's parameters is the model's, or a mapping of factors lacks a name.
         """
         names = {param: name for name, param in model.named_parameters()}
-        if not any(param in names for group in self.param_groups for param in group["params"]):
+        if not any(param in names for param in self._params()):
             raise ValueError(f"model: got a {type(model).__name__} with none of the optimizer's parameters")
-        self._lists.follow(self.param_groups)
-        before = [group.get("param_names") for group in self.param_groups]
+        self._stepper.lists.follow(self.param_groups)
+        before = [dict(group) for group in self.param_groups]
         for index, group in enumerate(self.param_groups):
             group["param_names"] = [
                 names.get(param) or parameter_name(group, index, place) for place, param in enumerate(group["params"])
             ]
         try:
-            self._make_backends()
+            self._stepper.remake(self.param_groups, self.state)
         except ValueError:  # a mapping of factors goes by the names before
             for group, old in zip(self.param_groups, before, strict=True):
-                group["param_names"] = old
-                if old is None:
-                    del group["param_names"]
+                group.clear()
+                group.update(old)
             raise
-        self._lists.note(self.param_groups)
+        self._stepper.lists.note(self.param_groups)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -310,17 +286,34 @@ class ScaleAmendedSGD(SteppingOptimizer):
             with torch.enable_grad():
                 loss = closure()
         if torch.compiler.is_compiling():
-            self._update_compiled()
+            self._update_outside_graph()
         else:
             self._update()
         return loss
 
+    def _update(self) -> None:
+        if self._release.is_on:
+            self._release.attach(self._params())
+        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        self._stepper.step(self.param_groups, self.state, scale, found_inf)
+        if self._release.is_on:
+            self._release.free_waiting()
+
+    def _update_one(self, param: Tensor, is_first: bool) -> bool:
+        return self._stepper.step_one(param, is_first, self.param_groups, self.state)
+
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def _update_outside_graph(self) -> None:
+        # A graph cannot hold addresses and version counters. As one of its operators, a step would have torch count
+        # a write to each weight, after which all norms would have to be taken anew.
+        self._update()
+
     def release_gradients_in_backward(self) -> GradientRelease:
-        """Has backward update each parameter as soon as its gradient is there, and free the gradient at once.
+        """Makes backward update each parameter as soon as its gradient is there, and free the gradient at once.
 
         So the gradients of a network are never in memory all together. The norms that the scales need are those that
-        the step before left, so nothing has to be known of other parameters. `step` goes on to be called, for
-        schedulers and hooks; it updates what was given a gradient otherwise.
+        the step before left, so an update needs no other parameter. Go on calling `step`, for schedulers and hooks; it
+        updates parameters that were given a gradient otherwise.
 
         Each backward is a step: gradients are not accumulated over several. Gradients from reentrant checkpointing,
         whose parts come one by one, wait for `step`, which takes their sum. A parameter that is new in the groups is
@@ -335,71 +328,65 @@ class ScaleAmendedSGD(SteppingOptimizer):
             >>> loss.backward()  # updates the weights
             >>> optimizer.step()
         """
-        self._release.attach(param for group in self.param_groups for param in group["params"])
+        self._release.attach(self._params())
         self._current_backends()
         return self._release
 
     def layer_report(self) -> LayerReport:
-        """Reports, for each block, its norms, backward factor, scale and effective learning rate.
+        """Returns each layer's norms, backward factor, scale and effective learning rate.
 
-        Masters take over what others wrote into their parameters, as they would in that step.
+        Masters take over what others wrote into their parameters, as they would in a step.
 
         Returns:
             A tuple of rows, input first, that prints as a table. Its figures are those of a step taken now.
         """
         backends = self._current_backends()
-        if not all(backend.is_current() for backend in backends):
-            backends = self._make_backends()
+        if not all(backend.fits() for backend in backends):
+            backends = self._stepper.remake(self.param_groups, self.state)
         for backend in backends:
-            backend.settle()
-        return make_report(backends, read_numbers(self.param_groups).on_host(), self._order)
+            backend.sync_state()
+        return make_report(backends, read_numbers(self.param_groups).on_host(), self._stepper.order)
 
-    def _draw_as(self, places: Mapping[Tensor, int]) -> None:
-        """Has these parameters draw the random numbers of these places among an optimizer's, wherever they are here."""
-        self._options = replace(self._options, rounding_places=places)
-        self._make_backends()
-
-    def planned_blocks(self) -> list[PlannedBlock]:
-        """The blocks of all devices, with their backward factors."""
-        return [planned for backend in self._current_backends() for planned in backend.plan.blocks]
+    def planned_layers(self) -> list[PlannedLayer]:
+        """Returns the layers of all devices, with their backward factors."""
+        return [planned for backend in self._current_backends() for planned in backend.plan.layers]
 
     def refresh_norms(self) -> None:
-        """Has the next step take the norms anew from the weights.
+        """Makes the next step take the norms anew from the weights.
 
         For weights written through ``.data`` or raw pointers, which no version counter shows, and for frozen norms
         (``norms="freeze"``) when other weights were loaded into the model.
         """
         for backend in self._current_backends():
-            backend.forget_norms()
+            backend.forget()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state as torch.optim.SGD's, and the groups' options, frozen norms, masters, counts of rounding.
+        """Returns torch.optim.SGD's state dictionary, with options, frozen norms, masters and counts of rounded steps.
 
         On a GPU this waits for the device.
         """
-        unstarted = self._settle()
-        self._lists.follow(self.param_groups)
-        params = [param for group in self.param_groups for param in group["params"]]
-        unset = {param: entry for backend in self._backends or [] for param, entry in backend.unset().items()}
-
-        def complete(_: Optimizer, state_dict: dict[str, Any]) -> None:
-            checkpoint.complete(state_dict, params, unstarted, unset, self._variant())
-
-        handle = self.register_state_dict_post_hook(complete, prepend=True)  # before the user's own hooks
+        not_started = self._stepper.sync_state()
+        self._stepper.lists.follow(self.param_groups)
+        params, backends = list(self._params()), self._stepper.backends or []
+        first = {param: e for backend in backends for param, e in backend.norms.frozen.before_updates().items()}
+        options = self._plain_options()
+        handle = self.register_state_dict_post_hook(
+            lambda _, state_dict: checkpoint.complete(state_dict, params, not_started, first, options),
+            prepend=True,  # before the user's own hooks
+        )
         try:
             return super().state_dict()
         finally:
             handle.remove()
 
-    def _variant(self) -> dict[str, Any]:
-        """The options as plain values: no dtypes, and a mapping of factors by the blocks' names."""
-        variant = self._options.arguments()
-        if variant["momentum_dtype"] is not None:
-            variant["momentum_dtype"] = str(variant["momentum_dtype"])
-        if isinstance(variant["factors"], dict):
-            planned_blocks = (planned for backend in self._backends or [] for planned in backend.plan.blocks)
-            variant["factors"] = {planned.block.name: planned.backward_factor for planned in planned_blocks}
-        return variant
+    def _plain_options(self) -> dict[str, Any]:
+        if not isinstance(self._options.factors, Mapping):
+            return self._options.plain({})
+        backends = self._stepper.backends or self._current_backends()  # they know the names
+        factors = {
+            planned.layer.name: planned.backward_factor for backend in backends for planned in backend.plan.layers
+        }
+        return self._options.plain(factors)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a checkpoint of this optimizer or of torch.optim.SGD.
@@ -411,76 +398,49 @@ class ScaleAmendedSGD(SteppingOptimizer):
             ValueError: groups or shapes do not match, or a parameter's dtype does not go with the options; nothing is
                 changed then.
         """
-        foreign, saved_variant = False, dict[str, Any]()
-        self._lists.follow(self.param_groups)
-        saved_states: list[tuple[Tensor, Mapping[str, Any], Storage]] = []
-
-        def adapt(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
-            nonlocal foreign, saved_variant
-            saved_variant = checkpoint.saved_options(loaded)
-            adapted = checkpoint.adapt(loaded, self.param_groups)
-            checkpoint.check_shapes(adapted, self.param_groups)
-            foreign = checkpoint.is_foreign(loaded)
-            for param, name, saved in checkpoint.saved_states(adapted, self.param_groups):
-                if saved:
-                    saved_states.append((param, saved, storage_of(param.dtype, self._options, name)))
-            return adapted
-
-        def restore(_: Optimizer) -> None:
-            for param, saved, storage in saved_states:
-                if param in self.state:
-                    checkpoint.restore_precision(self.state[param], saved, param, storage)
-
+        self._stepper.lists.follow(self.param_groups)
+        loading = checkpoint.Loading(self.param_groups, self._options)
         # Between the user's own hooks: after those before loading, before those after it.
         handles = [
-            self.register_load_state_dict_pre_hook(adapt),
-            self.register_load_state_dict_post_hook(restore, prepend=True),
+            self.register_load_state_dict_pre_hook(loading.adapt),
+            self.register_load_state_dict_post_hook(loading.restore_precision, prepend=True),
         ]
         try:
             super().load_state_dict(state_dict)
         finally:
             for handle in handles:
                 handle.remove()
-        self._lists.note(self.param_groups)
-        if saved_variant:
-            if isinstance(self._options.factors, dict):
-                self._current_backends()  # they know the names
-            checkpoint.warn_of_other_options(saved_variant, self._variant())
-        if foreign:
-            warnings.warn(
-                "state_dict: this checkpoint is not of ScaleAmendedSGD; its lr, momentum and weight_decay are now in "
-                "force, and were chosen for another optimizer",
-                stacklevel=2,
-            )
+        self._stepper.lists.note(self.param_groups)
+        loading.warn(self._plain_options())
 
     def __getstate__(self) -> dict[str, Any]:
-        unstarted = self._settle()
+        not_started = self._stepper.sync_state()
         state = super().__getstate__()
-        if unstarted:
-            state["state"] = defaultdict(dict, checkpoint.without_momentum(self.state, set(unstarted)))
+        if not_started:
+            state["state"] = defaultdict(dict, checkpoint.without_momentum(self.state, set(not_started)))
         return {**state, **{name: self.__dict__[name] for name in _PICKLED if name in self.__dict__}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if "_lists" not in self.__dict__:  # from a file of version 0.1
-            self._originals = self.__dict__.pop("_initial_groups")
-            self._is_constructed, self._lists = True, ParameterLists(self.param_groups)
-            self._original, self._added = set(), set()
-            self._heads, self._output_width, self._matrices = [], 1.0, {}
-            self._unscales = True
-        self._begin_again()
+        if "_stepper" not in self.__dict__:  # from a file of version 0.1
+            network = Network(self._options.output_width, self.__dict__.pop("_initial_groups"))
+            lists = ParameterLists(self.param_groups)
+            self._stepper = Stepper(self._options, self.__dict__.pop("_candidates"), network, lists)
+            self._is_constructed = self._unscales = True
+        if "_release" not in self.__dict__:
+            self._release = GradientRelease(self._update_one)
+        self._stepper.backends = None
+
+    def _current_backends(self) -> list[Backend]:
+        return self._stepper.current(self.param_groups, self.state)
 
 
-_PICKLED = (
-    "_options",
-    "_candidates",
-    "_is_constructed",
-    "_original",
-    "_added",
-    "_originals",
-    "_heads",
-    "_output_width",
-    "_matrices",
-    "_lists",
-    "_unscales",
-)
+_PICKLED = ("_options", "_is_constructed", "_stepper", "_unscales")
+
+
+def _constructing_module() -> str:
+    """Returns the name of the module that constructs an optimizer, or one of a subclass."""
+    frame = sys._getframe(2)
+    while frame.f_back and frame.f_code.co_name == "__init__":
+        frame = frame.f_back
+    return str(frame.f_globals.get("__name__"))

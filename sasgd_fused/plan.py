@@ -1,41 +1,39 @@
-"""The fixed part of a step: tensors, blocks and factors of one device; made once, remade when parameters change."""
+"""The fixed part of a step: tensors, layers and factors of one device; made once, remade when parameters change."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from operator import is_
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
-from sasgd_fused.blocks import Block, block_options, parameter_name
 from sasgd_fused.factors import backward_factors
+from sasgd_fused.layers import Layer, parameter_name
 from sasgd_fused.memory import Neighbours, is_opaque, ranks_among
 from sasgd_fused.options import Options
-from sasgd_fused.storage import Storage, storage_of
+from sasgd_fused.parameters import takes_part
+from sasgd_fused.precision import Precision, precision_of
 
 Signature = tuple[torch.Size, torch.dtype, torch.device]
 State = MutableMapping[Tensor, dict[str, Any]]
-SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass(frozen=True)
-class PlannedBlock:
-    """A block as a backend sees it.
+class PlannedLayer:
+    """A layer as a backend sees it.
 
     Attributes:
         param: index into `StepPlan.params`.
-        block: its name, rows and columns.
+        layer: its name, rows and columns.
         backward_factor: m_b.
         scaled: whether the gradient is scaled (``amend`` is set and it is not a plain head).
     """
 
     param: int
-    block: Block
+    layer: Layer
     backward_factor: float
     scaled: bool
 
@@ -48,10 +46,10 @@ class StepPlan:
         params: every parameter on the device that a step may update, in the order of the groups.
         names: their names, for messages.
         group_of: the parameter group of each.
-        blocks: the blocks among them, input first.
+        layers: the layers among them, input first.
         options: the optimizer's options.
         signatures: shape, dtype and device of each parameter.
-        storage: how each is stored.
+        precisions: how each is stored.
         overlaid: indices of the parameters that share memory with any other one of the optimizer.
         neighbours: the parameters of all plans.
     """
@@ -60,35 +58,42 @@ class StepPlan:
     params: list[Tensor]
     names: list[str]
     group_of: list[int]
-    blocks: list[PlannedBlock]
+    layers: list[PlannedLayer]
     options: Options
     signatures: list[Signature]
-    storage: list[Storage]
+    precisions: list[Precision]
     overlaid: frozenset[int] = frozenset()
     neighbours: Neighbours = field(default_factory=lambda: Neighbours([]))
 
-    @property
+    @cached_property
     def has_masters(self) -> bool:
         """Whether any parameter has a float32 master."""
-        return any(storage.has_master for storage in self.storage)
+        return any(precision.has_master for precision in self.precisions)
 
     @property
-    def is_ordinary(self) -> bool:
+    def is_plain(self) -> bool:
         """Whether weights and momentum have the parameters' dtypes and are rounded to nearest."""
-        return all(storage.is_ordinary for storage in self.storage)
+        return all(precision.is_plain for precision in self.precisions)
 
     def is_current(self) -> bool:
         """Whether the parameters still have the shapes, dtypes and device that the plan was made for."""
         return [_signature(param) for param in self.params] == self.signatures
 
-    def gather_gradients(self) -> list[Tensor | None]:
+    def gather_gradients(self, only: int | None = None) -> list[Tensor | None]:
         """Takes each parameter's gradient, or None, after checking all of them.
+
+        Args:
+            only: takes that of the parameter with this index alone.
 
         Raises:
             ValueError: a gradient is sparse, complex, integer, on another device, or of another shape; the message
                 names the parameter.
         """
-        grads = [param.grad for param in self.params]
+        if only is None:
+            grads = [param.grad for param in self.params]
+        else:
+            grads = [None] * len(self.params)
+            grads[only] = self.params[only].grad
         for param, grad, name in zip(self.params, grads, self.names, strict=True):
             if grad is None:
                 continue
@@ -104,27 +109,21 @@ class StepPlan:
                 )
         return grads
 
-    def check_momentum(self, state: State) -> None:
-        """Checks the momentum buffers of the parameters that have a gradient.
+    def check_state(self, state: State) -> None:
+        """Checks the momentum buffers and master weights of the parameters that have a gradient.
 
         Raises:
-            ValueError: a buffer is sparse, or does not have its parameter's shape or device; the message names the
+            ValueError: one is sparse, or does not have its parameter's shape or device; the message names the
                 parameter.
         """
         self._check_state(state, "momentum_buffer")
-
-    def check_masters(self, state: State) -> None:
-        """Checks the master weights of the parameters that have a gradient.
-
-        Raises:
-            ValueError: as `check_momentum` does.
-        """
-        self._check_state(state, "master_weight")
+        if self.has_masters:
+            self._check_state(state, "master_weight")
 
     def drop_masters(self, state: State) -> None:
         """Removes the masters of parameters that have none any more, as after model.float()."""
-        for param, storage in zip(self.params, self.storage, strict=True):
-            if not storage.has_master and param in state:
+        for param, precision in zip(self.params, self.precisions, strict=True):
+            if not precision.has_master and param in state:
                 state[param].pop("master_weight", None)
 
     def _check_state(self, state: State, key: str) -> None:
@@ -143,155 +142,71 @@ class StepPlan:
                 )
 
 
-class Structure:
-    """What plans are made from and anybody may change in the groups at any time.
-
-    Args:
-        groups: the optimizer's parameter groups as they are now.
-    """
-
-    def __init__(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        self._params = [list(group["params"]) for group in groups]
-        self._options = [copy.deepcopy(block_options(group)) for group in groups]
-
-    def holds_for(self, groups: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether groups have the same parameters, and the same options that decide on blocks."""
-        return len(groups) == len(self._params) and all(
-            len(params) == len(group["params"])
-            and all(map(is_, params, group["params"]))
-            and options == block_options(group)
-            for params, options, group in zip(self._params, self._options, groups, strict=True)
-        )
-
-
 def make_plans(
     groups: Sequence[Mapping[str, Any]],
     options: Options,
-    blocks: Sequence[Block],
+    layers: Sequence[Layer],
     heads: Sequence[Tensor],
     output_width: float,
-    apart: bool = False,
 ) -> list[StepPlan]:
     """Makes plans for all parameters that a step may update: one for every device, unless they differ in more.
 
     Parameters without memory of their own have a plan for themselves, and so have those of float64, which no kernel
-    takes. Of several over the same memory each has a later
-    plan than those before it, so that each is updated from what the others left.
+    takes. Of several over the same memory each has a later plan than those before it, so that each is updated from what
+    the others left.
 
     Args:
         groups: the optimizer's parameter groups.
         options: the optimizer's options.
-        blocks: of the groups, input first.
-        heads: the parameters of the blocks at the network's outputs.
+        layers: of the groups, input first.
+        heads: the parameters of the layers at the network's outputs.
         output_width: n_B.
-        apart: makes one for every parameter instead, so that each can be updated by itself.
 
     Raises:
         ValueError: a parameter cannot be updated, or the options are not for it.
     """
-    block_params = [groups[block.group]["params"][block.position] for block in blocks]
-    factors = dict(zip(blocks, backward_factors(blocks, block_params, options, output_width), strict=True))
+    layer_params = [groups[layer.group]["params"][layer.position] for layer in layers]
+    factors = dict(zip(layers, backward_factors(layers, layer_params, options, output_width), strict=True))
 
-    entries: list[tuple[tuple[int, int], Tensor, str, Storage]] = []
-    given = options.rounding_places or {}
+    entries: list[tuple[tuple[int, int], Tensor, str, Precision]] = []
     places = ((index, position) for index, group in enumerate(groups) for position in range(len(group["params"])))
     for number, (index, position) in enumerate(places):
         param, name = groups[index]["params"][position], parameter_name(groups[index], index, position)
         if takes_part(param, name):
-            stream_place = given.get(param, len(given) + number)
-            entries.append(((index, position), param, name, storage_of(param.dtype, options, name, stream_place)))
+            entries.append(((index, position), param, name, precision_of(param.dtype, options, name, number)))
     neighbours = Neighbours([param for _, param, _, _ in entries])
     ranks = ranks_among(neighbours.sharing)
     parts: dict[Any, list[int]] = {}
-    for k, (place, param, _, _) in enumerate(entries):
+    for k, (_, param, _, _) in enumerate(entries):
         kind = ranks.get(k, 0), param.device, is_opaque(param), param.dtype == torch.float64
-        parts.setdefault(place if apart else kind, []).append(k)
-    order_of_blocks = {(block.group, block.position): place for place, block in enumerate(blocks)}
-    if apart:  # then reports go from plan to plan: blocks from input to output
-        order = sorted(parts.values(), key=lambda ks: order_of_blocks.get(entries[ks[0]][0], -1))
-    else:
-        order = sorted(parts.values(), key=lambda ks: ranks.get(ks[0], 0))
+        parts.setdefault(kind, []).append(k)
     plans = []
-    for chosen in order:
+    for chosen in sorted(parts.values(), key=lambda ks: ranks.get(ks[0], 0)):
         of_place = {entries[k][0]: i for i, k in enumerate(chosen)}
         params = [entries[k][1] for k in chosen]
         planned = []
-        for block in blocks:
-            i = of_place.get((block.group, block.position))
+        for layer in layers:
+            i = of_place.get((layer.group, layer.position))
             if i is None or not params[i].numel():  # its memory is away
                 continue
             is_head = any(params[i] is head for head in heads)
-            scaled = block.amend and not (is_head and options.head == "plain")
-            planned.append(PlannedBlock(i, block, factors[block], scaled))
+            scaled = layer.amend and not (is_head and options.head == "plain")
+            planned.append(PlannedLayer(i, layer, factors[layer], scaled))
         plans.append(
             StepPlan(
                 device=params[0].device,
                 params=params,
                 names=[entries[k][2] for k in chosen],
                 group_of=[entries[k][0][0] for k in chosen],
-                blocks=planned,
+                layers=planned,
                 options=options,
                 signatures=[_signature(param) for param in params],
-                storage=[entries[k][3] for k in chosen],
+                precisions=[entries[k][3] for k in chosen],
                 overlaid=frozenset(i for i, k in enumerate(chosen) if k in neighbours.sharing),
                 neighbours=neighbours,
             )
         )
     return plans
-
-
-def check_distinct(params: Sequence[Any]) -> None:
-    """Checks that no tensor, named or not, comes twice.
-
-    Raises:
-        ValueError: one does; the message names it.
-    """
-    seen = set()
-    for position, param in enumerate(params):
-        name, tensor = param if isinstance(param, tuple) else (f"parameter {position}", param)
-        if id(tensor) in seen:
-            raise ValueError(f"params: {name} comes twice in one group, want every parameter once")
-        seen.add(id(tensor))
-
-
-def takes_part(param: Tensor, name: str) -> bool:
-    """Whether a step may update a parameter: not one that no step could, such as a quantized weight.
-
-    Raises:
-        ValueError: it has a gradient, and is sparse, complex, integer, of an unsupported precision, or its elements
-            share memory.
-    """
-    reason = _why_not(param)
-    if reason and param.grad is not None:
-        raise ValueError(f"params: {name} {reason}")
-    return not reason and (param.requires_grad or param.grad is not None or not is_opaque(param))
-
-
-def check_parameter(param: Tensor, name: str) -> None:
-    """Checks that a parameter can be updated if it is to be trained.
-
-    A tensor that is no `torch.nn.Parameter` is given its gradient by hand: it is not frozen.
-
-    Raises:
-        ValueError: it is sparse, complex, integer, of an unsupported precision, or its elements share memory.
-    """
-    reason = _why_not(param)
-    if reason and (param.requires_grad or not isinstance(param, Parameter)):
-        raise ValueError(f"params: {name} {reason}")
-
-
-def _why_not(param: Tensor) -> str | None:
-    if param.is_nested:
-        return "is a nested tensor, want a dense one"
-    if param.layout != torch.strided:
-        return f"has layout {param.layout}, want a dense tensor"
-    if param.dtype not in SUPPORTED_DTYPES:
-        wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in SUPPORTED_DTYPES)
-        return f"is {param.dtype}, want one of {wanted}"
-    strides = zip(param.stride(), param.shape, strict=True)
-    if param.numel() and any(stride == 0 and size > 1 for stride, size in strides):
-        return "is an expanded tensor, want one whose elements have memory of their own"
-    return None
 
 
 def _signature(param: Tensor) -> Signature:

@@ -32,7 +32,7 @@ class GradientRelease:
         self.is_on = False
 
     def attach(self, params: Iterable[Tensor]) -> None:
-        """Takes up the parameters that get gradients and are not taken up yet, and lets go of those that left."""
+        """Hooks the parameters that get gradients and have no hook yet, and unhooks those that left."""
         self.is_on = True
         release = weakref.WeakMethod(self._release)
 
@@ -53,10 +53,11 @@ class GradientRelease:
             handle.remove()
 
     def remove(self) -> None:
-        """Leaves gradients as they are from now on, for `step`."""
+        """Removes the hooks: from now on gradients are left for `step`."""
         for _, handle in self._handles.values():
             handle.remove()
         self._handles.clear()
+        self._waiting.clear()
         self.is_on = False
 
     def _release(self, param: Tensor) -> None:
@@ -98,7 +99,7 @@ class GradientRelease:
 
 
 def _is_within_a_node() -> bool:
-    """Whether this backward was started by a node of another one."""
+    """Returns whether this backward was started by a node of another one."""
     frame, has_started = sys._getframe(2), False
     while frame:
         if frame.f_code is _RUNS_BACKWARD:

@@ -1,4 +1,4 @@
-"""The layer report: what the optimizer does to each block."""
+"""The layer report: what the optimizer does to each layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, SupportsIndex, overload
 
 from sasgd_fused.backends.base import Backend
 from sasgd_fused.factors import decay_scale, layer_scale
-from sasgd_fused.options import GroupValues
+from sasgd_fused.hyperparameters import GroupValues
 
 # From here on a step's decay overshoots; it diverged at 1.5.
 LARGE_DECAY = 0.5
@@ -23,7 +23,7 @@ LOGGED = ("row_norm_sq", "layer_scale", "effective_lr", "decay_per_step")
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One block as the next step will treat it.
+    """One layer as the next step will treat it.
 
     Attributes:
         name: the parameter's name, or its place if names are not known.
@@ -33,12 +33,12 @@ class LayerRow:
         row_norm_sq: ‖W‖²_{2,μ}, before the floor `eps`.
         column_norm_sq: ‖Wᵀ‖²_{2,μ} = row_norm_sq · rows / columns.
         backward_factor: m_b.
-        layer_scale: s_b, 1 for a block that is not scaled.
+        layer_scale: s_b, 1 for a layer that is not scaled.
         effective_lr: lr · s_b.
-        decay_per_step: lr · d_b, or lr · λ for a block that is not scaled.
+        decay_per_step: lr · d_b, or lr · λ for a layer that is not scaled.
         stale_steps: steps that used the norm of weights that had been written unseen.
         at_eps_floor: whether row_norm_sq is below `eps`.
-        at_small_lr: whether it is scaled and effective_lr 100 times below the median of all blocks.
+        at_small_lr: whether it is scaled and effective_lr 100 times below the median of all layers.
     """
 
     name: str
@@ -57,7 +57,7 @@ class LayerRow:
 
     @property
     def marks(self) -> list[str]:
-        """What deserves a look."""
+        """What deserves a look, in words."""
         marks = []
         if self.at_eps_floor:
             marks.append("at the eps floor")
@@ -82,7 +82,7 @@ class LayerReport(tuple[LayerRow, ...]):
         return found if isinstance(found, LayerRow) else LayerReport(found)
 
     def scalars(self) -> dict[str, float]:
-        """Returns what is worth logging at every step, for TensorBoard, Lightning's ``log_dict``, wandb and others.
+        """Returns the values worth logging at every step, for TensorBoard, Lightning's ``log_dict``, wandb and others.
 
         Returns:
             ``"<column>/<name>"`` → value, of the columns row_norm_sq, layer_scale, effective_lr and decay_per_step. A
@@ -127,7 +127,7 @@ class LayerReport(tuple[LayerRow, ...]):
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """Appends ``_2``, ``_3`` and so on to a name that came before, unless that is another's name."""
+    """Returns the names, with ``_2``, ``_3`` and so on behind one that came before, unless that is another's name."""
     found: dict[str, None] = {}
     for name in names:
         number, chosen = 1, name
@@ -141,30 +141,30 @@ def _distinct(names: Sequence[str]) -> list[str]:
 def make_report(
     backends: Sequence[Backend], values: Sequence[GroupValues], order: Mapping[tuple[int, int], int]
 ) -> LayerReport:
-    """Reports on the blocks of all plans, with the weights and hyperparameters as they are now.
+    """Returns a report on the layers of all plans, with the weights and hyperparameters as they are now.
 
     Args:
         backends: of the plans.
         values: hyperparameters of every group.
-        order: group and position of each block → its place, from input to output.
+        order: group and position of each layer → its place, from input to output.
     """
     placed: list[tuple[int, LayerRow]] = []
     for backend in backends:
         plan = backend.plan
-        norms = zip(plan.blocks, *backend.report(), strict=True)
+        norms = zip(plan.layers, *backend.report(), strict=True)
         for planned, row_norm_sq, stale in norms:
-            block, group = planned.block, values[planned.block.group]
+            layer, group = planned.layer, values[planned.layer.group]
             scale, decay = 1.0, group.weight_decay
             if planned.scaled:
                 scale = layer_scale(row_norm_sq, planned.backward_factor, plan.options.eps)
                 decay = decay_scale(scale, planned.backward_factor, decay, plan.options.decay)
             row = LayerRow(
-                name=block.name,
-                rows=block.rows,
-                columns=block.columns,
+                name=layer.name,
+                rows=layer.rows,
+                columns=layer.columns,
                 scaled=planned.scaled,
                 row_norm_sq=row_norm_sq,
-                column_norm_sq=row_norm_sq * block.rows / block.columns,
+                column_norm_sq=row_norm_sq * layer.rows / layer.columns,
                 backward_factor=planned.backward_factor,
                 layer_scale=scale,
                 effective_lr=group.lr * scale,
@@ -172,7 +172,7 @@ def make_report(
                 stale_steps=stale,
                 at_eps_floor=planned.scaled and row_norm_sq < plan.options.eps,
             )
-            placed.append((order[block.group, block.position], row))
+            placed.append((order[layer.group, layer.position], row))
     rows = [row for _, row in sorted(placed, key=lambda item: item[0])]
     rates = [row.effective_lr for row in rows if math.isfinite(row.effective_lr)]
     least = median(rates) / SMALL_LR if rates else 0.0

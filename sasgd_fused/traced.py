@@ -12,7 +12,7 @@ from torch.nn import Parameter
 
 
 def matrix_in_trace(module: nn.Module, param: Parameter) -> tuple[int, int] | None:
-    """The rows and columns of the weight of a traced linear layer or convolution.
+    """Returns the rows and columns of the weight of a traced linear layer or convolution.
 
     Args:
         module: holds the weight.
@@ -35,7 +35,7 @@ def matrix_in_trace(module: nn.Module, param: Parameter) -> tuple[int, int] | No
 
 
 def matrices_in_graphs(model: nn.Module) -> dict[Parameter, tuple[int, int] | None]:
-    """The rows and columns of the weights that go into linear layers and convolutions in torch.fx graphs.
+    """Returns the rows and columns of the weights of linear layers and convolutions in torch.fx graphs.
 
     None stands for the weight of an embedding.
     """

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from sasgd_fused.groups import parameter_groups
 from sasgd_fused.heads import Heads
@@ -22,18 +22,20 @@ def zero_redundancy_arguments(
     heads: Heads | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Makes arguments for ZeroRedundancyOptimizer by which each rank takes the steps of one optimizer for all.
+    """Returns arguments for ZeroRedundancyOptimizer with which the ranks take the steps of one optimizer.
 
-    A rank's optimizer sees its own parameters alone, the largest first and without names: its last block is not the
-    head, and equation (23) would be multiplied over its own blocks. So the backward factors m_b, which follow from
-    shapes, are taken here from the whole model, and a plain head gets ``amend=False``. So are the parameters' places,
-    by which they draw random numbers.
+    A rank's optimizer sees its own parameters alone, the largest first and without names: its last layer is not the
+    head, and equation (23) would be multiplied over its own layers. So the backward factors m_b, which follow from
+    shapes, are taken here from the whole model, and a plain head gets ``amend=False``.
+
+    With ``rounding="stochastic"`` each rank draws the random numbers of its own parameters: others than one process
+    does for the whole model.
 
     Args:
         model: the network, with the same parameters on every rank.
         factors: as in `ScaleAmendedSGD`, as are the following.
         head: ``"amended"`` or ``"plain"``.
-        output_width: n_B, if it is not the rows of the last block.
+        output_width: n_B, if it is not the rows of the last layer.
         heads: as in `parameter_groups`.
         options: others of `ScaleAmendedSGD` that are no hyperparameters, such as ``decay``, ``norms``, ``backend``.
 
@@ -54,25 +56,18 @@ def zero_redundancy_arguments(
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     mapping = {}
     params = dict(model.named_parameters())
-    for planned in whole.planned_blocks():
-        param = params.pop(planned.block.name)
+    for planned in whole.planned_layers():
+        param = params.pop(planned.layer.name)
         mapping[param] = planned.backward_factor
-        matrix: tuple[int | None, int | None] = planned.block.rows, planned.block.columns
+        matrix: tuple[int | None, int | None] = planned.layer.rows, planned.layer.columns
         if matrix == param.shape[:2]:
             matrix = None, None
         rows, columns = matrix
         group = {"params": [], "amend": planned.scaled, "rows": rows, "columns": columns}
         groups.setdefault((planned.scaled, *matrix), group)["params"].append(param)
-    places = {param: k for k, param in enumerate(p for group in whole.param_groups for p in group["params"])}
     rest = [{"params": list(params.values()), "amend": False}] if params else []
     return {
         "params": [*rest, *groups.values()],
         # Not among the arguments, which become part of each checkpoint, with the parameters as keys.
-        "optimizer_class": functools.partial(_part_of_optimizer, places, factors=mapping, **options),
+        "optimizer_class": functools.partial(ScaleAmendedSGD, factors=mapping, **options),
     }
-
-
-def _part_of_optimizer(places: Mapping[Tensor, int], params: Any, **arguments: Any) -> ScaleAmendedSGD:
-    optimizer = ScaleAmendedSGD(params, **arguments)
-    optimizer._draw_as(places)
-    return optimizer

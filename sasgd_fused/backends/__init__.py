@@ -3,23 +3,56 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import torch
 
-from sasgd_fused.backends import extension
+from sasgd_fused.backends import extension, kernel
 from sasgd_fused.backends.base import Backend
+from sasgd_fused.backends.device_state import Carried
 from sasgd_fused.backends.foreach import ForeachBackend
-from sasgd_fused.backends.native import NativeBackend
+from sasgd_fused.backends.fused import FusedBackend
 from sasgd_fused.backends.reference import ReferenceBackend
 from sasgd_fused.backends.sharded import ShardedBackend
-from sasgd_fused.backends.triton.backend import TritonBackend
+from sasgd_fused.backends.triton import availability
 from sasgd_fused.memory import has_values, is_opaque
 from sasgd_fused.plan import State, StepPlan
 from sasgd_fused.shards import is_sharded
 
+
+class Entry(NamedTuple):
+    """A backend in the table.
+
+    Attributes:
+        why_not: returns why it cannot run parameters of these dtypes on a device, or None if it can.
+        make: makes it for a plan that `why_not` has no objection to.
+    """
+
+    why_not: Callable[[torch.device, Collection[torch.dtype]], str | None]
+    make: Callable[[StepPlan, State], Backend]
+
+
+def _native(plan: StepPlan, state: State) -> Backend:
+    make = kernel.cpu_kernel if plan.device.type == "cpu" else kernel.cuda_kernel
+    return FusedBackend(plan, state, "native", make)
+
+
+def _triton(plan: StepPlan, state: State) -> Backend:
+    from sasgd_fused.backends.triton.kernel import TritonKernel  # here, because Triton may be absent
+
+    def make(plan: StepPlan, carried: Carried) -> kernel.Kernel:
+        return TritonKernel(plan.device, carried, **kernel.kernel_plan(plan))
+
+    return FusedBackend(plan, state, "triton", make)
+
+
 # The fastest first.
-BACKENDS: dict[str, type[Backend]] = {
-    backend.name: backend for backend in (NativeBackend, TritonBackend, ForeachBackend, ReferenceBackend)
+BACKENDS: dict[str, Entry] = {
+    "native": Entry(kernel.why_not_native, _native),
+    "triton": Entry(availability.why_not, _triton),
+    "foreach": Entry(ForeachBackend.why_not, ForeachBackend),
+    "reference": Entry(ReferenceBackend.why_not, ReferenceBackend),
 }
 
 # Those that `fused` is about.
@@ -77,9 +110,9 @@ def make_backend(plan: StepPlan, state: State, candidates: tuple[str, ...]) -> B
             if missing and reasons.get("native") == missing and name not in FUSED:
                 # Python's default filter shows it once
                 warnings.warn(f"{missing}; the slower {name!r} backend takes its place", stacklevel=4)
-            return BACKENDS[name].create(plan, state)
+            return BACKENDS[name].make(plan, state)
         reasons[name] = reason
     if candidates == FUSED and (dtypes == {torch.float64} or is_fake):
-        return ForeachBackend.create(plan, state)
+        return ForeachBackend(plan, state)
     told = "; ".join(f"{name!r}: {reason}" for name, reason in reasons.items())
     raise RuntimeError(f"backend: cannot run on {plan.device} with these parameters: {told}")

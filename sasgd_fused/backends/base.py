@@ -10,13 +10,18 @@ import torch
 from torch import Tensor
 
 from sasgd_fused.backends.masters import MasterWeights
-from sasgd_fused.memory import addresses_of, is_readable
-from sasgd_fused.options import GroupValues, StepNumbers
-from sasgd_fused.plan import PlannedBlock, State, StepPlan
+from sasgd_fused.backends.norms import Norms
+from sasgd_fused.backends.watch import Changes, Watch
+from sasgd_fused.factors import decay_scale, layer_scale
+from sasgd_fused.hyperparameters import GroupValues, StepNumbers
+from sasgd_fused.memory import is_opaque, is_readable
+from sasgd_fused.plan import PlannedLayer, State, StepPlan
+
+Gradients = Sequence[Tensor | None]
 
 
 class Backend:
-    """Runs the steps of one plan. Backends without carried norms only override `update`.
+    """Runs the steps of one plan. One without carried norms overrides `update` alone; see docs/new-backend.md.
 
     Args:
         plan: the parameters of one device and what is fixed about them.
@@ -29,199 +34,154 @@ class Backend:
     def __init__(self, plan: StepPlan, state: State) -> None:
         self.plan = plan
         self.state = state
-        self.grads: list[Tensor | None] = []
-        self._addresses = addresses_of(plan.params)
-        self._given: dict[PlannedBlock, float] | None = None  # norms in the place of those of the weights
-        self._masters = MasterWeights(plan, state) if plan.has_masters else None
-        self._stochastic = {k for k, s in enumerate(plan.storage) if s.is_stochastic and plan.params[k].numel()}
-
-    @classmethod
-    def create(cls, plan: StepPlan, state: State) -> Backend:
-        """Makes a backend for a plan that `why_not` has no objection to."""
-        return cls(plan, state)
+        self.masters = MasterWeights(plan, state)
+        self.norms: Any = Norms(plan, state, self.measure)  # or CarriedNorms, SummedNorms: all report alike
+        self.watch = Watch(plan, state)
+        self._is_opaque = any(map(is_opaque, plan.params))
+        self._stochastic = {k for k, s in enumerate(plan.precisions) if s.is_stochastic and plan.params[k].numel()}
 
     @classmethod
     def why_not(cls, device: torch.device, dtypes: Collection[torch.dtype]) -> str | None:
-        """Why this backend cannot run parameters of these dtypes on the device, or None if it can."""
+        """Returns why this backend cannot run parameters of these dtypes on the device, or None if it can."""
         return None
 
-    def is_current(self) -> bool:
-        """Whether the parameters are still what the plan and this were made for."""
-        if not self.plan.is_current():
-            return False
-        addresses = addresses_of(self.plan.params)
-        if addresses == self._addresses:
-            return True
-        self._addresses = addresses
-        return not self.plan.neighbours.share_otherwise()
-
-    def prepare(self) -> bool:
+    def prepare(self, only: int | None = None) -> Any:
         """Gathers this step's gradients and checks them; changes neither weights nor state.
 
+        Args:
+            only: the index of the one parameter to be updated, by default all that have a gradient.
+
         Returns:
-            False if the parameters are no longer what the plan was made for, and a new plan is needed.
+            What `step` takes; None if the parameters are no longer what the plan was made for, and a new plan is
+            needed.
 
         Raises:
             ValueError: a gradient, a momentum buffer or a master does not fit its parameter.
         """
-        if not self.is_current():
-            return False
-        if self.plan.overlaid:
-            self.distrust_overlaid()
-        self.grads = self.plan.gather_gradients()
-        self.plan.check_momentum(self.state)
-        if self._masters:
-            self.plan.check_masters(self.state)
-        return True
+        changes = self.look(only)
+        if changes.moved or self._is_opaque:
+            if not self.fits():
+                return None
+            self.watch.note_places()
+        grads = self.plan.gather_gradients(only)
+        self.plan.check_state(self.state)
+        return grads
 
-    def step(self, numbers: StepNumbers) -> None:
-        """Updates weights and momentum from the prepared gradients, or nothing at all after an overflow.
+    def look(self, only: int | None = None) -> Changes:
+        """Returns what others have changed since the last step. Masters are compared if that is anything."""
+        changes = self.watch.look(only)
+        if any(changes):
+            self.masters.compare()
+        return changes
+
+    def fits(self) -> bool:
+        """Returns whether the parameters are still what the plan was made for."""
+        return self.plan.is_current() and not self.plan.neighbours.share_otherwise()
+
+    def step(self, prepared: Any, numbers: StepNumbers) -> None:
+        """Updates weights and momentum, or nothing at all after an overflow.
 
         Args:
+            prepared: what `prepare` returned.
             numbers: hyperparameters of every group of the optimizer, and what a GradScaler found.
         """
-        if not numbers.overflowed():
-            self.update(numbers.on_host(), numbers.loss_scale())
+        active = [index for index, grad in enumerate(prepared) if grad is not None]
+        if numbers.overflowed() or not active:
+            return
+        self.masters.follow()
+        try:
+            self.update(prepared, numbers.on_host(), numbers.loss_scale())
+        finally:  # after an interrupt too: part of the random numbers is used
+            for index in self._stochastic.intersection(active):
+                self.state[self.plan.params[index]]["rounding_step"] = self.rounding_step_of(index) + 1
+            if self.masters:
+                self.watch.note_entries()
+                self.watch.note_written()
 
-    def update(self, values: Sequence[GroupValues], grad_scale: float) -> None:
-        """What `step` does without an overflow, with all numbers read on the host.
+    def update(self, grads: Gradients, values: Sequence[GroupValues], loss_scale: float) -> None:
+        """Does what `step` does without an overflow.
 
         Args:
+            grads: of each parameter of the plan; None leaves it as it is.
             values: hyperparameters of every group of the optimizer.
-            grad_scale: what the gradients were multiplied by (GradScaler), else 1.
+            loss_scale: what the gradients were multiplied by (GradScaler), else 1.
         """
         raise NotImplementedError
 
-    def release_gradients(self) -> None:
-        """Lets go of the gradients, so that they are freed when they are set to None."""
-        self.grads = []
-
-    def settle(self) -> None:
+    def sync_state(self) -> None:
         """Brings into the state what so far only the device knows; may wait for it."""
 
-    def warn_if_stale(self) -> None:
-        """Warns, once, of steps that so far only the device knows to have used norms of other weights; may wait."""
+    def not_started(self) -> list[Tensor]:
+        """Returns the parameters whose momentum buffer, though it is in the state, has not taken its first gradient.
 
-    def unstarted(self) -> list[Tensor]:
-        """The parameters whose momentum buffer, though it is in the state, has not taken its first gradient.
-
-        A step that was skipped on the device leaves them, and only `settle` finds out.
+        A step that was skipped on the device leaves them, and only `sync_state` finds out.
         """
         return []
 
-    def weight_of(self, index: int) -> Tensor:
-        """What is updated of a parameter, as `follow_parameters` left it: its master where it has one, else itself."""
-        param = self.plan.params[index]
-        return self.state[param]["master_weight"] if self.plan.storage[index].has_master else param.detach()
+    def report(self) -> tuple[list[float], list[int]]:
+        """Returns ‖W_b‖²_{2,μ} of every layer, as the next step will use it, and how many of its steps were stale."""
+        self.look()
+        norms, stale = self.norms.report()
+        return norms, stale
 
-    def follow_parameters(self) -> None:
-        """Has the masters take over what others wrote into the parameters."""
-        if self._masters:
-            self._masters.follow()
+    def forget(self) -> None:
+        """Has norms taken anew, and masters compared with their parameters, which may have been written unseen."""
+        self.masters.compare()
+        self.norms.forget()
+
+    def local_norms(self, anew: bool) -> Tensor:
+        """Returns the sum of squares / rows of each layer, float64 on the device, for parts of larger weights.
+
+        Args:
+            anew: takes them from the present weights, even if a step has left them.
+        """
+        self.look()
+        return torch.tensor(Backend.measure(self, self.plan.layers), dtype=torch.float64, device=self.plan.device)
+
+    def weight_of(self, index: int) -> Tensor:
+        """Returns what is updated of a parameter: its master where it has one, else itself."""
+        param = self.plan.params[index]
+        return self.state[param]["master_weight"] if self.plan.precisions[index].has_master else param.detach()
+
+    def momentum_of(self, index: int) -> tuple[Tensor, bool]:
+        """Returns a parameter's momentum buffer, made if there is none, and whether it has taken a gradient."""
+        param, dtype = self.plan.params[index], self.plan.precisions[index].momentum_dtype
+        entry = self.state[param]
+        has_started = entry.get("momentum_buffer") is not None
+        if not has_started:
+            entry["momentum_buffer"] = torch.zeros_like(param, dtype=dtype)
+        elif entry["momentum_buffer"].dtype != dtype:  # as after model.half()
+            entry["momentum_buffer"] = entry["momentum_buffer"].to(dtype)
+        return entry["momentum_buffer"], has_started
+
+    def scales(self, grads: Gradients, values: Sequence[GroupValues]) -> dict[int, tuple[float, float]]:
+        """Returns (s_b, d_b) of each scaled layer that has a gradient, by the index of its parameter.
+
+        Equations (22) and (24). The norms count as used by a step.
+        """
+        options, group_of = self.plan.options, self.plan.group_of
+        scaled = [planned for planned in self.plan.layers if planned.scaled and grads[planned.param] is not None]
+        found = {}
+        for planned, norm in zip(scaled, self.norms.of(scaled), strict=True):
+            group = values[group_of[planned.param]]
+            self.norms.keep(planned, norm, group.lr)
+            scale = layer_scale(norm, planned.backward_factor, options.eps)
+            decay = decay_scale(scale, planned.backward_factor, group.weight_decay, options.decay)
+            found[planned.param] = scale, decay
+        return found
 
     def rounding_step_of(self, index: int) -> int:
-        """How many steps of a parameter have been rounded stochastically, as the state has it."""
+        """Returns how many steps of a parameter have been rounded stochastically, as the state has it."""
         return int(self.state.get(self.plan.params[index], {}).get("rounding_step", 0))
 
-    def note_rounding(self, active: Sequence[int]) -> None:
-        """Counts a step of these parameters in the state, where they are rounded stochastically."""
-        for index in self._stochastic.intersection(active) if self._stochastic else ():
-            self.state[self.plan.params[index]]["rounding_step"] = self.rounding_step_of(index) + 1
-
-    def unset(self) -> dict[Tensor, dict[str, Any]]:
-        """What the state of parameters has of frozen norms before their first update."""
-        scaled = [planned for planned in self.plan.blocks if planned.scaled and self.plan.options.freezes_norms]
-        return {self.plan.params[planned.param]: {"row_norm_sq": math.nan} for planned in scaled}
-
-    def note_written(self) -> None:
-        """Notes that the parameters are what the last step left."""
-        if self._masters:
-            self._masters.note_written()
-
-    def compare_masters(self) -> None:
-        """Has that be looked for anew, because there are writes that no version counter shows."""
-        if self._masters:
-            self._masters.forget()
-
-    def distrust_overlaid(self) -> None:
-        """Looks anew at parameters whose memory others write too, which no version counter may show."""
-        self.compare_masters()
-
-    def row_norm_sq(self) -> list[float]:
-        """‖W_b‖²_{2,μ} of every block of the plan, as the next step will use it."""
-        return self.norms_of(self.plan.blocks)
-
-    def report(self) -> tuple[list[float], list[int]]:
-        """`row_norm_sq` and `stale_steps`, in one transfer from a device."""
-        return self.row_norm_sq(), self.stale_steps()
-
-    def drive(self) -> None:
-        """From now on `take_norms` gives the norms, because the weights are parts of larger ones."""
-        self._given = {}
-
-    def measure_all(self) -> Tensor:
-        """The sum of squares / rows of each block's present weights, float64 on the plan's device."""
-        return torch.tensor(Backend.measure(self, self.plan.blocks), dtype=torch.float64, device=self.plan.device)
-
-    def local_norms(self) -> Tensor:
-        """The same after a step, which may know it already."""
-        return self.measure_all()
-
-    def take_norms(self, norms: Tensor) -> None:
-        """Has the next steps use these norms, one for each block."""
-        self._given = dict(zip(self.plan.blocks, norms.tolist(), strict=True))
-
-    def norms_of(self, blocks: Sequence[PlannedBlock]) -> list[float]:
-        """The frozen norm of each of these blocks where there is one, else the norm of its present weights."""
-        if self._given is not None:
-            return [self._given[planned] for planned in blocks]
-        norms = [self.frozen_row_norm_sq(planned) for planned in blocks]
-        missing = [planned for planned, norm in zip(blocks, norms, strict=True) if norm is None]
-        measured = iter(self.measure(missing))
-        return [next(measured) if norm is None else norm for norm in norms]
-
-    def stale_steps(self) -> list[int]:
-        """How many steps of each block used norms of weights that had been written unseen."""
-        return [0] * len(self.plan.blocks)
-
-    def forget_norms(self) -> None:
-        """Has the norms taken anew from the weights at the next step, and the masters compared with them."""
-        self.compare_masters()
-        for planned in self.plan.blocks:
-            state = self.state.get(self.plan.params[planned.param])
-            if state:
-                state.pop("row_norm_sq", None)
-
-    def frozen_row_norm_sq(self, planned: PlannedBlock) -> float | None:
-        """The norm kept by ``norms="freeze"``, or None if it tracks the weights or was not taken yet."""
-        if not self.plan.options.freezes_norms:
-            return None
-        norm = self.state.get(self.plan.params[planned.param], {}).get("row_norm_sq")
-        return norm if norm is not None and math.isfinite(norm) else None
-
-    def measure(self, blocks: Sequence[PlannedBlock]) -> list[float]:
-        """‖W_b‖²_{2,μ} = sum of squares / rows of present weights in float64, before equation (22)."""
-        self.follow_parameters()
-        weights = [self.weight_of(planned.param) for planned in blocks]
-        norms = [
-            float(weight.double().square().sum()) / planned.block.rows if is_readable(weight) else math.nan
-            for weight, planned in zip(weights, blocks, strict=True)
-        ]
-        if self._masters and not all(map(math.isfinite, norms)) and self._masters.give_way():
-            return self.measure(blocks)
+    def measure(self, layers: Sequence[PlannedLayer]) -> list[float]:
+        """Returns ‖W_b‖²_{2,μ} = sum of squares / rows of the present weights of layers, in float64."""
+        self.masters.follow()
+        norms = [self._measure_one(planned) for planned in layers]
+        if self.masters and not all(map(math.isfinite, norms)) and self.masters.give_way():
+            norms = [self._measure_one(planned) for planned in layers]
         return norms
 
-    def keep_norm(
-        self, planned: PlannedBlock, row_norm_sq: float, lr: float, entry: dict[str, Any] | None = None
-    ) -> None:
-        """Stores the norm at a block's first update if norms freeze; a step with lr = 0 is no update.
-
-        Such a step leaves a NaN, which is none: by it torch.distributed.checkpoint learns that there is a norm to load.
-        A norm that is not finite is none either: whoever puts other weights in the place of those goes on. The norm
-        goes to the parameter's entry of the state, or to the given one, which somebody may have moved since.
-        """
-        if not self.plan.options.freezes_norms or self._given is not None:
-            return
-        entry = self.state[self.plan.params[planned.param]] if entry is None else entry
-        if (kept := entry.get("row_norm_sq")) is None or not math.isfinite(kept):
-            entry["row_norm_sq"] = row_norm_sq if lr != 0 else math.nan
+    def _measure_one(self, planned: PlannedLayer) -> float:
+        weight = self.weight_of(planned.param)
+        return float(weight.double().square().sum()) / planned.layer.rows if is_readable(weight) else math.nan

@@ -1,267 +1,217 @@
-"""What the backends with kernels of their own share: tables of addresses, and norms carried from step to step."""
+"""What a kernel is to the host, and the two of the compiled extension: for the CPU and for NVIDIA GPUs."""
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Collection, Sequence
-from operator import attrgetter
-from typing import Any
+from array import array
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from sasgd_fused.backends.base import Backend
-from sasgd_fused.backends.momentum import MomentumTable, Owners, values_in_state
-from sasgd_fused.backends.tables import GradientTable, WeightTable
-from sasgd_fused.plan import PlannedBlock, State, StepPlan
-from sasgd_fused.storage import Storage
+from sasgd_fused.backends import extension
+from sasgd_fused.backends.device_state import Carried
+from sasgd_fused.plan import StepPlan
+from sasgd_fused.precision import Precision
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_version_of = attrgetter("_version")
+_usable_devices: set[int] = set()
 
 
-class KernelBackend(Backend):
-    """float32, bfloat16 and float16 parameters; arithmetic in float32, norms in float64.
+class Kernel(Protocol):
+    """Runs the steps of one plan on its device; takes addresses and numbers. What it carries is in `Carried`.
 
-    Subclasses run the step and the norm pass, and know where the norms are kept.
+    Attributes:
+        is_on_host: whether a call returns when all is done. Else it is put on the device's current stream.
     """
 
-    def __init__(self, plan: StepPlan, state: State) -> None:
-        super().__init__(plan, state)
-        self._weights = WeightTable(plan)
-        self._gradients = GradientTable(plan, DTYPE_CODES)
-        self._momentum = MomentumTable(plan, state)
-        self._block_params = [plan.params[planned.param] for planned in plan.blocks]
-        self._block_of = {planned.param: b for b, planned in enumerate(plan.blocks)}
-        self._version_sum = -1
-        self._has_placed_masters = False
-        # Views of one flat tensor share its counter: then a step raises the sum by more than one for each.
-        storages = [param.untyped_storage().data_ptr() for param in plan.params if param.numel()]
-        self._own_counters = len(set(storages)) == len(storages)
-        self._freezes = plan.options.freezes_norms
-        self._unmeasured = bytearray(b"\1" * len(plan.blocks))  # 1: the kernel's norm is not the one to be used
-        self._warned = False
-        self._kept: list[float] = []
-        self._seen: list[float | None] | None = None
-        self._owners = Owners(state, self._block_params)  # of these
+    is_on_host: bool
 
-    @classmethod
-    def why_not_these(cls, dtypes: Collection[torch.dtype]) -> str | None:
-        """Why the kernels cannot take parameters of these dtypes, or None if they can."""
-        for dtype in dtypes:
-            if dtype not in DTYPE_CODES:
-                return f"it takes float32, bfloat16 and float16, not {dtype}"
-        return None
+    @property
+    def steps(self) -> int:
+        """How many steps were launched. An interrupt may keep Python from seeing that a step returned."""
 
-    def prepare(self) -> bool:
-        """Looks the tables over, and closer at what changed."""
-        if not self._weights.is_current():
-            if not self.plan.is_current() or self.plan.neighbours.share_otherwise():
-                return False
-            self._place_weights()
-        if not self._gradients.gather():
-            if not self.plan.is_current():
-                return False
-            self._gradients.bind()
-        if self._weights.away:
-            self._weights.check_presence(self._gradients.active)
-        if self.plan.overlaid:
-            self.distrust_overlaid()
-        self._momentum.check()
-        if self._masters and not self._masters.are_current():
-            self.plan.check_masters(self.state)
-        return True
+    def place(self, weights: array[int], momentum_buffers: array[int], params: array[int]) -> None:
+        """Takes the addresses of weights, momentum buffers and parameters of masters (0: none), for all later calls."""
 
-    def release_gradients(self) -> None:
-        """The table keeps their addresses."""
-        self._gradients.release()
+    def measure(self, chosen: bytearray) -> None:
+        """Takes the norms of the layers whose byte is 1 from their weights, except of those whose norm is kept."""
 
-    def measure(self, blocks: Sequence[PlannedBlock]) -> list[float]:
-        """The carried norms, after a norm pass over those among them that are not those of the weights."""
-        asked = self._bring_up_to_date(blocks)
-        norms = self._carried_norms()
-        spoilt = [block for block in asked if not math.isfinite(norms[block]) and self._is_there(block)]
-        if spoilt and not self._freezes:  # others may have put the weights right since, unseen
-            self._measure_blocks(spoilt)
-            norms = self._carried_norms()
-        return [norms[block] for block in asked]
+    def step(
+        self,
+        grads: array[int],
+        grad_dtypes: array[int],
+        values: array[float],
+        lrs: Mapping[int, Tensor],
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> int | None:
+        """Takes a step.
 
-    def _bring_up_to_date(self, blocks: Sequence[PlannedBlock]) -> list[int]:
-        """Has the carried norms of these blocks, whose numbers are returned, be those of their weights."""
-        if not self._weights.is_current():
-            self._place_weights()
-        self._weights.fill_gapped()
-        if self.plan.overlaid:
-            self.distrust_overlaid()
-        self.follow_parameters()
-        self._find_stale()
-        asked = [self._block_of[planned.param] for planned in blocks]
-        chosen = (block for block in asked if self._freezes or self._unmeasured[block])
-        self._measure_blocks(list(filter(self._is_there, chosen)))
-        return asked
+        Args:
+            grads: the address of each gradient; 0 leaves the tensor as it is.
+            grad_dtypes: the dtype code of each: the parameter's or float32's.
+            values: the fields of `GroupValues` of each group, one after the other.
+            lrs: group index → a float32 on the device that is its learning rate in the place of that in the values.
+            grad_scale: float32 on the device: what the gradients were multiplied by; None for 1.
+            found_inf: float32 on the device: if it is not 0, the step leaves everything as it is; None for 0.
 
-    def _is_there(self, block: int) -> bool:
-        return self.plan.blocks[block].param not in self._weights.away
-
-    def follow_parameters(self) -> None:
-        """Also gives the kernel the masters that are others than before; their norms may be too."""
-        if self._masters and (self._masters.follow() or not self._has_placed_masters):
-            self._weights.place_masters(self._masters.items())
-            self._has_placed_masters = True
-            self._mark_unmeasured()
-
-    def forget_norms(self) -> None:
-        """A norm pass precedes the next step."""
-        super().forget_norms()
-        if self._freezes:
-            self._take_kept_norms()
-        else:
-            self._mark_unmeasured()
-
-    def drive(self) -> None:
-        """Nothing that happens to the weights has these parts' norms taken instead."""
-        super().drive()
-        self._unmeasured = bytearray(len(self._unmeasured))
-
-    def measure_all(self) -> Tensor:
-        """By a norm pass, which gives the bits that a step would leave."""
-        if self._freezes:
-            return super().measure_all()
-        if not self._weights.is_current():
-            self._place_weights()
-        self._weights.fill_gapped()
-        self.follow_parameters()
-        self._norm_pass(bytearray(b"\1" * len(self._unmeasured)))
-        return self.local_norms()
-
-    def _kernel_plan(self) -> dict[str, Any]:
-        """What the kernels' plans are made from."""
-        plan, options = self.plan, self.plan.options
-        return {
-            "tensors": [
-                (param.numel(), group, DTYPE_CODES[torch.float32 if storage.has_master else param.dtype])
-                for param, group, storage in zip(plan.params, plan.group_of, plan.storage, strict=True)
-            ],
-            "storage": [] if plan.is_ordinary else list(map(_stored_as, plan.params, plan.storage)),
-            "blocks": [
-                (b.param, b.scaled, float(b.block.rows), float(b.block.columns), b.backward_factor) for b in plan.blocks
-            ],
-            "eps": options.eps,
-            "shape_decay": options.decay == "shape",
-            "track_norms": not options.freezes_norms,
-        }
-
-    def _norm_pass(self, chosen: bytearray) -> None:
-        """Takes the norms of the blocks whose byte is 1 from their weights."""
-        raise NotImplementedError
-
-    def _carried_norms(self) -> list[float]:
-        """‖W_b‖²_{2,μ} of every block as the kernel has it."""
-        raise NotImplementedError
-
-    def _learn_norms(self) -> None:
-        """Brings frozen norms into the state that so far only the device knows; may wait for it."""
-
-    def _take_kept_norms(self) -> None:
-        """Gives the kernel the frozen norms that the state holds."""
-        raise NotImplementedError
-
-    def _place_weights(self) -> None:
-        self._has_placed_masters = False
-        # Masters, gradients and momentum go by the weights' layouts, which may be others now (channels_last).
-        self.compare_masters()
-        self._gradients.invalidate()
-        self._momentum.invalidate()
-        moved = self._weights.rewrite()
-        if not self._freezes and self._given is None:
-            for index in moved:
-                if index in self._block_of:
-                    self._unmeasured[self._block_of[index]] = 1
-
-    def _norms_in_state(self) -> list[float]:
-        norms = map(self.frozen_row_norm_sq, self.plan.blocks)
-        return [norm for norm in norms if norm is not None]
-
-    def _find_stale(self) -> None:
-        """Marks the norms if the version counters show that others have written any block.
-
-        Counters only grow, so their sum changes whenever one of them does.
+        Returns:
+            How many layers had a stale norm, if that is known by now.
         """
-        if self._given is not None:
-            return
-        if self._freezes:
-            seen = values_in_state(self.state, "row_norm_sq", self._block_params)
-            if seen != self._seen or not self._owners.hold():
-                self._seen, self._owners = seen, Owners(self.state, self._block_params)
-                if self._norms_in_state() != self._kept:  # somebody emptied or edited the state
-                    self._learn_norms()
-                    self._take_kept_norms()
-            return
-        version_sum = sum(map(_version_of, self._block_params))
-        if version_sum != self._version_sum:
-            self._version_sum = version_sum
-            self._mark_unmeasured()
 
-    def distrust_overlaid(self) -> None:
-        """Also takes the norms of these anew."""
-        super().distrust_overlaid()
-        if not self._freezes and self._given is None:
-            for index in self.plan.overlaid.intersection(self._block_of):
-                self._unmeasured[self._block_of[index]] = 1
+    def memory(self) -> Sequence[Tensor]:
+        """Returns the device memory that it uses besides what it is given."""
 
-    def _mark_unmeasured(self) -> None:
-        """Has all norms that track the weights be taken anew."""
-        if not self._freezes and self._given is None:
-            self._unmeasured = bytearray(b"\1" * len(self._unmeasured))
+    def is_capturing(self) -> bool:
+        """Returns whether what is put on the current stream is recorded in a graph."""
 
-    def _warn_of_stale(self, blocks: int, stacklevel: int) -> None:
-        if not blocks or self._warned:
-            return
-        self._warned = True
-        warnings.warn(
-            f"the weights of {blocks} blocks were written between two steps in a way that no version counter shows "
-            "(.data, a raw pointer), so that a step scaled their gradients by the norms of the weights before. Call "
-            "refresh_norms() after such writes; layer_report() counts these steps",
-            stacklevel=stacklevel + 1,
-        )
-
-    def _unmeasured_among(self, active: Collection[int]) -> list[int]:
-        """The unmeasured blocks among the parameters that are updated."""
-        if 1 not in self._unmeasured:
-            return []
-        updated = set(active)
-        return [
-            block
-            for block, planned in enumerate(self.plan.blocks)
-            if self._unmeasured[block] and planned.param in updated
-        ]
-
-    def _measure_blocks(self, chosen: list[int]) -> None:
-        """A norm pass. A norm to be frozen counts as measured only once it is kept."""
-        if not chosen:
-            return
-        flags = bytearray(len(self._unmeasured))
-        for block in chosen:
-            flags[block] = 1
-        self._norm_pass(flags)
-        if not self._freezes:
-            for block in chosen:
-                self._unmeasured[block] = 0
-
-    def _mark_written(self, active: list[int]) -> None:
-        """Bumps the version counters, as torch does for its own in-place operations."""
-        params = self.plan.params
-        if len(active) == len(params) and not self._weights.gapped and self._own_counters:
-            torch.autograd.graph.increment_version(params)
-            self._version_sum += len(self._block_params)
-        else:
-            torch.autograd.graph.increment_version([params[index] for index in active])
-            self._version_sum = sum(map(_version_of, self._block_params))
-        self.note_written()
+    def stream(self) -> object:
+        """Returns the current stream, in whatever form it can be compared."""
 
 
-def _stored_as(param: Tensor, storage: Storage) -> tuple[int, bool, bool, int]:
-    """What the kernels are told of a tensor: its copy's dtype, float32 for none, and the rest as `Storage` has it."""
-    copy_dtype = param.dtype if storage.has_master else torch.float32
-    return DTYPE_CODES[copy_dtype], storage.has_small_momentum, storage.is_stochastic, storage.stream
+def kernel_plan(plan: StepPlan) -> dict[str, Any]:
+    """Returns what kernels are made from; see csrc/plan.h."""
+    return {
+        "tensors": [
+            (param.numel(), group, DTYPE_CODES[torch.float32 if precision.has_master else param.dtype])
+            for param, group, precision in zip(plan.params, plan.group_of, plan.precisions, strict=True)
+        ],
+        "layers": [
+            (b.param, b.scaled, float(b.layer.rows), float(b.layer.columns), b.backward_factor) for b in plan.layers
+        ],
+        "eps": plan.options.eps,
+        "shape_decay": plan.options.decay == "shape",
+        "track_norms": not plan.options.freezes_norms,
+        "precision": [] if plan.is_plain else list(map(_precision_of, plan.params, plan.precisions)),
+    }
+
+
+def why_not_dtypes(dtypes: Collection[torch.dtype]) -> str | None:
+    """Returns why no kernel can take parameters of these dtypes, or None if all can."""
+    for dtype in dtypes:
+        if dtype not in DTYPE_CODES:
+            return f"it takes float32, bfloat16 and float16, not {dtype}"
+    return None
+
+
+def cpu_kernel(plan: StepPlan, carried: Carried) -> Kernel:
+    """Makes the extension's kernel for the CPU, which is a `Kernel` as it is."""
+    kernel = extension.core.CpuPlan(**kernel_plan(plan), threads=torch.get_num_threads)
+    kernel.attach(*map(Tensor.data_ptr, carried))
+    return kernel
+
+
+class CudaKernel:
+    """Launches the extension's kernel on an NVIDIA GPU; see csrc/cuda/step.h.
+
+    Args:
+        plan: what it steps.
+        carried: what it carries.
+    """
+
+    is_on_host = False
+    core: ModuleType = extension.core
+
+    def __init__(self, plan: StepPlan, carried: Carried) -> None:
+        self._torch_device = plan.device
+        with self.on_device():
+            self._plan = self.core.CudaPlan(device=self.index, **kernel_plan(plan))
+            self._tables = torch.zeros(self._plan.table_bytes, dtype=torch.uint8, device=plan.device)
+            self._plan.attach(*map(Tensor.data_ptr, (self._tables, *carried)), self.stream())
+
+    @property
+    def index(self) -> int:
+        """The device's."""
+        return self._torch_device.index or 0
+
+    @property
+    def steps(self) -> int:
+        """How many steps were launched."""
+        return int(self._plan.steps)
+
+    def place(self, weights: array[int], momentum_buffers: array[int], params: array[int]) -> None:
+        """Sends the addresses to the device; not in a capture."""
+        with self.on_device():
+            self._plan.place(weights, momentum_buffers, params, self.stream())
+
+    def measure(self, chosen: bytearray) -> None:
+        """Launches a norm pass."""
+        with self.on_device():
+            self._plan.measure(chosen, self.stream())
+
+    def step(
+        self,
+        grads: array[int],
+        grad_dtypes: array[int],
+        values: array[float],
+        lrs: Mapping[int, Tensor],
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        """Launches a step, whose arguments hold what changes from step to step."""
+        lr_addresses = array("Q", bytes(8 * (len(values) // 6)))
+        for group, lr in lrs.items():
+            lr_addresses[group] = lr.data_ptr()
+        numbers = (0 if number is None else number.data_ptr() for number in (grad_scale, found_inf))
+        with self.on_device():
+            self._plan.step(grads, grad_dtypes, values, lr_addresses, *numbers, self.stream())
+
+    def memory(self) -> Sequence[Tensor]:
+        """Returns the tables."""
+        return [self._tables]
+
+    def is_capturing(self) -> bool:
+        """Returns whether the current stream is recorded in a graph."""
+        with self.on_device():
+            return bool(self._plan.is_capturing(self.stream()))
+
+    def stream(self) -> int:
+        """Returns the current stream as an integer."""
+        # What current_stream() makes a Stream of, which takes microseconds.
+        return torch._C._cuda_getCurrentRawStream(self.index)
+
+    def on_device(self) -> AbstractContextManager[Any]:
+        """Makes the plan's device the current one, since the extension does not put back the one before."""
+        return _on_device(self.index)
+
+
+def cuda_kernel(plan: StepPlan, carried: Carried) -> Kernel:
+    """Makes the extension's kernel for an NVIDIA GPU."""
+    return CudaKernel(plan, carried)
+
+
+def why_not_native(device: torch.device, dtypes: Collection[torch.dtype]) -> str | None:
+    """Returns why the extension cannot run parameters of these dtypes on a device, or None if it can."""
+    if device.type not in ("cpu", "cuda"):
+        return f"it has no kernel for {device.type}, only for cpu and cuda"
+    missing = why_not_dtypes(dtypes) or extension.why_not_installed()
+    if missing or device.type == "cpu":
+        return missing
+    if torch.version.hip:
+        return "it has a kernel for CUDA, not for ROCm"
+    return extension.why_not_cuda() or _why_not_device(device.index or 0)
+
+
+def _precision_of(param: Tensor, precision: Precision) -> tuple[int, bool, bool, int]:
+    """Returns what kernels are told of a tensor; float32 in the place of a parameter's dtype is for no master."""
+    param_dtype = param.dtype if precision.has_master else torch.float32
+    return DTYPE_CODES[param_dtype], precision.has_small_momentum, precision.is_stochastic, precision.stream
+
+
+def _on_device(index: int) -> AbstractContextManager[Any]:
+    return nullcontext() if torch.cuda.current_device() == index else torch.cuda.device(index)
+
+
+def _why_not_device(index: int) -> str | None:
+    """Returns why the kernels cannot run on a device that the driver knows, or None if they can."""
+    if index not in _usable_devices:
+        try:
+            with _on_device(index):
+                extension.core.check_cuda_device(index)
+        except RuntimeError as error:
+            return str(error)
+        _usable_devices.add(index)
+    return None

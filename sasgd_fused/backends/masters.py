@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from operator import attrgetter, is_
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sasgd_fused.layout import has_layout_of, in_layout_of
-from sasgd_fused.memory import addresses_of, has_values, is_away
+from sasgd_fused.memory import has_values, is_away
 from sasgd_fused.plan import State, StepPlan
-
-_version_of = attrgetter("_version")
 
 
 class MasterWeights:
@@ -23,33 +19,26 @@ class MasterWeights:
     where its parameter is what the master rounds to, and else gives way.
 
     Args:
-        plan: some of whose parameters have masters.
+        plan: whose parameters need not all have masters.
         state: the optimizer's.
     """
 
     def __init__(self, plan: StepPlan, state: State) -> None:
         self._state = state
-        self._params = {k: plan.params[k] for k, storage in enumerate(plan.storage) if storage.has_master}
-        self._versions: list[int] = []
-        self._known: list[Tensor | None] = []  # None only where the memory of both is away
-        self._addresses: list[int] = []
+        self._params = {k: plan.params[k] for k, precision in enumerate(plan.precisions) if precision.has_master}
+        self._must_compare = bool(self._params)
 
-    def are_current(self) -> bool:
-        """Whether masters and parameters are those that `follow` or `note_written` saw last."""
-        return (
-            list(map(_version_of, self._params.values())) == self._versions
-            and all(map(is_, self._in_state(), self._known))
-            and self._places() == self._addresses
-        )
+    def __bool__(self) -> bool:
+        return bool(self._params)
 
     @torch.no_grad()
     def follow(self) -> bool:
-        """Makes masters where there are none, and takes over what others wrote.
+        """Makes masters where there are none, and takes over what others wrote into the parameters.
 
         Returns:
-            Whether anything had to be done.
+            Whether anything had to be looked at.
         """
-        if self.are_current():
+        if not self._must_compare:
             return False
         for param in self._params.values():
             state = self._state[param]
@@ -62,9 +51,7 @@ class MasterWeights:
             if master.dtype != torch.float32 or not has_layout_of(master, param):
                 master = state["master_weight"] = in_layout_of(master, param, torch.float32)
             master.copy_(torch.where(param == master.to(param.dtype), master, param))
-        self._known = list(self._in_state())
-        self._addresses = self._places()
-        self.note_written()
+        self._must_compare = False
         return True
 
     @torch.no_grad()
@@ -75,31 +62,20 @@ class MasterWeights:
             Whether any did.
         """
         given = False
-        for param, master in zip(self._params.values(), self._known, strict=True):
-            if master is None or not has_values(param):
-                continue
-            if not master.isfinite().all() and param.isfinite().all():
+        for index, master in self.items():
+            param = self._params[index]
+            if has_values(param) and not master.isfinite().all() and param.isfinite().all():
                 master.copy_(param)
                 given = True
         return given
 
-    def note_written(self) -> None:
-        """Notes that the parameters are what their masters round to."""
-        self._versions = list(map(_version_of, self._params.values()))
-
-    def forget(self) -> None:
-        """Has the masters compared with their parameters, which may have been written unseen."""
-        self._versions = []
+    def compare(self) -> None:
+        """Has masters and parameters compared before the next step, because others may have written any of them."""
+        self._must_compare = bool(self._params)
 
     def items(self) -> Iterator[tuple[int, Tensor]]:
-        """The index of each parameter that has a master, and the master, as `follow` left them."""
-        return ((index, master) for index, master in zip(self._params, self._known, strict=True) if master is not None)
-
-    def _places(self) -> list[int]:
-        """Of parameters too: ``param.data = ...`` brings other values that no version counter shows."""
-        return addresses_of([*self._params.values(), *(master for master in self._known if master is not None)])
-
-    def _in_state(self) -> Iterator[Any]:
-        return (
-            self._state[param].get("master_weight") if param in self._state else None for param in self._params.values()
-        )
+        """Yields the index of each parameter that has a master, and the master."""
+        for index, param in self._params.items():
+            master = self._state[param].get("master_weight") if param in self._state else None
+            if master is not None:
+                yield index, master

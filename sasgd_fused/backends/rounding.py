@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sasgd_fused.storage import Storage, mix
+from sasgd_fused.precision import Precision, mix
 
 _WORD = 0xFFFFFFFF
 _HALF = 0xFFFF
@@ -16,7 +16,7 @@ def random_words(like: Tensor, stream: int, rounding_step: int) -> Tensor:
 
     Args:
         like: a tensor whose dense copy gives shape and layout.
-        stream: see `Storage`.
+        stream: see `Precision`.
         rounding_step: how many steps of this tensor have been rounded stochastically.
 
     Returns:
@@ -42,14 +42,14 @@ def round_stochastically(values: Tensor, random: Tensor) -> Tensor:
     return torch.where(exact.isnan(), exact.to(torch.bfloat16), rounded)
 
 
-def bits_for_weight(storage: Storage, param: Tensor, rounding_step: int) -> Tensor | None:
+def bits_for_weight(precision: Precision, param: Tensor, rounding_step: int) -> Tensor | None:
     """The random bits for a parameter's weights; None where they are rounded to nearest."""
-    return random_words(param, storage.stream, rounding_step) & _HALF if storage.rounds_weight else None
+    return random_words(param, precision.stream, rounding_step) & _HALF if precision.rounds_weight else None
 
 
-def bits_for_momentum(storage: Storage, param: Tensor, rounding_step: int) -> Tensor | None:
+def bits_for_momentum(precision: Precision, param: Tensor, rounding_step: int) -> Tensor | None:
     """The random bits for its momentum buffer; None where that is rounded to nearest."""
-    return random_words(param, storage.stream, rounding_step) >> 16 if storage.rounds_momentum else None
+    return random_words(param, precision.stream, rounding_step) >> 16 if precision.rounds_momentum else None
 
 
 def store(to: Tensor, values: Tensor, random: Tensor | None) -> None:

@@ -14,7 +14,7 @@ from sasgd_fused import zero_redundancy_arguments
 from tests.distributed.ranks import run_ranks
 from tests.distributed.sharded_runs import backward
 from tests.helpers import cpu_only
-from tests.storage_cases import HYPERPARAMETERS, STORAGE, optimizer_for, to_the_bit
+from tests.storage_cases import HYPERPARAMETERS, STOCHASTIC, STORAGE, optimizer_for, to_the_bit
 
 pytestmark = cpu_only("processes that talk through gloo")
 STEPS = 3
@@ -80,7 +80,10 @@ def test_ranks_have_the_same_weights_and_those_of_one_process() -> None:
 
 
 def train_with_parts_of_the_state(rank: int) -> list[dict[str, Any]]:
-    """The weights of a run with a sharded optimizer, of those that go on from its checkpoint, and of one without it."""
+    """The weights of a run with a sharded optimizer, of those that go on from its checkpoint, and of one without it.
+
+    Also how many steps of each parameter were rounded stochastically.
+    """
     from torch.distributed.optim import ZeroRedundancyOptimizer  # its import warns of torch's own torch.jit
 
     def begin(storage: str, sharded: bool) -> tuple[nn.Module, Any]:
@@ -116,14 +119,19 @@ def train_with_parts_of_the_state(rank: int) -> list[dict[str, Any]]:
             model.load_state_dict(saved_model)
             optimizer.load_state_dict(saved_optimizer)
             weights["resumed" if sharded else "resumed whole"] = go_on(model, optimizer, range(STEPS, 2 * STEPS))
+        optimizer.state_dict()  # brings the counts into the state
+        weights["rounded"] = [optimizer.state[param].get("rounding_step", 0) for param in model.parameters()]
         outcomes.append(weights)
     return outcomes
 
 
-def test_a_sharded_optimizer_does_the_same() -> None:
-    """To the bit, and its checkpoint goes on to the bit, sharded or not."""
+def test_a_sharded_optimizer_rounds_every_parameter() -> None:
+    """Where it rounds to nearest, it has the bits of one that is not sharded; its checkpoint goes on to the bit."""
     first, other = run_ranks(2, train_with_parts_of_the_state)
     assert first == other
     for storage, weights in zip(STORAGE, first, strict=True):
-        for run in weights:
-            assert weights[run] == weights["whole"], (storage, run)
+        assert weights["resumed"] == weights["sharded"], storage
+        if storage in STOCHASTIC:
+            assert set(weights["rounded"]) == {2 * STEPS}, storage
+        else:
+            assert weights["sharded"] == weights["resumed whole"] == weights["whole"], storage

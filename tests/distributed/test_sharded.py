@@ -228,7 +228,7 @@ def test_manners_of_stepping() -> None:
 
 
 def overflow_of_a_bias(rank: int) -> list[float]:
-    """No block is sharded, and one rank alone has seen the overflow."""
+    """No layer is sharded, and one rank alone has seen the overflow."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 

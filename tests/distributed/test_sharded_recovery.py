@@ -50,7 +50,7 @@ def interrupt(rank: int) -> list[Any]:
     optimizer = optimizer_for(model, "freeze", backend="native")
     backward(model, 0, part, parts)
     optimizer.layer_report()
-    (sharded,) = optimizer._backends or []
+    (sharded,) = optimizer._stepper.backends or []
     inner = vars(sharded)["_inner"]
     step = inner.step
 

@@ -15,9 +15,11 @@ from types import ModuleType
 
 import torch
 
-from sasgd_fused.backends import BACKENDS
+from sasgd_fused.backends import BACKENDS, Entry
 from sasgd_fused.backends.base import Backend
-from sasgd_fused.backends.cuda import CudaBackend
+from sasgd_fused.backends.device_state import Carried
+from sasgd_fused.backends.fused import FusedBackend
+from sasgd_fused.backends.kernel import CudaKernel, why_not_dtypes
 from sasgd_fused.plan import State, StepPlan
 from tests.kernels.emulated_objects import emulated_command, emulated_kernels, emulation, why_not_emulated
 from tests.kernels.native_programs import BUILD_DIR, SOURCES, compiler_for
@@ -53,31 +55,26 @@ def emulated_module() -> ModuleType:
     return module
 
 
-class EmulatedCudaBackend(CudaBackend):
+class EmulatedCudaKernel(CudaKernel):
     """Takes parameters on the CPU as if they were on the device."""
 
-    name = EMULATED_CUDA
     # What tests set in the place of torch.cuda's current stream and device.
-    stream = 0
-    index = 0
+    current_stream = 0
+    current_index = 0
 
-    @classmethod
-    def create(cls, plan: StepPlan, state: State) -> Backend:
-        cls.core = emulated_module()
-        return super().create(plan, state)
+    def __init__(self, plan: StepPlan, carried: Carried) -> None:
+        type(self).core = emulated_module()
+        super().__init__(plan, carried)
 
-    @classmethod
-    def why_not(cls, device: torch.device, dtypes: Collection[torch.dtype]) -> str | None:
-        """No compiler or headers; other devices or dtypes."""
-        if device.type != "cpu":
-            return f"it emulates a device on the CPU, not on {device.type}"
-        return why_not_emulated() or cls.why_not_these(dtypes)
+    @property
+    def index(self) -> int:
+        return self.current_index
 
-    def _current_stream(self) -> int:
-        return self.stream
+    def stream(self) -> int:
+        return self.current_stream
 
     @contextmanager
-    def _on_device(self) -> Iterator[None]:
+    def on_device(self) -> Iterator[None]:
         """As torch.cuda.device: the device before is set again if it has a context."""
         before = self.core.current_device()
         if before != self.index:
@@ -88,12 +85,16 @@ class EmulatedCudaBackend(CudaBackend):
             if before != self.index and self.core.has_context(before):
                 self.core.set_device(before)
 
-    def _record_stream(self) -> None:
-        pass
 
-    @property
-    def _device_index(self) -> int:
-        return self.index
+def why_not(device: torch.device, dtypes: Collection[torch.dtype]) -> str | None:
+    """Returns that there is no compiler or headers, or that devices or dtypes are others."""
+    if device.type != "cpu":
+        return f"it emulates a device on the CPU, not on {device.type}"
+    return why_not_emulated() or why_not_dtypes(dtypes)
 
 
-BACKENDS[EMULATED_CUDA] = EmulatedCudaBackend
+def make(plan: StepPlan, state: State) -> Backend:
+    return FusedBackend(plan, state, EMULATED_CUDA, EmulatedCudaKernel)
+
+
+BACKENDS[EMULATED_CUDA] = Entry(why_not, make)

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sasgd_fused import ScaleAmendedSGD
-from sasgd_fused.backends.readback import Readback
+from sasgd_fused.backends.device_state import Readback
 from tests.helpers import Case
-from tests.kernels.emulated_cuda import EMULATED_CUDA, EmulatedCudaBackend
+from tests.kernels.emulated_cuda import EMULATED_CUDA, EmulatedCudaKernel
 
 SHAPES = [(6, 3, 3, 3), (6,), (7, 2400), (0, 4), (), (5, 11)]
 OPTIONS: dict[str, Any] = {"lr": 1e-4, "momentum": 0.9, "weight_decay": 0.02}
@@ -41,7 +41,7 @@ def refuse(*_: object) -> None:
 def captured(emulation: ModuleType, stream: int = 5) -> Iterator[None]:
     """Captures what is put on the stream; CUDA allows nobody to make, ask or await an event meanwhile."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EmulatedCudaBackend, "stream", stream)
+        patch.setattr(EmulatedCudaKernel, "current_stream", stream)
         for name in ("__init__", "has_arrived", "wait"):
             patch.setattr(Readback, name, refuse)
         emulation.begin_capture(stream)

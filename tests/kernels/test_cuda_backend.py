@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from sasgd_fused.backends import device
-from sasgd_fused.backends.cuda import CudaBackend
+from sasgd_fused.backends import device_state
+from sasgd_fused.backends.fused import FusedBackend
 from tests.helpers import Case, assert_close, assert_same_run
-from tests.kernels.emulated_cuda import EMULATED_CUDA, EmulatedCudaBackend
+from tests.kernels.emulated_cuda import EMULATED_CUDA, EmulatedCudaKernel
 from tests.kernels.emulated_runs import FROZEN, OPTIONS, SHAPES, begun, captured, give_scaler
 from tests.tiers import thin
 
@@ -112,19 +112,19 @@ def test_launches_of_many_tensors_and_groups(emulation: ModuleType, tensors: int
 
 def test_stream_and_device(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """All work goes to the current stream, and to the device of the plan; the current device stays."""
-    monkeypatch.setattr(EmulatedCudaBackend, "stream", 7)
-    monkeypatch.setattr(EmulatedCudaBackend, "index", 1)
+    monkeypatch.setattr(EmulatedCudaKernel, "current_stream", 7)
+    monkeypatch.setattr(EmulatedCudaKernel, "current_index", 1)
     operations = Operations(emulation)
     assert_same_run(Case(SHAPES, options=OPTIONS), EMULATED_CUDA)
     assert {(device, stream) for _, device, stream in operations.new()} == {(1, 7)}
-    monkeypatch.setattr(EmulatedCudaBackend, "index", 0)
+    monkeypatch.setattr(EmulatedCudaKernel, "current_index", 0)
     begun(Case(SHAPES))
     assert {device for _, device, _ in operations.new()} == {0}
 
 
 def test_no_other_device_gets_a_context(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which would take hundreds of megabytes of it for each process: a norm pass, steps and addresses, and a report."""
-    monkeypatch.setattr(EmulatedCudaBackend, "index", 1)
+    monkeypatch.setattr(EmulatedCudaKernel, "current_index", 1)
     params, optimizer = begun(Case(SHAPES, options=OPTIONS))
     with torch.no_grad():
         params[0].mul_(2)
@@ -139,7 +139,7 @@ def test_no_other_device_gets_a_context(emulation: ModuleType, monkeypatch: pyte
 def test_the_current_device_stays(emulation: ModuleType, current: int, monkeypatch: pytest.MonkeyPatch) -> None:
     emulation.set_device(current)
     for index in (0, 1):
-        monkeypatch.setattr(EmulatedCudaBackend, "index", index)
+        monkeypatch.setattr(EmulatedCudaKernel, "current_index", index)
         _, optimizer = begun(Case(SHAPES, options=OPTIONS))
         optimizer.step()
         assert emulation.current_device() == current
@@ -195,10 +195,10 @@ def test_what_several_graphs_write_is_kept_once(emulation: ModuleType) -> None:
     _, optimizer = begun(Case(SHAPES, options=OPTIONS))
     with captured(emulation):
         optimizer.step()
-    kept = len(device._captured)
+    kept = len(device_state._captured)
     with captured(emulation):
         optimizer.step()
-    assert len(device._captured) == kept
+    assert len(device_state._captured) == kept
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "every_second"])
@@ -210,11 +210,11 @@ def test_memory_that_a_graph_writes_is_not_freed(emulation: ModuleType, layout: 
         if captures:
             with captured(emulation):
                 optimizer.step()
-        (backend,) = optimizer._backends or []
-        assert isinstance(backend, CudaBackend)
-        gapped = backend._weights.gapped.values()
-        written = [weakref.ref(tensor) for tensor in (backend._norms, backend._rounding.on_device, *gapped)]
-        del backend, optimizer, gapped
+        (backend,) = optimizer._stepper.backends or []
+        assert isinstance(backend, FusedBackend)
+        strided = backend.weights.strided.values()
+        written = [weakref.ref(tensor) for tensor in (*backend.device.carried, *strided)]
+        del backend, optimizer, strided
         gc.collect()
         return all(reference() is not None for reference in written)
 

@@ -67,11 +67,11 @@ def test_a_refusal_that_is_the_calls_own_blames_no_kernel(emulation: ModuleType)
 
 def test_a_step_that_was_refused_is_not_counted(emulation: ModuleType) -> None:
     _, optimizer = begun(Case(SHAPES, options=OPTIONS), 2)
-    (backend,) = optimizer._backends or []
+    (backend,) = optimizer._stepper.backends or []
     emulation.fail_next(LAUNCH, LAUNCH_FAILED)
     with pytest.raises(RuntimeError, match="launching a step"):
         optimizer.step()
-    assert vars(backend)["_kernel"].steps == 2
+    assert vars(backend)["kernel"].steps == 2
 
 
 @pytest.mark.parametrize(

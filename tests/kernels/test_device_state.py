@@ -13,9 +13,9 @@ import torch
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sasgd_fused.backends.device import DeviceBackend
-from sasgd_fused.backends.readback import Readback
-from sasgd_fused.options import StepNumbers
+from sasgd_fused.backends.device_state import Readback
+from sasgd_fused.backends.fused import FusedBackend, Prepared
+from sasgd_fused.hyperparameters import StepNumbers
 from tests.helpers import Case, assert_close, cpu_only
 from tests.kernels.emulated_cuda import EMULATED_CUDA
 from tests.kernels.emulated_runs import FROZEN, OPTIONS, SHAPES, begun, captured, give_scaler, refuse
@@ -32,8 +32,8 @@ def assert_same(ours: tuple[list[Parameter], list[float]], theirs: tuple[list[Pa
 
 def test_steps_are_counted_where_they_are_launched(device_backend: str) -> None:
     _, optimizer = begun(Case(SHAPES, options=OPTIONS), 3, device_backend)
-    (backend,) = optimizer._backends or []
-    assert vars(backend)["_kernel"].steps == 3
+    (backend,) = optimizer._stepper.backends or []
+    assert vars(backend)["kernel"].steps == 3
 
 
 @pytest.mark.parametrize("options", [OPTIONS, FROZEN, {**FROZEN, "dampening": 0.5}], ids=["track", "freeze", "damped"])
@@ -183,13 +183,13 @@ def test_a_learning_rate_of_zero_asks_the_device_nothing(device_backend: str, mo
 
 
 def test_a_learning_rate_on_the_device(device_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    lr, step = torch.tensor(0.5), DeviceBackend.step
+    lr, step = torch.tensor(0.5), FusedBackend.step
 
-    def step_with_lr(self: DeviceBackend, numbers: StepNumbers) -> None:
+    def step_with_lr(self: FusedBackend, prepared: Prepared, numbers: StepNumbers) -> None:
         values = [group._replace(lr=0.0) for group in numbers.values]
-        step(self, replace(numbers, values=values, device_lrs={0: lr}))
+        step(self, prepared, replace(numbers, values=values, device_lrs={0: lr}))
 
-    monkeypatch.setattr(DeviceBackend, "step", step_with_lr)
+    monkeypatch.setattr(FusedBackend, "step", step_with_lr)
     for options in (OPTIONS, FROZEN):
         case = Case(SHAPES, options=options)
         lr.fill_(1e-4)
@@ -232,9 +232,9 @@ def test_the_layer_report_is_one_transfer(
     case = Case(SHAPES, options=options)
     _, optimizer = begun(case, backend=device_backend)
     optimizer.state_dict()  # by now the host knows the frozen norms
-    (backend,) = optimizer._backends or []
-    assert isinstance(backend, DeviceBackend)
-    on_device = {id(tensor) for tensor in (backend._norms, backend._stale, backend._flags.on_device)}
+    (backend,) = optimizer._stepper.backends or []
+    assert isinstance(backend, FusedBackend)
+    on_device = set(map(id, backend.device.carried))
     waited: list[object] = []
     wait, to_list = Readback.wait, torch.Tensor.tolist
 

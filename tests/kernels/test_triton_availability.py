@@ -14,10 +14,8 @@ import torch
 from torch.nn import Parameter
 
 from sasgd_fused import ScaleAmendedSGD
-from sasgd_fused.backends import BACKENDS, FUSED, candidate_backends, make_backend
-from sasgd_fused.backends.native import NativeBackend
-from sasgd_fused.backends.triton import backend as triton_backend
-from sasgd_fused.backends.triton.backend import TritonBackend
+from sasgd_fused.backends import BACKENDS, FUSED, Entry, candidate_backends, make_backend
+from sasgd_fused.backends.triton import availability
 from tests.helpers import backends, cpu_only
 
 pytestmark = [cpu_only("Triton's interpreter runs there"), pytest.mark.parametrize("backend", backends(["triton"]))]
@@ -44,7 +42,7 @@ def triton_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None, str], N
     """Has Triton find a target, with kernels that compile or do not."""
     import triton
 
-    from sasgd_fused.backends.triton import compiled, launch
+    from sasgd_fused.backends.triton import compiled, kernel
 
     def find(target: str | None, failure: str = "") -> None:
         def compiled_kernels(device: torch.device) -> None:
@@ -52,10 +50,10 @@ def triton_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None, str], N
                 raise RuntimeError(failure)
 
         monkeypatch.setattr(triton.runtime, "driver", Driver(target))
-        monkeypatch.setattr(triton_backend, "_reasons", {})
-        monkeypatch.setattr(triton_backend, "_is_interpreted", lambda: False)
+        monkeypatch.setattr(availability, "_reasons", {})
+        monkeypatch.setattr(availability, "_is_interpreted", lambda: False)
         monkeypatch.setattr(compiled, "compiled_kernels", compiled_kernels)
-        monkeypatch.setattr(launch, "on_device", lambda device: nullcontext())
+        monkeypatch.setattr(kernel, "on_device", lambda device: nullcontext())
 
     return find
 
@@ -80,25 +78,25 @@ def test_why_not_a_device(
     backend: str,
 ) -> None:
     triton_for(target, failure)
-    said = TritonBackend.why_not(torch.device(device), [torch.float32])
+    said = availability.why_not(torch.device(device), [torch.float32])
     assert said is None if reason is None else re.match(reason, said or "")
-    assert "float64" in str(TritonBackend.why_not(torch.device(device), [torch.float64]))
+    assert "float64" in str(availability.why_not(torch.device(device), [torch.float64]))
 
 
 @pytest.mark.parametrize("is_set", [True, False])
 def test_why_not_the_interpreter(monkeypatch: pytest.MonkeyPatch, is_set: bool, backend: str) -> None:
     if is_set:  # to 0, say, which Triton takes for unset
-        monkeypatch.setattr(triton_backend, "_is_interpreted", lambda: False)
+        monkeypatch.setattr(availability, "_is_interpreted", lambda: False)
     else:
         monkeypatch.delenv("TRITON_INTERPRET")
-    said = str(TritonBackend.why_not(torch.device("cpu"), [torch.float32]))
+    said = str(availability.why_not(torch.device("cpu"), [torch.float32]))
     assert said.startswith("it runs on GPUs, and on the CPU only in Triton's interpreter (TRITON_INTERPRET=1 ")
 
 
 def test_the_interpreter_is_only_taken_where_it_is_named(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-    monkeypatch.setattr(NativeBackend, "why_not", lambda device, dtypes: "no")
+    monkeypatch.setitem(BACKENDS, "native", BACKENDS["native"]._replace(why_not=lambda device, dtypes: "no"))
     weight = Parameter(torch.ones(2, 2))
-    (made,) = ScaleAmendedSGD([weight])._backends or []
+    (made,) = ScaleAmendedSGD([weight])._stepper.backends or []
     assert made.name == "foreach"
     with pytest.raises(RuntimeError, match="'triton': its interpreter is for tests"):
         ScaleAmendedSGD([weight], fused=True)
@@ -106,22 +104,22 @@ def test_the_interpreter_is_only_taken_where_it_is_named(monkeypatch: pytest.Mon
 
 def test_without_a_triton_that_works(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(triton_backend, "_reasons", {})
+        patch.setattr(availability, "_reasons", {})
         patch.setattr(importlib.util, "find_spec", lambda name: None)
-        assert TritonBackend.why_not(torch.device("cuda"), []) == "Triton is not installed (pip install triton)"
+        assert availability.why_not(torch.device("cuda"), []) == "Triton is not installed (pip install triton)"
     with monkeypatch.context() as patch:
-        patch.setattr(triton_backend, "_reasons", {})
+        patch.setattr(availability, "_reasons", {})
         patch.setattr("triton.__version__", "3.2.0")
-        assert TritonBackend.why_not(torch.device("xpu"), []) == "Triton 3.2.0 is too old, 3.4 is wanted"
-    monkeypatch.setattr(triton_backend, "_reasons", {})
+        assert availability.why_not(torch.device("xpu"), []) == "Triton 3.2.0 is too old, 3.4 is wanted"
+    monkeypatch.setattr(availability, "_reasons", {})
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert "Triton cannot be imported: import of triton halted" in str(TritonBackend.why_not(torch.device("cuda"), []))
+    assert "Triton cannot be imported: import of triton halted" in str(availability.why_not(torch.device("cuda"), []))
 
 
 def test_interpreted_kernels_cannot_run_on_a_gpu(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-    monkeypatch.setattr(triton_backend, "_reasons", {})
-    assert "cannot read the memory of a GPU" in str(TritonBackend.why_not(torch.device("cuda"), []))
+    monkeypatch.setattr(availability, "_reasons", {})
+    assert "cannot read the memory of a GPU" in str(availability.why_not(torch.device("cuda"), []))
 
 
 @pytest.mark.parametrize(
@@ -132,11 +130,13 @@ def test_the_fastest_that_works_is_taken(
     monkeypatch: pytest.MonkeyPatch, native: str | None, triton: str | None, chosen: str, backend: str
 ) -> None:
     """Silently: `python -m sasgd_fused.info` says why."""
-    monkeypatch.setattr(NativeBackend, "why_not", lambda device, dtypes: native)
-    monkeypatch.setattr(TritonBackend, "why_not", lambda device, dtypes: triton)
     made: list[str] = []
-    for name in ("native", "triton", "foreach"):
-        monkeypatch.setattr(BACKENDS[name], "create", lambda plan, state, name=name: made.append(name))
+
+    def entry(name: str, reason: str | None) -> Entry:
+        return Entry(lambda device, dtypes: reason, lambda plan, state: made.append(name))  # type: ignore
+
+    for name, reason in (("native", native), ("triton", triton), ("foreach", None)):
+        monkeypatch.setitem(BACKENDS, name, entry(name, reason))
     plan = SimpleNamespace(params=[torch.ones(2)], device=torch.device("cuda", 0))
     make_backend(plan, {}, candidate_backends(None, None, None))
     make_backend(plan, {}, candidate_backends(None, False, None) if chosen != "foreach" else ("foreach",))

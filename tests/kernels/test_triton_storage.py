@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sasgd_fused import ScaleAmendedSGD
-from sasgd_fused.backends.triton.backend import TritonBackend
+from sasgd_fused.backends.fused import FusedBackend
 from tests.helpers import LAYOUTS, TOLERANCE, assert_close, backends, cpu_only, states_of
 from tests.kernels.emulated_cuda import EMULATED_CUDA
 from tests.kernels.emulated_runs import give_scaler
@@ -33,7 +33,7 @@ STORED: dict[str, tuple[dict[str, Any], tuple[torch.dtype, ...]]] = {
     "stochastic, without momentum": ({**STOCHASTIC, "momentum": 0.0, "dampening": 0.0}, (BF16,)),
 }
 RULE = {"lr": 0.01, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.02, "output_width": 10_000}
-# With tails, several chunks, nothing, and one element; blocks, and vectors, whose scale is 1.
+# With tails, several chunks, nothing, and one element; layers, and vectors, whose scale is 1.
 SHAPES = [(6, 3, 3, 3), (7, 2400), (11,), (0, 4), (), (5, 11), (2, 37)]
 VECTORS = [(5,), (2 * 8192 + 3,), (1,), (8192,), (777,)]
 
@@ -141,18 +141,18 @@ def test_a_skipped_step_counts_for_nothing(stored: str, backend: str) -> None:
 
 def test_a_captured_step_counts_on_and_sends_no_addresses(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     """The interpreter runs at once what a graph would run when it is replayed."""
-    from sasgd_fused.backends.triton.launch import TritonPlan
+    from sasgd_fused.backends.triton.kernel import TritonKernel
 
     ours, theirs = (Run("masters, small momentum, stochastic", backend, SHAPES[2:]).step() for _ in range(2))
-    (made,) = ours.optimizer._backends or []
+    (made,) = ours.optimizer._stepper.backends or []
     with monkeypatch.context() as patch:
-        patch.setattr(TritonPlan, "is_capturing", lambda plan: True)
-        patch.setattr(TritonPlan, "place", None)
+        patch.setattr(TritonKernel, "is_capturing", lambda plan: True)
+        patch.setattr(TritonKernel, "place", None)
         ours.step(2)
     assert_same_bits(ours, theirs.step(2))
-    assert isinstance(made, TritonBackend)
-    ids = set(map(id, made._memory()))
-    assert {id(made._rounding.on_device), id(made._kernel._copies.on_device)} <= ids  # type: ignore[union-attr]
+    assert isinstance(made, FusedBackend)
+    ids = set(map(id, made.memory()))
+    assert {id(made.device.carried.rounding_steps), id(made.kernel._params.on_device)} <= ids  # type: ignore[attr-defined]
 
 
 def test_parameters_and_masters_may_move(backend: str) -> None:

@@ -19,9 +19,10 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from sasgd_fused.backends.triton import kernels, launch, tables
-from sasgd_fused.backends.triton.formats import ORDINARY, Formats
-from sasgd_fused.options import GroupValues
+from sasgd_fused.backends.device_state import Carried
+from sasgd_fused.backends.triton import columns, kernel, kernels
+from sasgd_fused.backends.triton.variant import ORDINARY, Variant
+from sasgd_fused.hyperparameters import GroupValues
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -30,7 +31,7 @@ TARGETS = {
 }
 KERNELS = ("step_kernel", "finish_step_kernel", "norm_kernel", "finish_norm_kernel")
 DTYPES = range(3)  # their codes
-CHUNK = tables.CHUNK.value
+CHUNK = columns.CHUNK.value
 MOMENTUM = GroupValues(0.1, 0.9, 0.0, 5e-4, False, False)
 
 
@@ -65,19 +66,19 @@ class Driver:
         self.launches.append((function, tuple(arguments)))
 
 
-def stored(code: int, formats: Formats) -> tuple[int, bool, bool, int]:
+def stored(code: int, variant: Variant) -> tuple[int, bool, bool, int]:
     """How a tensor is stored whose parameter has this dtype."""
-    is_float32 = formats.has_masters or code == 0
-    is_small = formats.has_small_momentum and is_float32
-    is_stochastic = formats.is_stochastic and (is_small or (code == 1 and not is_float32))
-    return code if formats.has_masters else 0, is_small, is_stochastic, 2**64 - 1
+    is_float32 = variant.has_masters or code == 0
+    is_small = variant.has_small_momentum and is_float32
+    is_stochastic = variant.is_stochastic and (is_small or (code == 1 and not is_float32))
+    return code if variant.has_masters else 0, is_small, is_stochastic, 2**64 - 1
 
 
 def use(
     numels: Sequence[int] = (3 * CHUNK,),
     dtypes: Sequence[int] = (0,),
     *,
-    blocks: Sequence[int] = (0,),
+    layers: Sequence[int] = (0,),
     values: GroupValues = MOMENTUM,
     lrs: Mapping[int, Tensor] | None = None,
     grad_scale: Tensor | None = None,
@@ -86,41 +87,51 @@ def use(
     address: int = 16,
     shape_decay: bool = False,
     track_norms: bool = True,
-    formats: Formats = ORDINARY,
+    variant: Variant = ORDINARY,
 ) -> None:
     """A norm pass and a step of a model; the dtypes, which are the parameters', take turns."""
     codes = [dtypes[t % len(dtypes)] for t in range(len(numels))]
-    plan = launch.TritonPlan(
+    plan = kernel.TritonKernel(
         torch.device("cpu"),
-        torch.zeros(len(blocks), dtype=torch.float64),
-        torch.zeros(len(blocks), dtype=torch.int64),
-        torch.zeros(len(numels), dtype=torch.uint8),
-        torch.zeros(len(numels), dtype=torch.int64),
-        tensors=[(n, 0, 0 if formats.has_masters else code) for n, code in zip(numels, codes, strict=True)],
-        storage=[] if formats == ORDINARY else [stored(code, formats) for code in codes],
-        blocks=[(tensor, True, 4.0, 2.0, 1.0) for tensor in blocks],
+        Carried(
+            torch.zeros(len(layers), dtype=torch.float64),
+            torch.zeros(len(layers), dtype=torch.float64),
+            torch.zeros(len(layers), dtype=torch.int64),
+            torch.zeros(len(numels), dtype=torch.uint8),
+            torch.zeros(len(numels), dtype=torch.int64),
+        ),
+        tensors=[(n, 0, 0 if variant.has_masters else code) for n, code in zip(numels, codes, strict=True)],
+        precision=[] if variant == ORDINARY else [stored(code, variant) for code in codes],
+        layers=[(tensor, True, 4.0, 2.0, 1.0) for tensor in layers],
         eps=1e-3,
         shape_decay=shape_decay,
         track_norms=track_norms,
     )
     addresses = array("Q", [address] * len(numels))
     nowhere = array("Q", bytes(8 * len(numels)))
-    plan.place(addresses, addresses if values.momentum else nowhere, addresses if formats.has_masters else nowhere)
-    plan.measure(bytearray(b"\1" * len(blocks)))
-    plan.step(addresses, array("Q", [0] * len(numels) if wide else codes), [values], lrs or {}, grad_scale, found_inf)
+    plan.place(addresses, addresses if values.momentum else nowhere, addresses if variant.has_masters else nowhere)
+    plan.measure(bytearray(b"\1" * len(layers)))
+    plan.step(
+        addresses,
+        array("Q", [0] * len(numels) if wide else codes),
+        array("d", values),
+        lrs or {},
+        grad_scale,
+        found_inf,
+    )
 
 
 UNALIGNED = torch.ones(4)[1]
 MANY = [1 + 31 * t for t in range(400)]
 USES: dict[str, dict[str, Any]] = {
-    "one block": {},
-    "one element": {"numels": [1], "blocks": []},
+    "one layer": {},
+    "one element": {"numels": [1], "layers": []},
     "one chunk": {"numels": [CHUNK]},
     "a multiple of 16 chunks": {"numels": [16 * CHUNK]},
-    "many tensors of all dtypes": {"numels": MANY, "dtypes": DTYPES, "blocks": range(0, len(MANY), 2)},
-    "16 tensors": {"numels": MANY[:16], "dtypes": DTYPES, "blocks": range(16)},
-    "no blocks": {"numels": MANY, "blocks": []},
-    "empty tensors": {"numels": [0, 5, 0], "blocks": [0, 1]},
+    "many tensors of all dtypes": {"numels": MANY, "dtypes": DTYPES, "layers": range(0, len(MANY), 2)},
+    "16 tensors": {"numels": MANY[:16], "dtypes": DTYPES, "layers": range(16)},
+    "no layers": {"numels": MANY, "layers": []},
+    "empty tensors": {"numels": [0, 5, 0], "layers": [0, 1]},
     "gradients in float32": {"numels": MANY, "dtypes": [1, 2], "wide": True},
     "misaligned memory": {"numels": MANY, "dtypes": DTYPES, "address": 18},
     "SGD": {"values": GroupValues(1.0, 0.0, 0.0, 0.0, False, False)},

@@ -10,24 +10,24 @@ from __future__ import annotations
 import json
 import sys
 
-from sasgd_fused.backends.triton.formats import Formats
+from sasgd_fused.backends.triton.variant import Variant
 from tests.kernels.triton_code import MANY, TARGETS, begin, told_of
 
 # All that options can make, with the dtypes of the parameters that they are for.
 FORMATS = {
-    "masters": (Formats(has_masters=True), (0, 1, 2)),
-    "small momentum": (Formats(has_small_momentum=True), (0, 1)),
-    "stochastic rounding": (Formats(is_stochastic=True), (0, 1)),
-    "small momentum, stochastic rounding": (Formats(has_small_momentum=True, is_stochastic=True), (0, 1)),
-    "masters, small momentum": (Formats(has_masters=True, has_small_momentum=True), (0, 1, 2)),
-    "masters, small momentum, stochastic rounding": (Formats(True, True, True), (0, 1, 2)),
+    "masters": (Variant(has_masters=True), (0, 1, 2)),
+    "small momentum": (Variant(has_small_momentum=True), (0, 1)),
+    "stochastic rounding": (Variant(is_stochastic=True), (0, 1)),
+    "small momentum, stochastic rounding": (Variant(has_small_momentum=True, is_stochastic=True), (0, 1)),
+    "masters, small momentum": (Variant(has_masters=True, has_small_momentum=True), (0, 1, 2)),
+    "masters, small momentum, stochastic rounding": (Variant(True, True, True), (0, 1, 2)),
 }
 
 
 def main() -> None:
     """Prints a JSON object, as `triton_code` does."""
     formats, dtypes = FORMATS[sys.argv[2]]
-    model = {"numels": MANY, "dtypes": dtypes, "blocks": range(0, len(MANY), 2), "formats": formats}
+    model = {"numels": MANY, "dtypes": dtypes, "layers": range(0, len(MANY), 2), "formats": formats}
     uses = {"gradients as the parameters": model, "gradients in float32": {**model, "wide": True, "address": 18}}
     print(json.dumps(told_of(uses, begin(TARGETS[sys.argv[1]]))))
 

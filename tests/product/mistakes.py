@@ -46,10 +46,10 @@ MISTAKES = {
         "factors", 'if decay == "amended" else', 'if decay != "amended" else', "test_algorithm.py foreach"
     ),
     "multiplies factors in the order of the layers": Mistake(
-        "factors", "for block in reversed(blocks):", "for block in blocks:", "test_algorithm.py"
+        "factors", "for layer in reversed(layers):", "for layer in layers:", "test_algorithm.py"
     ),
     "forgets the output width": Mistake(
-        "factors", "m = output_width / blocks[-1].rows", "m = 1.0", "test_algorithm.py foreach"
+        "factors", "m = output_width / layers[-1].rows", "m = 1.0", "test_algorithm.py foreach"
     ),
     "gives the kernel no factors": Mistake(
         "backends.kernel",
@@ -58,10 +58,10 @@ MISTAKES = {
         "test_algorithm.py native",
     ),
     "takes rows for columns": Mistake(
-        "blocks", "_entry(all_columns, position)", "_entry(all_rows, position)", "test_blocks.py"
+        "layers", "_entry(all_columns, position)", "_entry(all_rows, position)", "test_layers.py"
     ),
     "puts later groups behind": Mistake(
-        "blocks",
+        "layers",
         "[*sorted(added, reverse=True), *(index for index in range(len(groups)) if index not in added)]",
         "[*range(len(groups))]",
         "test_algorithm.py foreach",
@@ -73,17 +73,18 @@ MISTAKES = {
         "plan", "if grad.shape != param.shape:", "if grad.numel() != param.numel():", "test_errors.py foreach"
     ),
     "does not see that a group has changed": Mistake(
-        "plan", "and options == block_options(group)", "", "test_blocks.py"
+        "plan", "and options == layer_options(group)", "", "test_layers.py"
     ),
     "reads one group's momentum for all": Mistake(
-        "options", 'ldexp(group["momentum"], 0), ldexp', "0.9, ldexp", "test_sgd_equivalence.py foreach"
+        "hyperparameters", 'ldexp(group["momentum"], 0), ldexp', "0.9, ldexp", "test_sgd_equivalence.py foreach"
     ),
     "steps in spite of an overflow": Mistake(
-        "options", "self.found_inf is not None and bool", "self.found_inf is None and bool",
+        "hyperparameters", "self.found_inf is not None and bool", "self.found_inf is None and bool",
         "test_grad_scaler.py foreach",
     ),
     "unscales twice": Mistake(
-        "options", "else float(self.grad_scale)", "else float(self.grad_scale) ** 2", "test_grad_scaler.py foreach"
+        "hyperparameters", "else float(self.grad_scale)", "else float(self.grad_scale) ** 2",
+        "test_grad_scaler.py foreach",
     ),
     "dampens the first gradient": Mistake(
         "backends.foreach", "dampening if has else 1.0 for", "dampening for", "test_sgd_equivalence.py foreach"
@@ -104,7 +105,7 @@ MISTAKES = {
         "backends.kernel", "if version_sum != self._version_sum:", "if False:", "test_norms.py native"
     ),
     "counts a step of its own as somebody's": Mistake(
-        "backends.kernel", "self._version_sum += len(self._block_params)", "pass",
+        "backends.kernel", "self._version_sum += len(self._layer_params)", "pass",
         "../kernels/test_cuda_backend.py one_launch_and",
     ),
     "lets go of no gradient": Mistake(
@@ -171,7 +172,7 @@ MISTAKES = {
         "plan", "if kept is None or param.grad is None:", "if kept is None:", "test_idle_parameters.py foreach"
     ),
     "leaves names where they stood": Mistake(
-        "blocks", "self._of_param[key].get(param, ", "{}.get(param, ", "test_edited_groups.py"
+        "group_lists", "self._of_param[key].get(param, ", "{}.get(param, ", "test_edited_groups.py"
     ),
     "reports the decay of the group alone": Mistake(
         "report", "decay_per_step=group.lr * decay", "decay_per_step=group.lr * group.weight_decay",
@@ -186,7 +187,7 @@ MISTAKES = {
         "momentum_buffer", "test_parity.py triton",
     ),
     "loses the tail of a chunk in Triton": Mistake(
-        "backends.triton.tiles", "& (places < count)", "& (places < count - 1)", "test_parity.py triton"
+        "backends.triton.chunk", "& (places < count)", "& (places < count - 1)", "test_parity.py triton"
     ),
     "adds up one lane twice in Triton": Mistake(
         "backends.triton.sums", "+ s6 + s7", "+ s6 + s6", "test_norms.py triton"

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("default_device")
 
 
 def weights() -> list[Parameter]:
-    """Two blocks whose widths match: S_1 = 7 over 2 rows, S_2 = 5 over 1 row."""
+    """Two layers whose widths match: S_1 = 7 over 2 rows, S_2 = 5 over 1 row."""
     first = Parameter(torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 1.0]]))
     second = Parameter(torch.tensor([[1.0, 2.0]]))
     first.grad = torch.tensor([[1.0, -1.0, 2.0], [0.5, 0.0, 1.0]])
@@ -112,8 +112,8 @@ def test_factors_from_a_mapping(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", backends())
-def test_unamended_blocks_keep_their_place(backend: str) -> None:
-    """The middle block takes a plain step, and the first still sees its rows and columns."""
+def test_unamended_layers_keep_their_place(backend: str) -> None:
+    """The middle layer takes a plain step, and the first still sees its rows and columns."""
     params = [Parameter(torch.ones(shape)) for shape in ((4, 3), (2, 4), (1, 5))]
     groups: list[dict[str, Any]] = [
         {"params": params[:1]},
@@ -126,7 +126,7 @@ def test_unamended_blocks_keep_their_place(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", backends())
-def test_a_block_of_zeros_can_move(backend: str) -> None:
+def test_a_layer_of_zeros_can_move(backend: str) -> None:
     params = [Parameter(torch.zeros(4, 3)), Parameter(torch.ones(2, 4))]
     optimizer = ScaleAmendedSGD(params, lr=1.0, backend=backend)
     params[0].grad = torch.ones(4, 3)
@@ -136,7 +136,7 @@ def test_a_block_of_zeros_can_move(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
-def test_a_zero_or_broken_block_does_not_poison_the_others(backend: str, bad: float) -> None:
+def test_a_zero_or_broken_layer_does_not_poison_the_others(backend: str, bad: float) -> None:
     params = [Parameter(torch.full(shape, value)) for shape, value in (((4, 3), 1.0), ((2, 4), bad), ((2, 2), 1.0))]
     optimizer = ScaleAmendedSGD(params, lr=0.1, backend=backend, factors="product")
     for param in params:
@@ -178,7 +178,7 @@ def train(model: nn.Module, **options: Any) -> Tensor:
     ],
 )
 @pytest.mark.parametrize("norms", ["track", "freeze"])
-def test_training_is_invariant_to_the_scale_of_normalised_blocks(
+def test_training_is_invariant_to_the_scale_of_normalised_layers(
     options: dict[str, Any], invariant: bool, norms: str
 ) -> None:
     torch.manual_seed(0)
@@ -206,12 +206,12 @@ def test_late_groups_stand_at_the_input_end(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", backends())
-def test_no_blocks_at_all(backend: str) -> None:
+def test_no_layers_at_all(backend: str) -> None:
     params, optimizer = Case([(5,), (0,)], options={"lr": 0.1, "momentum": 0.9}).run(backend)
     assert optimizer.layer_report() == ()
     late = Parameter(torch.ones(2, 3))
     optimizer.add_param_group({"params": [late]})
     late.grad = torch.ones(2, 3)
-    optimizer.step()  # the first blocks bring the head: n_B = 2, s = S / n_B = 3
+    optimizer.step()  # the first layers bring the head: n_B = 2, s = S / n_B = 3
     assert_close(late, torch.full((2, 3), 1 - 0.1 * 3), torch.float32)
     assert params[0].isfinite().all()

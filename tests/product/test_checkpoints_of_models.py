@@ -46,7 +46,7 @@ def test_one_group_is_dealt_out_to_the_groups_of_a_model(bias: bool) -> None:
         assert torch.equal(again.state[param]["momentum_buffer"], sgd.state[param]["momentum_buffer"])
 
 
-def test_groups_of_a_model_keep_what_they_know_of_the_blocks() -> None:
+def test_groups_of_a_model_keep_what_they_know_of_the_layers() -> None:
     """Also where the checkpoint is ours, of one group without that knowledge."""
     model = nn.Sequential(nn.Embedding(7, 8), nn.Conv2d(8, 6, 3, groups=2), nn.ConvTranspose2d(6, 4, 3))
     simple = ScaleAmendedSGD(model.parameters(), lr=0.3)

@@ -99,7 +99,7 @@ def test_a_parameter_of_another_group_is_not_added(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", backends())
-def test_a_block_without_a_factor_is_not_added(backend: str) -> None:
+def test_a_layer_without_a_factor_is_not_added(backend: str) -> None:
     param = Parameter(torch.ones(2, 3))
     optimizer = ScaleAmendedSGD([param], backend=backend, factors={param: 1.0})
     with nothing_changes(optimizer), pytest.raises(ValueError, match=r"no entry for parameter 0 of group 1"):

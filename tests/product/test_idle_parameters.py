@@ -192,7 +192,9 @@ def test_a_frozen_float64_leaves_the_others_to_the_kernel() -> None:
     weight = Parameter(torch.ones(2, 2))
     optimizer = ScaleAmendedSGD([frozen, weight], lr=0.1)
     alone = ScaleAmendedSGD([weight], lr=0.1)
-    assert {backend.name for backend in optimizer._backends or []} >= {b.name for b in alone._backends or []}
+    assert {backend.name for backend in optimizer._stepper.backends or []} >= {
+        b.name for b in alone._stepper.backends or []
+    }
 
 
 def test_a_parameter_that_is_packed_between_uses() -> None:

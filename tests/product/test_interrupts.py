@@ -48,14 +48,14 @@ class _Interrupted:
 @contextmanager
 def interrupted(optimizer: ScaleAmendedSGD) -> Iterator[None]:
     optimizer.layer_report()
-    (backend,) = optimizer._backends or []
-    kernel = vars(backend)["_kernel"]
-    vars(backend)["_kernel"] = _Interrupted(kernel)
+    (backend,) = optimizer._stepper.backends or []
+    kernel = vars(backend)["kernel"]
+    vars(backend)["kernel"] = _Interrupted(kernel)
     try:
         with pytest.raises(KeyboardInterrupt):
             yield
     finally:
-        vars(backend)["_kernel"] = kernel
+        vars(backend)["kernel"] = kernel
 
 
 def train(variant: str, backend: str, interrupt: int | None) -> tuple[list[Parameter], list[dict[str, Any]]]:

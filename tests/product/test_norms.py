@@ -50,7 +50,7 @@ def swap_data(model: nn.Module) -> None:
         param.data = param.data * 1.5
 
 
-def one_block(model: nn.Module) -> None:
+def one_layer(model: nn.Module) -> None:
     with torch.no_grad():
         model[2].weight[0] += 1.0
 
@@ -64,7 +64,7 @@ def other_weights(model: nn.Module) -> None:
     model.load_state_dict(model_of(seed=5).state_dict())
 
 
-SEEN: list[Write] = [other_weights, ema_swap, reinitialise, swap_data, one_block, vector]
+SEEN: list[Write] = [other_weights, ema_swap, reinitialise, swap_data, one_layer, vector]
 
 
 @pytest.mark.parametrize("backend", backends())
@@ -100,7 +100,7 @@ def test_writes_that_no_counter_shows_are_caught_by_the_pass(backend: str) -> No
     give_gradients(model, 1)
     scale = optimizer.layer_report()[0].layer_scale  # that of the weights before: nobody can know yet
     expected = model[0].weight.detach() - 0.1 * scale * model[0].weight.grad
-    with pytest.warns(UserWarning, match="weights of 1 blocks were written") as caught:
+    with pytest.warns(UserWarning, match="weights of 1 layers were written") as caught:
         optimizer.step()
         first, second = optimizer.layer_report()  # which asks the device, where the step did not
     assert caught[0].filename == __file__
@@ -161,8 +161,8 @@ def test_frozen_norms_are_those_before_the_first_update(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", backends())
-def test_a_frozen_norm_is_taken_at_the_blocks_own_first_update(backend: str) -> None:
-    """The second block gets its first gradient later, when its weights are others."""
+def test_a_frozen_norm_is_taken_at_the_layers_own_first_update(backend: str) -> None:
+    """The second layer gets its first gradient later, when its weights are others."""
     model, optimizer = model_of(), None
     optimizer = ScaleAmendedSGD(parameter_groups(model), lr=0.1, backend=backend, norms="freeze")
     give_gradients(model, 0)

@@ -62,7 +62,7 @@ def test_sizes(backend: str, dtype: torch.dtype, two_threads: None) -> None:
         shapes += [(rows, size // rows), (size,)]
     shapes += [(2, 3), (0, 3)]
     # s = S / n_B is about size / 2000: the learning rate makes up for it. With a smaller n_B float16 would overflow,
-    # and a device leaves a block that is not finite as it is for a step.
+    # and a device leaves a layer that is not finite as it is for a step.
     groups: Any = [([2 * k], {"lr": 50 / max(size, 1)}) for k, size in enumerate(SIZES)]
     groups.append(([*range(1, 2 * len(SIZES), 2), len(shapes) - 2, len(shapes) - 1], {}))
     options = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.01, "output_width": 2000}

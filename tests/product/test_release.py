@@ -162,7 +162,7 @@ def test_released_parameters_are_freed() -> None:
     assert kept() is None
 
 
-def test_frozen_parameters_are_taken_up_later_and_blocks_stay_in_their_order() -> None:
+def test_frozen_parameters_are_taken_up_later_and_layers_stay_in_their_order() -> None:
     model = network()
     model.requires_grad_(False)
     optimizer = ScaleAmendedSGD(list(model[1].parameters()), **TRACK)

@@ -148,7 +148,7 @@ def test_scalars_of_layers_with_one_name_stay_apart() -> None:
     ]
 
 
-def test_an_unscaled_block_has_the_plain_steps_figures() -> None:
+def test_an_unscaled_layer_has_the_plain_steps_figures() -> None:
     groups = [{"params": [Parameter(torch.zeros(4, 3))], "amend": False}, {"params": [Parameter(torch.ones(2, 4))]}]
     (row, _) = ScaleAmendedSGD(groups, lr=0.1, weight_decay=0.2).layer_report()
     assert (row.layer_scale, row.effective_lr, row.marks) == (1.0, 0.1, [])

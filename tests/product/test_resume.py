@@ -151,7 +151,7 @@ def test_model_and_optimizer_copied_together_stay_tied(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", backends())
 def test_the_head_stays_the_one_of_construction(backend: str) -> None:
-    """Blocks that were added later stand at the input, in the copy too."""
+    """Layers that were added later stand at the input, in the copy too."""
     head, added = Parameter(torch.ones(2, 3)), Parameter(torch.ones(3, 4))
     optimizer = ScaleAmendedSGD([head], head="plain", backend=backend)
     optimizer.add_param_group({"params": [added]})

@@ -13,7 +13,7 @@ from sasgd_fused import ScaleAmendedSGD
 from sasgd_fused.backends import extension
 from sasgd_fused.backends.rounding import random_words, round_stochastically
 from sasgd_fused.options import Options
-from sasgd_fused.storage import mix, split_stream, storage_of
+from sasgd_fused.precision import mix, precision_of, split_stream
 from tests.helpers import DEVICE, Case, backends, cpu_only, randn
 
 BFLOAT16 = torch.bfloat16
@@ -164,7 +164,7 @@ def test_known_numbers() -> None:
     """They are part of what a checkpoint means, so they never change."""
     assert mix(1) == 0x5692161D100B05E5
     options = Options("width", "plain", "shape", "track", 1e-3, None, rounding="stochastic")
-    assert storage_of(BFLOAT16, options, "weight").stream == 0xE220A8397B1DCDAF  # the first of SplitMix64 for seed 0
+    assert precision_of(BFLOAT16, options, "weight").stream == 0xE220A8397B1DCDAF  # the first of SplitMix64 for seed 0
     assert random_words(torch.empty(3), mix(1), 7).tolist() == [1486437133, 1542117902, 614009263]
     exact = torch.tensor([1 + 2**-8])
     assert round_stochastically(exact, torch.tensor([0x7FFF])).item() == 1

@@ -19,7 +19,7 @@ from tests.tiers import thin
 
 STEPS = 6
 LR = 0.1
-BLOCKS = [(6, 5), (4, 3, 3, 3), (1, 7), (9,), (), (0, 3), (3, 4)]
+LAYERS = [(6, 5), (4, 3, 3, 3), (1, 7), (9,), (), (0, 3), (3, 4)]
 VECTORS = [(30,), (1,), (0,), (), (129,)]
 
 # Every combination that torch.optim.SGD takes.
@@ -51,9 +51,9 @@ def by_factors(params: list[Parameter], backend: str, **options: Any) -> ScaleAm
 
 
 WAYS = {
-    "unamended": (unamended, BLOCKS),
+    "unamended": (unamended, LAYERS),
     "vectors": (by_shape, VECTORS),
-    "factors": (by_factors, BLOCKS),
+    "factors": (by_factors, LAYERS),
 }
 
 

@@ -153,7 +153,7 @@ def test_optimizer_copy(duplicate: Callable[[Any], Any], backend: str) -> None:
 
 
 def test_optimizer_param_group_independent(backend: str) -> None:
-    """As long as the last block has as many rows in both, which are the n_B of the other group."""
+    """As long as the last layer has as many rows in both, which are the n_B of the other group."""
     case = Case([(16, 8), (16, 8)])
     other, weight = case.params()
     _, alone = case.params()

@@ -5,7 +5,7 @@ torch ships the configurations and not the tests, so these are ours after theirs
 
 from __future__ import annotations
 
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -191,6 +191,7 @@ def test_defaults_changed_to_foreach() -> None:
     """To the fastest that runs here."""
     names = ("native", "triton", "foreach", "reference")
     fastest = next(name for name in names if BACKENDS[name].why_not(DEVICE, [torch.float32]) is None)
-    with patch.object(BACKENDS[fastest], "create") as create:
+    make = Mock(wraps=BACKENDS[fastest].make)
+    with patch.dict(BACKENDS, {fastest: BACKENDS[fastest]._replace(make=make)}):
         ScaleAmendedSGD(Problem().params)
-    assert create.called
+    assert make.called

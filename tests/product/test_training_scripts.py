@@ -207,7 +207,7 @@ def test_pruning_and_growing(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", backends())
-def test_another_shape_is_another_block(backend: str) -> None:
+def test_another_shape_is_another_layer(backend: str) -> None:
     """The same memory as 6 rows and then as 5, the gradient's too: the scale is that of the rows that are there now."""
     (param,) = Case([(6, 5)]).params()
     other = Parameter(param.detach().clone().view(5, 6))

@@ -156,15 +156,24 @@ def test_a_users_hook_has_the_last_word() -> None:
     assert optimizer.state_dict()["wrapped"]["param_groups"][0]["norms"] == "freeze"
 
 
+def test_a_copys_checkpoint_has_the_factors_of_a_mapping() -> None:
+    optimizer = ScaleAmendedSGD(parameter_groups(network()), factors={"0.weight": 2.0, "2.weight": 1.0})
+    saved = copy.deepcopy(optimizer).state_dict()
+    assert saved["param_groups"][0]["factors"] == {"0.weight": 2.0, "2.weight": 1.0}
+    optimizer.load_state_dict(saved)  # without a warning
+
+
 def test_an_optimizer_from_a_file_of_version_0_1() -> None:
     _, optimizer = trained(momentum=0.9)
     optimizer.add_param_group({"params": [("new", Parameter(torch.ones(9, 9)))]})
     expected = optimizer.layer_report()
     state = optimizer.__getstate__()
-    for name in ("_lists", "_original", "_heads", "_output_width", "_matrices", "_unscales", "_is_constructed"):
+    for name in ("_stepper", "_unscales", "_is_constructed"):
         del state[name]
+    heads = optimizer._stepper.network.heads
+    state |= {"_initial_groups": 2, "_head": heads[0], "_head_rows": 2, "_candidates": ("native", "foreach")}
     old = ScaleAmendedSGD.__new__(ScaleAmendedSGD)
-    old.__setstate__({**state, "_initial_groups": 2, "_head": optimizer._heads[0], "_head_rows": 2})
+    old.__setstate__(state)
     assert old.layer_report() == expected
     old.step()
     copy.deepcopy(old).state_dict()

@@ -65,7 +65,7 @@ def test_hyperparameters_that_are_no_numbers(name: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("factors", "parts"),
     [
-        ({}, ("factors: the mapping has no entry for first", "want a backward factor for every block")),
+        ({}, ("factors: the mapping has no entry for first", "want a backward factor for every layer")),
         ({"first": 1.0, "secnod": 1.0}, ("factors: the mapping has no entry for second",)),
         *[({"first": m, "second": 1.0}, (f"factors['first']: got {m!r}", "want a positive")) for m in (0, -1.0, NAN)],
         ({"first": "1", "second": 1.0}, ("factors['first']: got '1'", "want a positive finite number")),

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 import triton
 
-from sasgd_fused.backends.triton import kernels, tables
-from sasgd_fused.backends.triton.formats import ORDINARY, Formats
+from sasgd_fused.backends.triton import columns, kernels
+from sasgd_fused.backends.triton.variant import ORDINARY, Variant
 
 # NVIDIA's multiprocessors have 65536: so each holds four programs of 256 threads at once.
 _REGISTERS = 64
 _DTYPES = {
     "tensor_of_chunk": torch.int32,
-    "blocks": torch.float64,
+    "layers": torch.float64,
     "groups": torch.float64,
     "sums": torch.float64,
     "sum_squares": torch.float64,
@@ -34,7 +34,7 @@ def is_interpreted() -> bool:
 
 
 @cache
-def compiled_kernels(device: torch.device, formats: Formats = ORDINARY) -> dict[str, Any]:
+def compiled_kernels(device: torch.device, variant: Variant = ORDINARY) -> dict[str, Any]:
     """Compiles and loads the kernels for a device, which has to be the current one.
 
     Returns:
@@ -43,29 +43,29 @@ def compiled_kernels(device: torch.device, formats: Formats = ORDINARY) -> dict[
     if is_interpreted():
         return {name: getattr(kernels, name) for name in (*_FOR_CHUNKS, *_FOR_TENSORS)}
     return {
-        **{name: _compile(getattr(kernels, name), formats, **_options_for_chunks()) for name in _FOR_CHUNKS},
-        **{name: _compile(getattr(kernels, name), formats, num_warps=4) for name in _FOR_TENSORS},
+        **{name: _compile(getattr(kernels, name), variant, **_options_for_chunks()) for name in _FOR_CHUNKS},
+        **{name: _compile(getattr(kernels, name), variant, num_warps=4) for name in _FOR_TENSORS},
     }
 
 
 def _options_for_chunks() -> dict[str, int]:
     target = triton.runtime.driver.active.get_current_target()
-    options = {"num_warps": tables.LANES.value // target.warp_size}
+    options = {"num_warps": columns.LANES.value // target.warp_size}
     if target.backend == "cuda" and target.arch < 100:  # where it costs no spills
         options["maxnreg"] = _REGISTERS
     return options
 
 
-def _compile(kernel: Any, formats: Formats, **options: int) -> Any:
-    for_rounding = torch.int64 if formats.is_stochastic else None
+def _compile(kernel: Any, variant: Variant, **options: int) -> Any:
+    for_rounding = torch.int64 if variant.is_stochastic else None
     known = {
         **_DTYPES,
         "all_chunks": 0,
-        "copies": torch.int64 if formats.has_masters else None,
+        "params": torch.int64 if variant.has_masters else None,
         "streams": for_rounding,
         "rounding_steps": for_rounding,
-        "has_masters": formats.has_masters,
-        "has_small_momentum": formats.has_small_momentum,
+        "has_masters": variant.has_masters,
+        "has_small_momentum": variant.has_small_momentum,
     }
     arguments = [known.get(name, torch.int64) for name in kernel.arg_names]
     # Contraction would give other bits than the other backends have. Random numbers are made of overflows.

@@ -1,6 +1,6 @@
 """The kernels: a program for each chunk updates or measures it; then one for each tensor leaves norms and flags.
 
-Their arguments are tables (see tables.py), so nothing about a model or its hyperparameters is compiled in: only how
+Their arguments are tables (see columns.py), so nothing about a model or its hyperparameters is compiled in: only how
 weights and momentum are stored, where that is out of the ordinary. What has no part in that is None.
 """
 
@@ -9,12 +9,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sasgd_fused.backends.triton.sums import add_up_tree
-from sasgd_fused.backends.triton.tables import (
+from sasgd_fused.backends.triton.chunk import sum_chunk, update_chunk
+from sasgd_fused.backends.triton.columns import (
     ADDRESS_WORDS,
     BACKWARD_FACTOR,
-    BLOCK,
-    BLOCK_WORDS,
     CHUNK,
     CHUNKS,
     DAMPENING,
@@ -24,6 +22,8 @@ from sasgd_fused.backends.triton.tables import (
     FIRST_NODE,
     GROUP,
     GROUP_WORDS,
+    LAYER,
+    LAYER_WORDS,
     LR,
     LR_ADDRESS,
     MAXIMIZE,
@@ -44,7 +44,7 @@ from sasgd_fused.backends.triton.tables import (
     WEIGHT_DECAY,
     WIDE_GRADIENT,
 )
-from sasgd_fused.backends.triton.tiles import sum_chunk, update_chunk
+from sasgd_fused.backends.triton.sums import add_up_tree
 from sasgd_fused.backends.triton.update_rule import decay_scale, layer_scale, random_key, same_bits
 
 
@@ -60,17 +60,17 @@ def learning_rate(group):
 
 @triton.jit
 def is_left(tensor, row_norm_sq):
-    """Whether a step leaves a tensor as it is: a scaled block whose norm, as the step before left it, is no number.
+    """Whether a step leaves a tensor as it is: a scaled layer whose norm, as the step before left it, is no number.
 
     That would spoil again what others have put right since. The next step knows the norm, from what this one reads.
     """
     is_carried = (tl.load(tensor + TRAITS) & (SCALED | TRACKED)) == (SCALED | TRACKED)
-    norm = tl.load(row_norm_sq + tl.load(tensor + BLOCK), mask=is_carried, other=0.0)
+    norm = tl.load(row_norm_sq + tl.load(tensor + LAYER), mask=is_carried, other=0.0)
     return norm != norm
 
 
 @triton.jit
-def coefficients(tensor, group, has_momentum, has_started, blocks, row_norm_sq, loss_scale):
+def coefficients(tensor, group, has_momentum, has_started, layers, row_norm_sq, loss_scale):
     """The coefficients of a tensor's update, rounded once from float64."""
     momentum = tl.load(group + MOMENTUM)
     weight_decay = tl.load(group + WEIGHT_DECAY)
@@ -78,9 +78,9 @@ def coefficients(tensor, group, has_momentum, has_started, blocks, row_norm_sq, 
     scale = tl.full([], 1.0, tl.float64)
     decay = weight_decay
     if traits & SCALED:
-        block = tl.load(tensor + BLOCK)
-        m = tl.load(blocks + block * BLOCK_WORDS + BACKWARD_FACTOR)
-        scale = layer_scale(tl.load(row_norm_sq + block), m, tl.load(blocks + block * BLOCK_WORDS + EPS))
+        layer = tl.load(tensor + LAYER)
+        m = tl.load(layers + layer * LAYER_WORDS + BACKWARD_FACTOR)
+        scale = layer_scale(tl.load(row_norm_sq + layer), m, tl.load(layers + layer * LAYER_WORDS + EPS))
         decay = decay_scale(scale, m, weight_decay, (traits & SHAPE_DECAY) != 0)
     signed = tl.where(tl.load(group + MAXIMIZE) != 0, -scale, scale)
     inverse = 1.0 / tl.load(loss_scale).to(tl.float64)
@@ -109,7 +109,7 @@ def chunk_place(chunk, tensor):
 def step_kernel(
     tensors,
     tensor_of_chunk,
-    blocks,
+    layers,
     addresses,
     grads,
     groups,
@@ -118,16 +118,16 @@ def step_kernel(
     flags,
     loss_scale,
     found_inf,
-    copies,
+    params,
     streams,
     rounding_steps,
     has_small_momentum: tl.constexpr,
 ):
     """Updates a chunk, and leaves the sums of squares of its weights before and after.
 
-    With `copies` parameters of 16 bits have masters; with `streams` bfloat16 is rounded stochastically.
+    With `params` parameters of 16 bits have masters; with `streams` bfloat16 is rounded stochastically.
     """
-    has_masters: tl.constexpr = copies is not None
+    has_masters: tl.constexpr = params is not None
     chunk = tl.program_id(0)
     t = tl.load(tensor_of_chunk + chunk)
     word = tl.load(grads + t)
@@ -144,7 +144,7 @@ def step_kernel(
             weight + offset * weight_size,
             (word & ~WIDE_GRADIENT) + offset * tl.where(is_wide, 4, size),
             momentum_buffer + offset * (2 if has_small_momentum else weight_size),
-            None if copies is None else tl.load(copies + t) + offset * size,
+            None if params is None else tl.load(params + t) + offset * size,
         )
         random = None
         if streams is not None:
@@ -152,7 +152,7 @@ def step_kernel(
             random = (offset.to(tl.uint32), key)
         has_started = (tl.load(flags + t) & STARTED) != 0
         group = groups + tl.load(tensor + GROUP) * GROUP_WORDS
-        c = coefficients(tensor, group, momentum_buffer != 0, has_started, blocks, row_norm_sq, loss_scale)
+        c = coefficients(tensor, group, momentum_buffer != 0, has_started, layers, row_norm_sq, loss_scale)
         small: tl.constexpr = has_small_momentum
         if dtype == 0:
             pair = update_chunk(memory, count, c, random, tl.float32, tl.float32, has_masters, small)
@@ -190,28 +190,28 @@ def norm_kernel(tensors, tensor_of_chunk, addresses, chosen, sums, flags, has_ma
 
 
 @triton.jit
-def keep_norm(tensor, blocks, sums, all_chunks, sum_squares, row_norm_sq, stale_steps, compare: tl.constexpr):
-    """Adds up a block's sums and leaves its norm; counts the steps whose norm was not that of the weights read."""
+def keep_norm(tensor, layers, sums, all_chunks, sum_squares, row_norm_sq, stale_steps, compare: tl.constexpr):
+    """Adds up a layer's sums and leaves its norm; counts the steps whose norm was not that of the weights read."""
     node = all_chunks + tl.load(tensor + FIRST_NODE)
     root = sums + 2 * add_up_tree(sums, tl.load(tensor + FIRST_CHUNK), tl.load(tensor + CHUNKS), node)
-    block = tl.load(tensor + BLOCK)
+    layer = tl.load(tensor + LAYER)
     if compare:
-        is_stale = not same_bits(tl.load(root), tl.load(sum_squares + block))
+        is_stale = not same_bits(tl.load(root), tl.load(sum_squares + layer))
         if is_stale & ((tl.load(tensor + TRAITS) & SCALED) != 0) & (not is_left(tensor, row_norm_sq)):
-            tl.store(stale_steps + block, tl.load(stale_steps + block) + 1)
+            tl.store(stale_steps + layer, tl.load(stale_steps + layer) + 1)
     written = tl.load(root + 1)
-    norm = written / tl.load(blocks + block * BLOCK_WORDS + ROWS)
+    norm = written / tl.load(layers + layer * LAYER_WORDS + ROWS)
     if compare:
         # An infinite one becomes no number, but not in a norm pass: infinite weights that nobody put right are noticed.
         norm = tl.where((tl.load(tensor + TRAITS) & SCALED) != 0, norm + (norm - norm), norm)
-    tl.store(sum_squares + block, written)
-    tl.store(row_norm_sq + block, norm)
+    tl.store(sum_squares + layer, written)
+    tl.store(row_norm_sq + layer, norm)
 
 
 @triton.jit(do_not_specialize=["all_chunks", "found_inf"])
 def finish_step_kernel(
     tensors,
-    blocks,
+    layers,
     addresses,
     grads,
     groups,
@@ -233,9 +233,9 @@ def finish_step_kernel(
         if (tl.load(addresses + t * ADDRESS_WORDS + MOMENTUM_BUFFER) != 0) & (not is_left(tensor, row_norm_sq)):
             flag |= STARTED
         if traits & TRACKED:
-            keep_norm(tensor, blocks, sums, all_chunks, sum_squares, row_norm_sq, stale_steps, True)
+            keep_norm(tensor, layers, sums, all_chunks, sum_squares, row_norm_sq, stale_steps, True)
         elif ((traits & SCALED) != 0) & (learning_rate(groups + tl.load(tensor + GROUP) * GROUP_WORDS) != 0):
-            norm = tl.load(row_norm_sq + tl.load(tensor + BLOCK))
+            norm = tl.load(row_norm_sq + tl.load(tensor + LAYER))
             if norm - norm == 0:  # finite
                 flag |= NORM_KEPT
         tl.store(flags + t, flag)
@@ -245,9 +245,9 @@ def finish_step_kernel(
 
 
 @triton.jit(do_not_specialize=["all_chunks"])
-def finish_norm_kernel(tensors, blocks, chosen, sums, all_chunks, sum_squares, row_norm_sq, stale_steps, flags):
-    """What a norm pass leaves of a block."""
+def finish_norm_kernel(tensors, layers, chosen, sums, all_chunks, sum_squares, row_norm_sq, stale_steps, flags):
+    """What a norm pass leaves of a layer."""
     t = tl.program_id(0)
     if (tl.load(chosen + t) != 0) & ((tl.load(flags + t) & NORM_KEPT) == 0):
         tensor = tensors + t * TENSOR_WORDS
-        keep_norm(tensor, blocks, sums, all_chunks, sum_squares, row_norm_sq, stale_steps, False)
+        keep_norm(tensor, layers, sums, all_chunks, sum_squares, row_norm_sq, stale_steps, False)

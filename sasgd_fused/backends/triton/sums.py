@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sasgd_fused.backends.triton.tables import ELEMENTS, FAN_IN, LANES, WARPS
+from sasgd_fused.backends.triton.columns import ELEMENTS, FAN_IN, LANES, WARPS
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The arithmetic of a step in Triton: of one element, and of a block's scale.
+"""The arithmetic of a step in Triton: of one element, and of a layer's scale.
 
 The twin of csrc/update_rule.h and csrc/layer_scale.h, which Triton cannot include. Nothing is contracted into fused
 multiply-adds (the launches say so), so that both give the same bits.

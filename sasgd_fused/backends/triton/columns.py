@@ -1,13 +1,13 @@
 """What the host lays out for the kernels: columns of tables in device memory, and constants of both sides.
 
-Chunks, lanes and the tree of sums are those of csrc/cuda/tables.h and csrc/cuda/chunk_loops.cuh.
+Chunks, lanes and the tree of sums are those of csrc/cuda/columns.h and csrc/cuda/chunk_loops.cuh.
 """
 
 from __future__ import annotations
 
 from triton.language import constexpr
 
-from sasgd_fused.backends import device_flags
+from sasgd_fused.backends import device_state
 
 CHUNK = constexpr(8192)  # elements whose sums of squares are kept together
 LANES = constexpr(256)  # to which a chunk's elements are dealt out; each adds up its own in their order
@@ -21,22 +21,22 @@ FIRST_CHUNK = constexpr(1)
 CHUNKS = constexpr(2)
 FIRST_NODE = constexpr(3)  # of its part of the tree; the nodes follow all chunks in the table of sums
 GROUP = constexpr(4)
-BLOCK = constexpr(5)  # or -1: not a block
+LAYER = constexpr(5)  # or -1: not a layer
 DTYPE = constexpr(6)  # of the parameter, whose master is float32: 0: float32, 1: bfloat16, 2: float16
 TRAITS = constexpr(7)
 TENSOR_WORDS = constexpr(8)
 
 # Bits of TRAITS.
-SCALED = constexpr(1)  # a block whose gradient is amended
+SCALED = constexpr(1)  # a layer whose gradient is amended
 SHAPE_DECAY = constexpr(2)
-TRACKED = constexpr(4)  # a block whose norm follows its weights
+TRACKED = constexpr(4)  # a layer whose norm follows its weights
 STOCHASTIC = constexpr(8)  # its steps are counted, because random numbers are made from the count
 
-# A row of float64 for each block, fixed in a plan.
+# A row of float64 for each layer, fixed in a plan.
 ROWS = constexpr(0)
 BACKWARD_FACTOR = constexpr(1)
 EPS = constexpr(2)
-BLOCK_WORDS = constexpr(3)
+LAYER_WORDS = constexpr(3)
 
 # A row of addresses for each tensor; 0: no momentum buffer.
 WEIGHT = constexpr(0)
@@ -57,5 +57,5 @@ LR_ADDRESS = constexpr(6)
 GROUP_WORDS = constexpr(7)
 
 # Bits of a tensor's flags.
-STARTED = constexpr(device_flags.STARTED)
-NORM_KEPT = constexpr(device_flags.NORM_KEPT)
+STARTED = constexpr(device_state.STARTED)
+NORM_KEPT = constexpr(device_state.NORM_KEPT)

@@ -11,145 +11,141 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sasgd_fused.backends.triton import tables
+from sasgd_fused.backends.device_state import Carried
+from sasgd_fused.backends.triton import columns
 from sasgd_fused.backends.triton.compiled import compiled_kernels
 from sasgd_fused.backends.triton.device_table import DeviceTable
-from sasgd_fused.backends.triton.formats import formats_of
-from sasgd_fused.options import GroupValues
+from sasgd_fused.backends.triton.variant import variant_of
 
 
-class TritonPlan:
+class TritonKernel:
     """Plans steps on one device and launches them on its current stream; the twin of csrc/cuda/step.h.
 
     Args:
         device: of the parameters.
-        row_norm_sq: on the device, as the next two: float64 for each block, ‖W‖²_{2,μ}.
-        stale_steps: int64 for each block: how many steps used the norm of weights that were written unseen.
-        flags: uint8 for each tensor, see `device_flags`.
-        rounding_steps: int64 for each tensor: how many steps were rounded stochastically, which the kernel counts.
+        carried: what it carries from step to step.
         tensors: (numel, group, dtype code of the weights) of each.
-        storage: (dtype code of the parameter that is the copy of float32 weights, or 0; whether float32 weights have
-            bfloat16 momentum; whether bfloat16 is rounded stochastically; the random numbers' stream) of each; empty
-            if nothing is out of the ordinary.
-        blocks: (tensor, scaled, rows, columns, m_b) of each, input first.
+        layers: (tensor, scaled, rows, columns, m_b) of each, input first.
         eps: floor of ‖W‖²_{2,μ}.
         shape_decay: whether d_b = weight_decay / m_b.
         track_norms: whether norms follow the weights.
+        precision: (dtype code of the parameter of float32 masters, or 0; whether float32 weights have bfloat16
+            momentum; whether bfloat16 is rounded stochastically; the random numbers' stream) of each; empty if nothing
+            is out of the ordinary.
 
     Attributes:
+        is_on_host: False.
         steps: how many steps were launched. Raised before the launch, since Python may be interrupted at its return.
     """
+
+    is_on_host = False
 
     def __init__(
         self,
         device: torch.device,
-        row_norm_sq: Tensor,
-        stale_steps: Tensor,
-        flags: Tensor,
-        rounding_steps: Tensor,
+        carried: Carried,
         *,
         tensors: Sequence[tuple[int, int, int]],
-        blocks: Sequence[tuple[int, bool, float, float, float]],
+        layers: Sequence[tuple[int, bool, float, float, float]],
         eps: float,
         shape_decay: bool,
         track_norms: bool,
-        storage: Sequence[tuple[int, bool, bool, int]] = (),
+        precision: Sequence[tuple[int, bool, bool, int]] = (),
     ) -> None:
         self._device = device
         self.steps = 0
-        formats = formats_of(tensors, storage)
-        self._row_norm_sq, self._stale_steps, self._flags = row_norm_sq, stale_steps, flags
-        copy_dtypes = [copy_dtype for copy_dtype, *_ in storage] or [0] * len(tensors)
-        self._dtypes = [copy or dtype for copy, (_, _, dtype) in zip(copy_dtypes, tensors, strict=True)]
+        variant = variant_of(tensors, precision)
+        self._carried = carried
+        param_dtypes = [param_dtype for param_dtype, *_ in precision] or [0] * len(tensors)
+        self._dtypes = [param or dtype for param, (_, _, dtype) in zip(param_dtypes, tensors, strict=True)]
         self._empty = [t for t, (numel, _, _) in enumerate(tensors) if numel == 0]
-        self._tensor_of_block = [tensor for tensor, *_ in blocks]
-        traits = (tables.SHAPE_DECAY.value if shape_decay else 0) | (tables.TRACKED.value if track_norms else 0)
-        traits_of = {tensor: traits | (tables.SCALED.value if scaled else 0) for tensor, scaled, *_ in blocks}
-        for t, (_, _, is_stochastic, _) in enumerate(storage):
-            traits_of[t] = traits_of.get(t, 0) | (tables.STOCHASTIC.value if is_stochastic else 0)
-        block_of = {tensor: block for block, tensor in enumerate(self._tensor_of_block)}
+        self._tensor_of_layer = [tensor for tensor, *_ in layers]
+        traits = (columns.SHAPE_DECAY.value if shape_decay else 0) | (columns.TRACKED.value if track_norms else 0)
+        traits_of = {tensor: traits | (columns.SCALED.value if scaled else 0) for tensor, scaled, *_ in layers}
+        for t, (_, _, is_stochastic, _) in enumerate(precision):
+            traits_of[t] = traits_of.get(t, 0) | (columns.STOCHASTIC.value if is_stochastic else 0)
+        layer_of = {tensor: layer for layer, tensor in enumerate(self._tensor_of_layer)}
 
         rows, first_chunk, first_node = [], 0, 0
-        chunks = [-(-numel // tables.CHUNK.value) for numel, _, _ in tensors]
+        chunks = [-(-numel // columns.CHUNK.value) for numel, _, _ in tensors]
         for t, (numel, group, _) in enumerate(tensors):
-            traits, dtype, block = traits_of.get(t, 0), self._dtypes[t], block_of.get(t, -1)
-            rows.append((numel, first_chunk, chunks[t], first_node, group, block, dtype, traits))
+            traits, dtype, layer = traits_of.get(t, 0), self._dtypes[t], layer_of.get(t, -1)
+            rows.append((numel, first_chunk, chunks[t], first_node, group, layer, dtype, traits))
             first_chunk += chunks[t]
-            first_node += _tree_nodes(chunks[t]) if t in block_of else 0
+            first_node += _tree_nodes(chunks[t]) if t in layer_of else 0
         self._chunks = first_chunk
         groups = 1 + max((group for _, group, _ in tensors), default=-1)
 
         self._tensors = torch.tensor(rows, dtype=torch.int64).to(device)
         self._tensor_of_chunk = torch.repeat_interleave(torch.tensor(chunks, dtype=torch.int64)).to(device, torch.int32)
-        block_words = [(rows, backward_factor, eps) for _, _, rows, _, backward_factor in blocks]
-        self._blocks = torch.tensor(block_words, dtype=torch.float64).to(device)
+        layer_words = [(rows, backward_factor, eps) for _, _, rows, _, backward_factor in layers]
+        self._layers = torch.tensor(layer_words, dtype=torch.float64).to(device)
         self._sums = torch.zeros(2 * (first_chunk + first_node), dtype=torch.float64, device=device)
-        self.sum_squares = torch.zeros(len(blocks), dtype=torch.float64, device=device)
         self._one = torch.ones(1, dtype=torch.float32, device=device)
         self._zero = torch.zeros(1, dtype=torch.float32, device=device)
-        self._addresses = DeviceTable(tables.ADDRESS_WORDS.value * len(tensors), torch.int64, device)
+        self._addresses = DeviceTable(columns.ADDRESS_WORDS.value * len(tensors), torch.int64, device)
         self._grads = DeviceTable(len(tensors), torch.int64, device)
-        self._groups = DeviceTable(tables.GROUP_WORDS.value * groups, torch.float64, device)
+        self._groups = DeviceTable(columns.GROUP_WORDS.value * groups, torch.float64, device)
         self._chosen = DeviceTable(len(tensors), torch.int64, device)
-        self._copies = DeviceTable(len(tensors), torch.int64, device) if formats.has_masters else None
+        self._params = DeviceTable(len(tensors), torch.int64, device) if variant.has_masters else None
         self._rounding: tuple[Tensor, Tensor] | tuple[None, None] = None, None  # streams and counts
-        if formats.is_stochastic:
-            streams = torch.frombuffer(array("Q", [stream for *_, stream in storage]), dtype=torch.int64)
-            self._rounding = streams.to(device), rounding_steps
-        self._formats = formats
+        if variant.is_stochastic:
+            streams = torch.frombuffer(array("Q", [stream for *_, stream in precision]), dtype=torch.int64)
+            self._rounding = streams.to(device), carried.rounding_steps
+        self._variant = variant
         self._group_count = groups
         self._grad_words: tuple[array[int], array[int], bytes] | None = None  # and what they were made from
         with on_device(device):
-            self._kernels = compiled_kernels(device, formats)
+            self._kernels = compiled_kernels(device, variant)
 
     def memory(self) -> list[Tensor]:
         """What kernels read and write besides parameters, gradients and momentum buffers."""
-        fixed = [self._tensors, self._tensor_of_chunk, self._blocks, self._sums, self.sum_squares]
+        fixed = [self._tensors, self._tensor_of_chunk, self._layers, self._sums]
         fixed += [tensor for tensor in self._rounding if tensor is not None]
-        sent = [self._addresses, self._grads, self._groups, self._chosen, *([self._copies] if self._copies else [])]
+        sent = [self._addresses, self._grads, self._groups, self._chosen, *([self._params] if self._params else [])]
         return [*fixed, self._one, self._zero, *(tensor for table in sent for tensor in table.memory())]
 
-    def place(self, weights: array[int], momentum_buffers: array[int], copies: array[int]) -> None:
-        """Sends the addresses of all weights, momentum buffers and copies (0: none); holds until the next call."""
+    def place(self, weights: array[int], momentum_buffers: array[int], params: array[int]) -> None:
+        """Sends the addresses of all weights, momentum buffers and parameters of masters (0: none)."""
         words = array("Q", bytes(16 * len(weights)))
         words[0::2], words[1::2] = weights, momentum_buffers
         self._addresses.send(words.tobytes(), captured=False)
-        if self._copies:
-            self._copies.send(copies.tobytes(), captured=False)
+        if self._params:
+            self._params.send(params.tobytes(), captured=False)
 
-    def measure(self, chosen_blocks: bytearray) -> None:
-        """Norm pass: takes the norms of the blocks whose byte is 1, except of those whose norm is kept."""
+    def measure(self, chosen: bytearray) -> None:
+        """Launches a norm pass: takes the norms of the layers whose byte is 1, except of those whose norm is kept."""
         words = array("Q", bytes(8 * len(self._dtypes)))
-        for tensor, is_chosen in zip(self._tensor_of_block, chosen_blocks, strict=True):
+        for tensor, is_chosen in zip(self._tensor_of_layer, chosen, strict=True):
             words[tensor] = is_chosen
-        chosen = self._chosen.send(words.tobytes(), self.is_capturing())
+        sent = self._chosen.send(words.tobytes(), self.is_capturing())
         with on_device(self._device):
             self._kernels["norm_kernel"][(self._chunks, 1, 1)](
                 self._tensors,
                 self._tensor_of_chunk,
                 self._addresses.on_device,
-                chosen,
+                sent,
                 self._sums,
-                self._flags,
-                self._formats.has_masters,
+                self._carried.flags,
+                self._variant.has_masters,
             )
             self._kernels["finish_norm_kernel"][(len(self._dtypes), 1, 1)](
                 self._tensors,
-                self._blocks,
-                chosen,
+                self._layers,
+                sent,
                 self._sums,
                 self._chunks,
-                self.sum_squares,
-                self._row_norm_sq,
-                self._stale_steps,
-                self._flags,
+                self._carried.sum_squares,
+                self._carried.row_norm_sq,
+                self._carried.stale_steps,
+                self._carried.flags,
             )
 
     def step(
         self,
         grads: array[int],
         grad_dtypes: array[int],
-        values: Sequence[GroupValues],
+        values: array[float],
         lrs: Mapping[int, Tensor],
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
@@ -159,7 +155,7 @@ class TritonPlan:
         Args:
             grads: the address of each gradient; 0 leaves the tensor as it is.
             grad_dtypes: the dtype code of each: the parameter's or float32's. Neither array is ever changed.
-            values: of each group.
+            values: the fields of `GroupValues` of each group, one after the other.
             lrs: group index → a float32 on the device that is its learning rate.
             grad_scale: float32 on the device: what the gradients were multiplied by; None for 1.
             found_inf: float32 on the device: if it is not 0, the step leaves everything as it is; None for 0.
@@ -170,7 +166,7 @@ class TritonPlan:
             self.steps += 1
             return
         rows = [
-            struct.pack("=6dQ", *values[group], lrs[group].data_ptr() if group in lrs else 0)
+            struct.pack("=6dQ", *values[6 * group : 6 * group + 6], lrs[group].data_ptr() if group in lrs else 0)
             for group in range(self._group_count)
         ]
         is_capturing = self.is_capturing()
@@ -182,31 +178,31 @@ class TritonPlan:
             self._kernels["step_kernel"][(self._chunks, 1, 1)](
                 self._tensors,
                 self._tensor_of_chunk,
-                self._blocks,
+                self._layers,
                 self._addresses.on_device,
                 sent_grads,
                 sent_groups,
                 self._sums,
-                self._row_norm_sq,
-                self._flags,
+                self._carried.row_norm_sq,
+                self._carried.flags,
                 self._one if grad_scale is None else grad_scale,
                 found_inf,
-                self._copies.on_device if self._copies else None,
+                self._params.on_device if self._params else None,
                 *self._rounding,
-                self._formats.has_small_momentum,
+                self._variant.has_small_momentum,
             )
             self._kernels["finish_step_kernel"][(len(self._dtypes), 1, 1)](
                 self._tensors,
-                self._blocks,
+                self._layers,
                 self._addresses.on_device,
                 sent_grads,
                 sent_groups,
                 self._sums,
                 self._chunks,
-                self.sum_squares,
-                self._row_norm_sq,
-                self._stale_steps,
-                self._flags,
+                self._carried.sum_squares,
+                self._carried.row_norm_sq,
+                self._carried.stale_steps,
+                self._carried.flags,
                 found_inf,
                 self._rounding[1],
             )
@@ -218,13 +214,19 @@ class TritonPlan:
         with on_device(self._device):
             return bool(torch.get_device_module(self._device).is_current_stream_capturing())
 
+    def stream(self) -> object:
+        """Returns the device's current stream."""
+        if self._device.type == "cpu":
+            return None
+        return torch.get_device_module(self._device).current_stream(self._device)
+
     def _words_of(self, grads: array[int], grad_dtypes: array[int]) -> bytes:
         words = array("Q", grads)
         for t in self._empty:
             words[t] = 0
         for t, (grad_dtype, dtype) in enumerate(zip(grad_dtypes, self._dtypes, strict=True)):
             if words[t] and grad_dtype != dtype:
-                words[t] |= tables.WIDE_GRADIENT.value
+                words[t] |= columns.WIDE_GRADIENT.value
         return words.tobytes()
 
 
@@ -240,6 +242,6 @@ def _tree_nodes(chunks: int) -> int:
     """How many nodes the tree over so many chunks has, see `sums.add_up_tree`."""
     nodes = 0
     while chunks > 1:
-        chunks = -(-chunks // tables.FAN_IN.value)
+        chunks = -(-chunks // columns.FAN_IN.value)
         nodes += chunks
     return nodes

@@ -13,7 +13,7 @@ _GAMMA = 0x9E3779B97F4A7C15  # SplitMix64's step from one stream to the next
 
 
 @dataclass(frozen=True)
-class Storage:
+class Precision:
     """How one parameter's weights and momentum buffer are stored.
 
     Attributes:
@@ -38,12 +38,12 @@ class Storage:
         return self.rounds_weight or self.rounds_momentum
 
     @property
-    def is_ordinary(self) -> bool:
+    def is_plain(self) -> bool:
         """Whether a step is as if there were no such options."""
         return not (self.has_master or self.has_small_momentum or self.is_stochastic)
 
 
-def storage_of(dtype: torch.dtype, options: Options, name: str, place: int = 0) -> Storage:
+def precision_of(dtype: torch.dtype, options: Options, name: str, place: int = 0) -> Precision:
     """How a parameter is stored.
 
     Args:
@@ -69,7 +69,7 @@ def storage_of(dtype: torch.dtype, options: Options, name: str, place: int = 0) 
             f"rounding: got 'stochastic' for {name}, which is {dtype}, want float32 or bfloat16 parameters, or "
             "master_weights=True"
         )
-    return Storage(
+    return Precision(
         has_master,
         momentum,
         is_stochastic and weight == torch.bfloat16,

@@ -10,8 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sasgd_fused.backends.triton.columns import ELEMENTS, LANES
 from sasgd_fused.backends.triton.sums import add_in_order, add_up_lanes
-from sasgd_fused.backends.triton.tables import ELEMENTS, LANES
 from sasgd_fused.backends.triton.update_rule import (
     amended_gradient,
     direction,
@@ -64,7 +64,7 @@ def update_tiles(
     C: tl.constexpr, as_vectors: tl.constexpr, grad_as_vectors: tl.constexpr,
 ):  # fmt: skip
     """Updates the tiles from vector `first` to `end`; adds the squares of what was read and is stored to the sums."""
-    weight, grad, momentum_buffer, copy = memory
+    weight, grad, momentum_buffer, param = memory
     read, written = sums
     grad_scale, decay_scale, decays, carry, share, momentum, lr, is_left, has_momentum, nesterov = c
     per_vector: tl.constexpr = 128 // W.primitive_bitwidth  # elements that are 16 bytes
@@ -88,8 +88,8 @@ def update_tiles(
         to_store = mask & (not is_left)
         tl.store(m, rounded(buffer, M, for_momentum), to_store & has_momentum)
         tl.store(w, stored, to_store)
-        if copy is not None:
-            tl.store(pointers(copy, places, C, as_vectors), stored.to(C), to_store)
+        if param is not None:
+            tl.store(pointers(param, places, C, as_vectors), stored.to(C), to_store)
         after = tl.where(is_left, before, stored.to(tl.float32))
         read = add_in_order(read, before * before, per_vector)
         written = add_in_order(written, after * after, per_vector)
@@ -104,16 +104,16 @@ def update_chunk(
     """Updates a chunk; returns the sums of squares of what was read and of what is stored.
 
     Args:
-        memory: addresses of weights, gradient, momentum buffer and the weights' copy, None if nothing has one.
+        memory: addresses of weights, gradient, momentum buffer and the parameters of masters, None if there are none.
         count: elements.
         c: the coefficients.
         random: the low 32 bits of the chunk's place in its tensor, and a key; None if all is rounded to nearest.
         P: dtype of the parameter.
         G: dtype of the gradient.
-        has_masters: whether the weights of all parameters are float32, and those with 16 bits are their copies.
+        has_masters: whether the weights of all parameters are float32, and those with 16 bits are their params.
         has_small_momentum: whether the momentum of float32 weights is bfloat16.
     """
-    weight, grad, momentum_buffer, copy = memory
+    weight, grad, momentum_buffer, param = memory
     W: tl.constexpr = tl.float32 if has_masters else P
     is_small: tl.constexpr = has_small_momentum and W.primitive_bitwidth == 32
     M: tl.constexpr = tl.bfloat16 if is_small else W
@@ -121,7 +121,7 @@ def update_chunk(
     if W == P:
         memory = weight, grad, momentum_buffer, None
     else:
-        all_addresses |= copy
+        all_addresses |= param
     per_vector: tl.constexpr = 128 // W.primitive_bitwidth  # elements that are 16 bytes
     sums = (tl.zeros([LANES], tl.float32), tl.zeros([LANES], tl.float32))
     vectors = tl.where(allows_vectors(all_addresses), count // per_vector, 0)

@@ -1,0 +1,301 @@
+"""The host side of all kernels: on the CPU, in CUDA, in Triton."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sasgd_fused.backends.addresses import Gradients, GradientTable, Weights
+from sasgd_fused.backends.base import Backend
+from sasgd_fused.backends.device_state import STARTED, Carried, DeviceState
+from sasgd_fused.backends.kernel import DTYPE_CODES, Kernel
+from sasgd_fused.backends.momentum import MomentumBuffers
+from sasgd_fused.backends.norms import CarriedNorms
+from sasgd_fused.backends.watch import Changes
+from sasgd_fused.hyperparameters import GroupValues, StepNumbers
+from sasgd_fused.plan import State, StepPlan
+
+
+class Prepared(NamedTuple):
+    """What `FusedBackend.step` needs to know of a step.
+
+    Attributes:
+        changes: what others have changed.
+        grads: what the kernel is told of the gradients.
+        tensors: what that points to, to be kept until the kernel is launched.
+    """
+
+    changes: Changes
+    grads: GradientTable
+    tensors: list[Tensor]
+
+
+class OnDevice(NamedTuple):
+    """The numbers of a step that a kernel reads on its device; see `Kernel.step`."""
+
+    lrs: Mapping[int, Tensor]
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
+
+
+class FusedBackend(Backend):
+    """Has a kernel take the steps: float32, bfloat16 and float16; arithmetic in float32, norms in float64.
+
+    A device alone knows whether a step was skipped, so norms, first updates and counts are kept there. The host learns
+    of them later, without waiting for it in a step.
+
+    Args:
+        plan: the parameters of one device and what is fixed about them.
+        state: the optimizer's.
+        name: of the backend.
+        make_kernel: makes the kernel for a plan and the memory that it carries from step to step.
+    """
+
+    def __init__(
+        self, plan: StepPlan, state: State, name: str, make_kernel: Callable[[StepPlan, Carried], Kernel]
+    ) -> None:
+        super().__init__(plan, state)
+        self.name = name
+        self.device = DeviceState(plan, state)
+        self.weights = Weights(plan)
+        self.norms = CarriedNorms(plan, state, self.device, self._norm_pass, self.weights.is_there)
+        self.kernel = make_kernel(plan, self.device.carried)
+        self._gradients = Gradients(plan, DTYPE_CODES)
+        self._momentum = MomentumBuffers(plan, state, self.device.flags)
+        self._is_placed = False  # whether the kernel has the addresses
+        self._is_in_graph = False
+
+    def prepare(self, only: int | None = None) -> Prepared | None:
+        """Looks over all that the kernel knows by its address, and closer at what changed."""
+        changes, gradients = self.watch.look(only), self._gradients
+        if changes.moved:
+            if not self.fits():
+                return None
+            self._find_weights()
+        if only is not None:
+            table, tensors = gradients.bind_one(only)
+        else:
+            seen = gradients.watch.look()
+            if seen is None and not self.plan.is_current():
+                return None
+            tensors, are_in_place = seen or (gradients.bind(), True)
+            if not are_in_place or gradients.converted:
+                tensors = gradients.rewrite(tensors)
+            table = gradients.table
+        if self.weights.away:
+            self.weights.check_presence(table.active)
+        if changes.entries:
+            self.plan.check_state(self.state)
+        return Prepared(changes, table, tensors)
+
+    def step(self, prepared: Prepared, numbers: StepNumbers) -> None:
+        """Runs the kernel, after a norm pass over layers that others have written."""
+        changes, (active, grads, grad_dtypes), _ = prepared
+        kernel, momentum, values = self.kernel, self._momentum, numbers.values
+        is_captured = False
+        if kernel.is_on_host:
+            if numbers.found_inf is not None and numbers.overflowed():
+                return
+            if numbers.device_lrs:
+                values = numbers.on_host()
+            sent = OnDevice({}, numbers.grad_scale, None)
+        else:
+            is_captured = self._begin(changes, active, numbers.has_momentum)
+            sent = self._send(numbers)
+        is_same = active is momentum.active and numbers.has_momentum == momentum.has_momentum
+        if any(changes) or not (is_same or momentum.are_attached(active, numbers.has_momentum)):
+            self._follow(changes, active, numbers.has_momentum)
+        if not self._is_placed:
+            self._place()
+        if self.weights.strided:
+            self.weights.load_strided()
+        if self.plan.has_masters and kernel.is_on_host and not math.isfinite(self.device.carried.row_norm_sq.sum()):
+            self.masters.give_way()
+        marks, steps, stale = bytearray(self.norms.marks), kernel.steps, None
+        try:
+            if 1 in marks:
+                self.norms.measure(active)
+            stale = kernel.step(grads, grad_dtypes, array("d", chain.from_iterable(values)), *sent)
+        finally:
+            if kernel.steps != steps:  # an interrupt comes when the kernel has run, but before this
+                self._note_step(active)
+                if is_captured:  # nothing happens before the graph is replayed, if it is
+                    self.norms.marks = marks
+                    self.device.keep_for_graph(self.memory())
+                elif self.device.flags.settled is not active:
+                    self._note_update(active, values, sent.lrs, is_certain=sent.found_inf is None)
+        if stale:
+            self.norms.warn(stale, stacklevel=6)
+
+    def sync_state(self) -> None:
+        """Waits for the device, if it knows more: frozen norms, momentum buffers that have not started, counts."""
+        is_noted = not self.watch.entries_changed()
+        self._learn_norms()
+        self.device.rounding_steps.learn(may_be_replayed=self._is_in_graph)
+        if is_noted:
+            self.watch.note_entries()
+
+    def not_started(self) -> list[Tensor]:
+        """Returns those that `sync_state` found, or that the steps since then left."""
+        return self._momentum.not_started()
+
+    def report(self) -> tuple[list[float], list[int]]:
+        """Measures the norms that are not those of the weights; waits for the device once."""
+        self._follow_weights()
+        norms, stale = self.norms.report()
+        return norms, stale
+
+    def local_norms(self, anew: bool) -> Tensor:
+        """Returns the sums that the kernel carries; `anew` takes them by a norm pass, which gives the same bits."""
+        if self.norms.frozen.is_on:
+            return super().local_norms(anew)
+        if anew:
+            self._follow_weights()
+            self.norms.measure_all()
+        norms: Tensor = self.norms.of_parts()
+        return norms
+
+    def memory(self) -> list[Tensor]:
+        """Returns the device memory that the kernel uses besides parameters, gradients and state."""
+        return [*self.device.carried, *self.kernel.memory(), *self.weights.strided.values()]
+
+    def _find_weights(self) -> None:
+        """Notes where the parameters lie. What has been laid out like them is laid out anew (channels_last)."""
+        self.weights.rewrite()
+        self._gradients.watch.forget()
+        self._momentum.forget()
+        self.masters.compare()
+        self.norms.mark(self.watch.note_places())
+        self._is_placed = False
+
+    def _follow_weights(self) -> None:
+        """Has masters and norms follow what others have written, without a step."""
+        changes = self.watch.look()
+        if changes.moved:
+            self._find_weights()
+        self.weights.load_strided()
+        self._follow(changes)
+
+    def _begin(self, changes: Changes, active: list[int], has_momentum: list[bool]) -> bool:
+        """Prepares for work on a device; returns whether it is captured in a graph."""
+        if not self.kernel.is_capturing():
+            self.device.note_stream(self.kernel.stream(), self.memory)
+            if self.device.flags.have_arrived():
+                self._learn(is_noted=not changes.entries)
+            return False
+        if self._momentum.must_make(active, has_momentum):
+            raise RuntimeError(
+                "CUDA graph: momentum buffers cannot be made in a graph; take a step before the capture, with the "
+                "same parameters"
+            )
+        if (self.masters and any(changes)) or not self.device.rounding_steps.are_sent():
+            raise RuntimeError(
+                "CUDA graph: master weights cannot be made, nor counts of rounding be sent, in a graph; take a "
+                "step before the capture"
+            )
+        self._is_in_graph = True
+        return True
+
+    def _follow(self, changes: Changes, active: list[int] | None = None, has_momentum: Sequence[bool] = ()) -> None:
+        """Has all that the kernel is told follow what others have changed.
+
+        Args:
+            changes: what that is.
+            active: the parameters that a step updates, if one is taken.
+            has_momentum: of each group, whether its momentum is not 0.
+        """
+        if any(changes):
+            self.masters.compare()
+        if self.masters.follow():
+            self.weights.place_masters(self.masters.items())
+            self.norms.mark()
+            self._is_placed = False
+        if changes.written:
+            self.norms.mark(self.watch.note_written())
+            self.norms.mark(self.plan.overlaid)
+        if changes.entries:
+            self.norms.follow_state(self._learn_norms)
+        if active is not None:
+            if self._momentum.attach(active, list(has_momentum)):
+                self._is_placed = False
+            self.device.rounding_steps.send()
+            self.watch.note_entries()
+
+    def _place(self) -> None:
+        if self.kernel.is_capturing():
+            raise RuntimeError(
+                "CUDA graph: tables of addresses have to be sent to the device, which a graph cannot record; take a "
+                "step before the capture, with the same parameters"
+            )
+        self.kernel.place(self.weights.table, self._momentum.table, self.weights.params)
+        self._is_placed, self.device.flags.settled = True, None
+
+    def _norm_pass(self, chosen: bytearray) -> None:
+        if not self.kernel.is_capturing():
+            self.device.note_stream(self.kernel.stream(), self.memory)
+        if not self._is_placed:
+            self._place()
+        self.kernel.measure(chosen)
+
+    def _send(self, numbers: StepNumbers) -> OnDevice:
+        def sent(number: Tensor) -> Tensor:
+            return number.detach().to(device=self.plan.device, dtype=torch.float32, non_blocking=True)
+
+        scale, found_inf = (None if n is None else sent(n) for n in (numbers.grad_scale, numbers.found_inf))
+        return OnDevice({group: sent(lr) for group, lr in numbers.device_lrs.items()}, scale, found_inf)
+
+    def _note_step(self, active: list[int]) -> None:
+        if self.weights.strided:
+            self.weights.store_strided(active)
+        self.watch.bump(active, is_alone=not self.weights.strided)
+        if self.device.has_rounding and self.device.rounding_steps.note_step():
+            self.watch.note_entries()
+
+    def _note_update(
+        self, active: list[int], values: Sequence[GroupValues], lrs: Mapping[int, Tensor], is_certain: bool
+    ) -> None:
+        """Notes which flags an update sets; where that depends on the device, has it tell."""
+        flags, is_final = self.device.flags, True
+        for index in active:
+            group = self.plan.group_of[index]
+            sets = STARTED if values[group].momentum != 0 else 0
+            if is_certain:
+                flags.known[index] |= sets
+            kept, is_last = self.norms.expect(index, values[group].lr != 0 or group in lrs, is_certain)
+            is_final = is_final and is_last
+            if self.plan.params[index].numel():  # empty tensors have no part in a step
+                flags.note_possible(index, sets | kept)
+        if flags.are_known():
+            flags.settled = active if is_final else None
+        flags.ask()
+        if flags.have_arrived():
+            self._learn(is_noted=True)
+        elif not is_final:  # a norm may be marked as missing in the state
+            self.watch.note_entries()
+
+    def _learn_norms(self) -> None:
+        if self._is_placed and (self._is_in_graph or not self.device.flags.are_known()):
+            self.device.flags.ask(anew=True)
+            self._learn(is_noted=False)
+
+    def _learn(self, is_noted: bool) -> None:
+        """Takes in what the device told.
+
+        Args:
+            is_noted: whether the state is as it was noted, so that what this adds can be noted too.
+        """
+        flags, norms = self.device.flags.take()
+        self.norms.learn(flags, norms)
+        has_started = any(flag & STARTED for flag in flags)
+        known = self.device.flags.known
+        for index, flag in enumerate(flags):
+            is_empty = not self.plan.params[index].numel()  # taken with the others
+            known[index] |= STARTED if is_empty and has_started else flag
+        if is_noted and self.norms.frozen.is_on:
+            self.watch.note_entries()
