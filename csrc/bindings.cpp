@@ -1,7 +1,9 @@
 // The Python module: checks what comes in, and knows neither torch nor tensors, only addresses and numbers.
+#include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -16,55 +18,42 @@
 namespace sasgd {
 namespace {
 
-// Asks Python how many threads to use, which may change at any time.
-struct BoundCpuPlan : CpuPlan {
-  py::function threads;
-
-  BoundCpuPlan(Layout layout, PlanOptions options, py::function threads_of_python)
-      : CpuPlan(std::move(layout.tensors), std::move(layout.blocks), options), threads(std::move(threads_of_python)) {}
-
-  int thread_count() const {
-    const int count = threads().cast<int>();
-    if (count < 1) throw std::invalid_argument("threads: got " + std::to_string(count) + ", want 1 or more");
-    return count;
-  }
-};
-
-std::unique_ptr<BoundCpuPlan> make_plan(const TensorTuples& tensors, const LayerTuples& layers, double eps,
-                                        bool shape_decay, bool track_norms, const PrecisionTuples& precision,
-                                        py::function threads) {
-  return std::make_unique<BoundCpuPlan>(checked_layout(tensors, layers, precision),
-                                        PlanOptions{eps, shape_decay, track_norms}, std::move(threads));
-}
-
-void attach(BoundCpuPlan& plan, uint64_t row_norm_sq, uint64_t sum_squares, uint64_t stale_steps, uint64_t flags,
-            uint64_t rounding_steps) {
-  plan.attach(checked_state(plan, row_norm_sq, sum_squares, stale_steps, flags, rounding_steps));
-}
-
-void place(BoundCpuPlan& plan, const py::buffer& weights, const py::buffer& momentum_buffers,
-           const py::buffer& params) {
-  plan.place(addresses(plan, "weights", weights), addresses(plan, "momentum_buffers", momentum_buffers),
-             param_addresses(plan, params));
-}
-
-void measure(BoundCpuPlan& plan, const py::buffer& chosen) {
-  const ChosenLayers layers(plan, chosen);
-  const int threads = plan.thread_count();
-  const py::gil_scoped_release unlocked;
-  plan.measure(layers.data(), threads);
-}
-
-int64_t step(BoundCpuPlan& plan, const py::buffer& grads, const py::buffer& grad_dtypes, const py::buffer& values,
+int64_t step(CpuPlan& plan, const py::buffer& grads, const py::buffer& grad_dtypes, const py::buffer& values,
              const py::object& lrs, const py::object& grad_scale, const py::object& found_inf) {
   const StepArguments now(plan, grads, grad_dtypes, values);
   if (py::len(lrs) != 0) throw std::invalid_argument("lrs: got learning rates in tensors, want them among the values");
   if (!found_inf.is_none())
     throw std::invalid_argument("found_inf: got a flag, want None: it is for the caller to read");
   const double scale = grad_scale.is_none() ? 1.0 : static_cast<double>(py::float_(grad_scale));
-  const int threads = plan.thread_count();
   const py::gil_scoped_release unlocked;
-  return plan.step(now.grads.data(), now.grad_dtypes.data(), now.groups.data(), scale, threads);
+  return plan.step(now.grads.data(), now.grad_dtypes.data(), now.groups.data(), scale);
+}
+
+void bind_cpu(py::module_& m) {
+  py::class_<CpuPlan> plan(m, "CpuPlan", "Carries the layers' norms from step to step; see csrc/cpu/step.h.");
+  plan.def(py::init([](const TensorTuples& tensors, const LayerTuples& layers, double eps, bool shape_decay,
+                       bool track_norms, const PrecisionTuples& precision, std::function<int()> threads) {
+             return std::make_unique<CpuPlan>(checked_spec(tensors, layers, precision, {eps, shape_decay, track_norms}),
+                                              std::move(threads));
+           }),
+           py::kw_only(), py::arg("tensors"), py::arg("layers"), py::arg("eps"), py::arg("shape_decay"),
+           py::arg("track_norms"), py::arg("precision") = PrecisionTuples{}, py::arg("threads"));
+  plan.def(
+      "attach",
+      [](CpuPlan& plan, uint64_t row_norm_sq, uint64_t sum_squares, uint64_t stale_steps, uint64_t flags,
+         uint64_t rounding_steps) {
+        plan.attach(checked_state(plan, row_norm_sq, sum_squares, stale_steps, flags, rounding_steps));
+      },
+      py::arg("row_norm_sq"), py::arg("sum_squares"), py::arg("stale_steps"), py::arg("flags"),
+      py::arg("rounding_steps"));
+  bind_plan<CpuPlan>(plan);
+  plan.def("step", &step, py::arg("grads"), py::arg("grad_dtypes"), py::arg("values"), py::arg("lrs"),
+           py::arg("grad_scale"), py::arg("found_inf"));
+  // What else a kernel is asked, of which there is nothing here.
+  plan.def_property_readonly_static("is_on_host", [](const py::object&) { return true; });
+  plan.def("is_capturing", [](const CpuPlan&) { return false; });
+  plan.def("stream", [](const CpuPlan&) { return py::none(); });
+  plan.def("memory", [](const CpuPlan&) { return py::list(); });
 }
 
 }  // namespace
@@ -82,20 +71,7 @@ PYBIND11_MODULE(_C, m) {
         "Names of the instruction sets that can be used here, the widest first.");
   m.def("use_instruction_set", &use_instruction_set, py::arg("name"),
         "Chooses the instruction set of the whole process; results have the same bits on all.");
-  py::class_<BoundCpuPlan>(m, "CpuPlan", "Carries the layers' norms from step to step; see csrc/cpu/step.h.")
-      .def(py::init(&make_plan), py::kw_only(), py::arg("tensors"), py::arg("layers"), py::arg("eps"),
-           py::arg("shape_decay"), py::arg("track_norms"), py::arg("precision") = PrecisionTuples{}, py::arg("threads"))
-      .def("attach", &attach, py::arg("row_norm_sq"), py::arg("sum_squares"), py::arg("stale_steps"), py::arg("flags"),
-           py::arg("rounding_steps"))
-      .def("place", &place, py::arg("weights"), py::arg("momentum_buffers"), py::arg("params"))
-      .def("measure", &measure, py::arg("chosen"))
-      .def("step", &step, py::arg("grads"), py::arg("grad_dtypes"), py::arg("values"), py::arg("lrs"),
-           py::arg("grad_scale"), py::arg("found_inf"))
-      .def_property_readonly_static("is_on_host", [](const py::object&) { return true; })
-      .def("is_capturing", [](const BoundCpuPlan&) { return false; })
-      .def("stream", [](const BoundCpuPlan&) { return py::none(); })
-      .def("memory", [](const BoundCpuPlan&) { return py::list(); })
-      .def_property_readonly("steps", &BoundCpuPlan::steps_done);
+  bind_cpu(m);
 #if defined(SASGD_WITH_CUDA)
   bind_cuda(m);
 #endif

@@ -18,17 +18,17 @@ SASGD_HOST_DEVICE double layer_scale(double row_norm_sq, double backward_factor,
   return floored_row_norm_sq(row_norm_sq, eps) / backward_factor;
 }
 
-// Gives all blocks their m, if none has one: equation (23) from m = 1 at the output of the last block downwards.
+// Gives all layers their m, if none has one: equation (23) from m = 1 at the output of the last layer downwards.
 // m_{b,z} = ||W^T||^2 / ||W||^2 = rows / columns is never formed as a quotient of two sums, so that a zero or
-// non-finite block cannot poison the others.
-inline void fill_backward_factors(std::vector<BlockInfo>& blocks) {
-  for (const BlockInfo& block : blocks) {
-    if (block.backward_factor != 0) return;
+// non-finite layer cannot poison the others.
+inline void fill_backward_factors(std::vector<LayerInfo>& layers) {
+  for (const LayerInfo& layer : layers) {
+    if (layer.backward_factor != 0) return;
   }
   double m = 1.0;
-  for (size_t b = blocks.size(); b-- > 0;) {
-    blocks[b].backward_factor = m;
-    m *= blocks[b].rows / blocks[b].columns;
+  for (size_t b = layers.size(); b-- > 0;) {
+    layers[b].backward_factor = m;
+    m *= layers[b].rows / layers[b].columns;
   }
 }
 
@@ -47,7 +47,7 @@ SASGD_HOST_DEVICE bool same_bits(double a, double b) {
 
 SASGD_HOST_DEVICE bool is_finite(double x) { return x - x == 0.0; }
 
-// The coefficients of a tensor from its group's values and, for a scaled block, its scales.
+// The coefficients of a tensor from its group's values and, for a scaled layer, its scales.
 SASGD_HOST_DEVICE UpdateCoefficients make_coefficients(const GroupValues& group, double scale, double decay,
                                                        double inverse_loss_scale, bool first) {
   UpdateCoefficients c;

@@ -28,23 +28,23 @@ TensorRange narrowed(TensorRange range, const Predicate& is_in) {
 
 class PlanBase {
  public:
-  // Throws std::invalid_argument if tensors and blocks do not refer to each other, or a block has no elements.
-  PlanBase(std::vector<TensorInfo> tensors, std::vector<BlockInfo> blocks, PlanOptions options)
-      : tensors_(std::move(tensors)), blocks_(std::move(blocks)), options_(options) {
-    for (size_t b = 0; b < blocks_.size(); ++b) {
-      const size_t t = static_cast<size_t>(blocks_[b].tensor);
-      if (t >= tensors_.size() || tensors_[t].block != static_cast<int32_t>(b) || tensors_[t].numel == 0) {
+  // Throws std::invalid_argument if tensors and layers do not refer to each other, or a layer has no elements.
+  explicit PlanBase(PlanSpec spec)
+      : tensors_(std::move(spec.tensors)), layers_(std::move(spec.layers)), options_(spec.options) {
+    for (size_t b = 0; b < layers_.size(); ++b) {
+      const size_t t = static_cast<size_t>(layers_[b].tensor);
+      if (t >= tensors_.size() || tensors_[t].layer != static_cast<int32_t>(b) || tensors_[t].numel == 0) {
         throw std::invalid_argument("layers: layer " + std::to_string(b) +
                                     " and its tensor do not refer to each other");
       }
     }
-    fill_backward_factors(blocks_);
+    fill_backward_factors(layers_);
     for (const TensorInfo& tensor : tensors_) group_count_ = std::max(group_count_, tensor.group + 1);
     place({}, {}, {});
   }
 
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
-  const std::vector<BlockInfo>& blocks() const { return blocks_; }
+  const std::vector<LayerInfo>& layers() const { return layers_; }
   int32_t group_count() const { return group_count_; }
   // Memory that was attached; null before.
   const CarriedState& state() const { return state_; }
@@ -64,7 +64,7 @@ class PlanBase {
   TensorRange all() const { return {0, static_cast<int32_t>(tensors_.size())}; }
 
   std::vector<TensorInfo> tensors_;
-  std::vector<BlockInfo> blocks_;
+  std::vector<LayerInfo> layers_;
   PlanOptions options_;
   int32_t group_count_ = 0;
   int64_t steps_done_ = 0;

@@ -58,51 +58,47 @@ using LayerTuples = std::vector<std::tuple<int, bool, double, double, double>>;
 // (dtype code of the parameter, small_momentum, stochastic, stream) of each tensor, or nothing where all are plain.
 using PrecisionTuples = std::vector<std::tuple<int, bool, bool, uint64_t>>;
 
-struct Layout {
-  std::vector<TensorInfo> tensors;
-  std::vector<BlockInfo> blocks;
-};
-
 // Throws std::invalid_argument where a tensor cannot be stored so.
-inline Storage checked_precision(const TensorInfo& tensor, const PrecisionTuples::value_type& tuple) {
+inline Precision checked_precision(const TensorInfo& tensor, const PrecisionTuples::value_type& tuple) {
   const auto& [param_dtype, small_momentum, stochastic, stream] = tuple;
-  const Storage storage{checked_dtype("precision", param_dtype), small_momentum, stochastic, stream};
-  if ((has_copy(storage) || small_momentum) && tensor.dtype != DType::kFloat32) {
+  const Precision precision{checked_dtype("precision", param_dtype), small_momentum, stochastic, stream};
+  if ((is_master(precision) || small_momentum) && tensor.dtype != DType::kFloat32) {
     throw std::invalid_argument("precision: got masters or small momentum of 16-bit weights, want float32 weights");
   }
   if (stochastic && tensor.dtype != DType::kBFloat16 && !small_momentum) {
     throw std::invalid_argument("precision: got stochastic rounding of a tensor that has nothing in bfloat16");
   }
-  return storage;
+  return precision;
 }
 
-inline Layout checked_layout(const TensorTuples& tensors, const LayerTuples& layers, const PrecisionTuples& precision) {
+inline PlanSpec checked_spec(const TensorTuples& tensors, const LayerTuples& layers, const PrecisionTuples& precision,
+                             const PlanOptions& options) {
   if (!precision.empty() && precision.size() != tensors.size()) {
     throw std::invalid_argument("precision: got " + std::to_string(precision.size()) + " entries, want none or " +
                                 std::to_string(tensors.size()));
   }
-  Layout layout;
+  PlanSpec spec{{}, {}, options};
   for (const auto& [numel, group, dtype] : tensors) {
     if (numel < 0) throw std::invalid_argument("tensors: got a size of " + std::to_string(numel) + ", want 0 or more");
     if (group < 0 || group == std::numeric_limits<int>::max()) {
       throw std::invalid_argument("tensors: got group " + std::to_string(group) + ", want a small number from 0 on");
     }
     TensorInfo tensor{numel, group, -1, checked_dtype("tensors", dtype), {}};
-    if (!precision.empty()) tensor.storage = checked_precision(tensor, precision[layout.tensors.size()]);
-    layout.tensors.push_back(tensor);
+    if (!precision.empty()) tensor.precision = checked_precision(tensor, precision[spec.tensors.size()]);
+    spec.tensors.push_back(tensor);
   }
   for (const auto& [tensor, scaled, rows, columns, backward_factor] : layers) {
-    if (tensor < 0 || static_cast<size_t>(tensor) >= layout.tensors.size()) {
+    if (tensor < 0 || static_cast<size_t>(tensor) >= spec.tensors.size()) {
       throw std::invalid_argument("layers: got tensor " + std::to_string(tensor) + ", want less than " +
-                                  std::to_string(layout.tensors.size()));
+                                  std::to_string(spec.tensors.size()));
     }
-    layout.tensors[tensor].block = static_cast<int32_t>(layout.blocks.size());
-    layout.blocks.push_back({tensor, scaled, rows, columns, backward_factor});
-    if ((backward_factor == 0) != (layout.blocks[0].backward_factor == 0)) {
+    spec.tensors[tensor].layer = static_cast<int32_t>(spec.layers.size());
+    spec.layers.push_back({tensor, scaled, rows, columns, backward_factor});
+    if ((backward_factor == 0) != (spec.layers[0].backward_factor == 0)) {
       throw std::invalid_argument("layers: got a backward factor for some and none (0) for others, want all or none");
     }
   }
-  return layout;
+  return spec;
 }
 
 template <class T>
@@ -113,7 +109,7 @@ T* checked_memory(const char* name, uint64_t address, size_t items) {
 
 inline CarriedState checked_state(const PlanBase& plan, uint64_t row_norm_sq, uint64_t sum_squares,
                                   uint64_t stale_steps, uint64_t flags, uint64_t rounding_steps) {
-  const size_t layers = plan.blocks().size(), tensors = plan.tensors().size();
+  const size_t layers = plan.layers().size(), tensors = plan.tensors().size();
   return {checked_memory<double>("row_norm_sq", row_norm_sq, layers),
           checked_memory<double>("sum_squares", sum_squares, layers),
           checked_memory<int64_t>("stale_steps", stale_steps, layers), checked_memory<uint8_t>("flags", flags, tensors),
@@ -137,7 +133,7 @@ inline std::vector<uint64_t> param_addresses(const PlanBase& plan, const py::buf
   std::vector<uint64_t> params = addresses(plan, "params", buffer);
   for (size_t t = 0; t < params.size(); ++t) {
     const TensorInfo& tensor = plan.tensors()[t];
-    if (tensor.numel && has_copy(tensor.storage) != (params[t] != 0)) {
+    if (tensor.numel && is_master(tensor.precision) != (params[t] != 0)) {
       throw std::invalid_argument("params: tensor " + std::to_string(t) +
                                   " has an address and is no master, or is a master and has no address");
     }
@@ -154,9 +150,9 @@ inline void check_weight(const PlanBase& plan, size_t t) {
 
 // Which layers a norm pass is for: a byte for each.
 struct ChosenLayers : Array<uint8_t> {
-  ChosenLayers(const PlanBase& plan, const py::buffer& chosen) : Array("chosen", chosen, plan.blocks().size()) {
-    for (size_t b = 0; b < plan.blocks().size(); ++b) {
-      if ((*this)[b]) check_weight(plan, static_cast<size_t>(plan.blocks()[b].tensor));
+  ChosenLayers(const PlanBase& plan, const py::buffer& chosen) : Array("chosen", chosen, plan.layers().size()) {
+    for (size_t b = 0; b < plan.layers().size(); ++b) {
+      if ((*this)[b]) check_weight(plan, static_cast<size_t>(plan.layers()[b].tensor));
     }
     check_attached(plan);
   }
@@ -185,7 +181,7 @@ struct StepArguments {
   void check_tensor(const PlanBase& plan, size_t t) const {
     const TensorInfo& tensor = plan.tensors()[t];
     const DType dtype = checked_dtype("grad_dtypes", grad_dtypes[t]);
-    if (dtype != tensor.dtype && dtype != tensor.storage.copy_dtype && dtype != DType::kFloat32) {
+    if (dtype != tensor.dtype && dtype != tensor.precision.param_dtype && dtype != DType::kFloat32) {
       throw std::invalid_argument("grad_dtypes: tensor " + std::to_string(t) +
                                   " has a 16-bit gradient of another dtype, want its own or float32");
     }
@@ -196,5 +192,31 @@ struct StepArguments {
     }
   }
 };
+
+// The methods that both plans have alike. On: what says where a call runs: a stream of CUDA, nothing on the CPU;
+// `names` are those of these arguments.
+template <class Plan, class... On, class Class, class... Names>
+void bind_plan(Class& bound, const Names&... names) {
+  bound.def(
+      "place",
+      [](Plan& plan, const py::buffer& weights, const py::buffer& momentum_buffers, const py::buffer& params,
+         On... on) {
+        std::vector<uint64_t> of_weights = addresses(plan, "weights", weights);
+        std::vector<uint64_t> of_buffers = addresses(plan, "momentum_buffers", momentum_buffers);
+        std::vector<uint64_t> of_params = param_addresses(plan, params);
+        const py::gil_scoped_release unlocked;
+        plan.place(std::move(of_weights), std::move(of_buffers), std::move(of_params), on...);
+      },
+      py::arg("weights"), py::arg("momentum_buffers"), py::arg("params"), names...);
+  bound.def(
+      "measure",
+      [](Plan& plan, const py::buffer& chosen, On... on) {
+        const ChosenLayers layers(plan, chosen);
+        const py::gil_scoped_release unlocked;
+        plan.measure(layers.data(), on...);
+      },
+      py::arg("chosen"), names...);
+  bound.def_property_readonly("steps", &Plan::steps_done);
+}
 
 }  // namespace sasgd

@@ -74,6 +74,15 @@ def two_threads(set_num_threads: Callable[[int], None]) -> None:
     set_num_threads(2)
 
 
+@pytest.fixture(params=backends(["native"]))
+def core() -> Iterator[ModuleType]:
+    """The compiled module, whose instruction set is put back afterwards."""
+    from sasgd_fused import _C
+
+    yield _C
+    _C.use_instruction_set(_C.instruction_sets()[0])
+
+
 @pytest.fixture(params=backends([EMULATED_CUDA]))
 def emulation() -> Iterator[ModuleType]:
     """The emulated device, as it is in the beginning."""

@@ -28,8 +28,8 @@ struct RunStep {
   bool nesterov;
   UpdateCoefficients coefficients;
   ChunkSums* sums;  // one for each chunk; null: none are taken
-  Storage storage;
-  void* copy;             // of the weights as 16 bits; null: there is none
+  Precision precision;
+  void* param;            // that a master is rounded to, or null
   int64_t offset;         // of the first element in its tensor
   int64_t rounding_step;  // of the tensor
 };

@@ -52,30 +52,35 @@ double total(double* lanes) {
 
 }  // namespace
 
-CpuPlan::CpuPlan(std::vector<TensorInfo> tensors, std::vector<BlockInfo> blocks, PlanOptions options)
-    : PlanBase(std::move(tensors), std::move(blocks), options) {
+CpuPlan::CpuPlan(PlanSpec spec, std::function<int()> threads)
+    : PlanBase(std::move(spec)), threads_(std::move(threads)) {
   int64_t elements = 0;
   for (const TensorInfo& tensor : tensors_) elements += tensor.numel;
   const int64_t task_size = std::min(std::max(elements / kTasks, kChunk), kLargestTask);
   int64_t pending = task_size;  // elements in the last task; starts a task
   for (size_t t = 0; t < tensors_.size(); ++t) {
-    first_chunk_.push_back(static_cast<int64_t>(chunks_.size()));
+    first_chunk_.push_back(static_cast<int64_t>(tensor_of_chunk_.size()));
     for (int64_t offset = 0; offset < tensors_[t].numel; offset += kChunk) {
       if (pending >= task_size) {
-        tasks_.push_back(static_cast<int64_t>(chunks_.size()));
+        tasks_.push_back(static_cast<int64_t>(tensor_of_chunk_.size()));
         pending = 0;
       }
-      const int64_t count = std::min(kChunk, tensors_[t].numel - offset);
-      chunks_.push_back({static_cast<int32_t>(t), offset, count});
-      pending += count;
+      tensor_of_chunk_.push_back(static_cast<int32_t>(t));
+      pending += std::min(kChunk, tensors_[t].numel - offset);
     }
   }
-  first_chunk_.push_back(static_cast<int64_t>(chunks_.size()));
-  tasks_.push_back(static_cast<int64_t>(chunks_.size()));
-  sum_modes_.resize(blocks_.size());
-  has_jumped_.resize(blocks_.size());
-  chunk_sums_.resize(chunks_.size());
+  first_chunk_.push_back(static_cast<int64_t>(tensor_of_chunk_.size()));
+  tasks_.push_back(static_cast<int64_t>(tensor_of_chunk_.size()));
+  sum_modes_.resize(layers_.size());
+  has_jumped_.resize(layers_.size());
+  chunk_sums_.resize(tensor_of_chunk_.size());
   coefficients_.resize(tensors_.size());
+}
+
+int CpuPlan::thread_count() const {
+  const int count = threads_();
+  if (count < 1) throw std::invalid_argument("threads: got " + std::to_string(count) + ", want 1 or more");
+  return count;
 }
 
 template <class Body>
@@ -85,10 +90,10 @@ void CpuPlan::for_each_run(TensorRange range, int threads, const Body& body) {
   const auto end_task = std::lower_bound(tasks_.begin(), tasks_.end(), first_chunk_[range.end]);
   parallel_for(end_task - first_task, threads, [&](int64_t task) {
     for (int64_t k = first_task[task], end; k < first_task[task + 1]; k = end) {
-      const Chunk& first = chunks_[k];
-      end = std::min(first_task[task + 1], first_chunk_[first.tensor + 1]);
-      body(first.tensor, first.offset, chunks_[end - 1].offset + chunks_[end - 1].count - first.offset,
-           &chunk_sums_[k]);
+      const int32_t t = tensor_of_chunk_[k];
+      end = std::min(first_task[task + 1], first_chunk_[t + 1]);
+      const int64_t offset = (k - first_chunk_[t]) * kChunk;
+      body(t, offset, std::min((end - k) * kChunk, tensors_[t].numel - offset), &chunk_sums_[k]);
     }
   });
 }
@@ -114,7 +119,7 @@ void CpuPlan::take_sums(const std::vector<int32_t>& chosen, int threads) {
     kernels.sum_squares(address<const void>(weights_[t], offset, dtype), count, dtype, sums);
   });
   for (const int32_t t : chosen) {
-    const int32_t b = tensors_[t].block;
+    const int32_t b = tensors_[t].layer;
     ChunkSums sums = sums_of(t);
     state_.sum_squares[b] = total(sums.written);
     sum_modes_[b] = float_mode();
@@ -122,22 +127,22 @@ void CpuPlan::take_sums(const std::vector<int32_t>& chosen, int threads) {
   }
 }
 
-void CpuPlan::measure(const uint8_t* chosen_blocks, int threads) {
+void CpuPlan::measure(const uint8_t* chosen_layers) {
   std::vector<int32_t> chosen;
   for (int32_t t = 0; t < all().end; ++t) {
-    const int32_t b = tensors_[t].block;
-    if (b >= 0 && chosen_blocks[b] && !(state_.flags[t] & kNormKept)) chosen.push_back(t);
+    const int32_t b = tensors_[t].layer;
+    if (b >= 0 && chosen_layers[b] && !(state_.flags[t] & kNormKept)) chosen.push_back(t);
   }
-  take_sums(chosen, threads);
-  for (const int32_t t : chosen) state_.row_norm_sq[tensors_[t].block] = norm_of_sums(tensors_[t].block);
+  take_sums(chosen, thread_count());
+  for (const int32_t t : chosen) state_.row_norm_sq[tensors_[t].layer] = norm_of_sums(tensors_[t].layer);
 }
 
 void CpuPlan::retake_sums(TensorRange range, const uint64_t* grads, int threads) {
   const uint64_t mode = float_mode();
   std::vector<int32_t> chosen, followed;
   for (int32_t t = range.first; t < range.end; ++t) {
-    const int32_t b = tensors_[t].block;
-    if (!grads[t] || b < 0 || !blocks_[b].scaled) continue;
+    const int32_t b = tensors_[t].layer;
+    if (!grads[t] || b < 0 || !layers_[b].scaled) continue;
     if (std::isfinite(state_.sum_squares[b]) && !has_jumped_[b] && sum_modes_[b] == mode) continue;
     chosen.push_back(t);
     if (same_bits(state_.row_norm_sq[b], norm_of_sums(b))) followed.push_back(b);
@@ -150,10 +155,10 @@ void CpuPlan::make_coefficients_of(TensorRange range, const GroupValues* groups,
   const double inverse = 1.0 / grad_scale;
   for (int32_t t = range.first; t < range.end; ++t) {
     const GroupValues& group = groups[tensors_[t].group];
-    const int32_t b = tensors_[t].block;
+    const int32_t b = tensors_[t].layer;
     double scale = 1.0, decay = group.weight_decay;
-    if (b >= 0 && blocks_[b].scaled) {
-      const double m = blocks_[b].backward_factor;
+    if (b >= 0 && layers_[b].scaled) {
+      const double m = layers_[b].backward_factor;
       scale = layer_scale(state_.row_norm_sq[b], m, options_.eps);
       decay = decay_scale(scale, m, group.weight_decay, options_.shape_decay);
     }
@@ -161,8 +166,8 @@ void CpuPlan::make_coefficients_of(TensorRange range, const GroupValues* groups,
   }
 }
 
-int64_t CpuPlan::step(const uint64_t* grads, const uint8_t* grad_dtypes, const GroupValues* groups, double grad_scale,
-                      int threads) {
+int64_t CpuPlan::step(const uint64_t* grads, const uint8_t* grad_dtypes, const GroupValues* groups, double grad_scale) {
+  const int threads = thread_count();
   const auto is_updated = [&](int32_t t) { return grads[t] != 0 && tensors_[t].numel > 0; };
   const TensorRange range = narrowed(all(), is_updated);
   const Kernels& kernels = *current_kernels();
@@ -176,15 +181,15 @@ int64_t CpuPlan::step(const uint64_t* grads, const uint8_t* grad_dtypes, const G
     run.grad_dtype = static_cast<DType>(grad_dtypes[t]);
     run.weight = address<void>(weights_[t], offset, tensor.dtype);
     run.grad = address<const void>(grads[t], offset, run.grad_dtype);
-    const DType momentum_dtype = tensor.storage.small_momentum ? DType::kBFloat16 : tensor.dtype;
+    const DType momentum_dtype = tensor.precision.small_momentum ? DType::kBFloat16 : tensor.dtype;
     run.momentum_buffer = address<void>(momentum_buffers_[t], offset, momentum_dtype);
     run.count = count;
     run.dtype = tensor.dtype;
     run.nesterov = groups[tensor.group].nesterov;
     run.coefficients = coefficients_[t];
-    run.sums = options_.track_norms && tensor.block >= 0 ? sums : nullptr;
-    run.storage = tensor.storage;
-    run.copy = address<void>(params_[t], offset, tensor.storage.copy_dtype);
+    run.sums = options_.track_norms && tensor.layer >= 0 ? sums : nullptr;
+    run.precision = tensor.precision;
+    run.param = address<void>(params_[t], offset, tensor.precision.param_dtype);
     run.offset = offset;
     run.rounding_step = state_.rounding_steps[t];
     kernels.update(run);
@@ -195,12 +200,12 @@ int64_t CpuPlan::step(const uint64_t* grads, const uint8_t* grad_dtypes, const G
     if (!is_updated(t)) continue;
     const TensorInfo& tensor = tensors_[t];
     if (momentum_buffers_[t]) state_.flags[t] |= kStarted;
-    if (tensor.storage.stochastic) ++state_.rounding_steps[t];
-    if (tensor.block < 0) continue;
+    if (tensor.precision.stochastic) ++state_.rounding_steps[t];
+    if (tensor.layer < 0) continue;
     if (options_.track_norms) {
       stale += carry_sums(t);
-    } else if (blocks_[tensor.block].scaled && groups[tensor.group].lr != 0 &&
-               is_finite(state_.row_norm_sq[tensor.block])) {
+    } else if (layers_[tensor.layer].scaled && groups[tensor.group].lr != 0 &&
+               is_finite(state_.row_norm_sq[tensor.layer])) {
       state_.flags[t] |= kNormKept;
     }
   }
@@ -208,10 +213,10 @@ int64_t CpuPlan::step(const uint64_t* grads, const uint8_t* grad_dtypes, const G
 }
 
 bool CpuPlan::carry_sums(int32_t tensor) {
-  const int32_t b = tensors_[tensor].block;
+  const int32_t b = tensors_[tensor].layer;
   ChunkSums sums = sums_of(tensor);
   const double before = total(sums.read), after = total(sums.written);
-  const bool is_stale = blocks_[b].scaled && !same_bits(before, state_.sum_squares[b]);
+  const bool is_stale = layers_[b].scaled && !same_bits(before, state_.sum_squares[b]);
   if (is_stale) ++state_.stale_steps[b];
   state_.sum_squares[b] = after;
   state_.row_norm_sq[b] = norm_of_sums(b);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -10,10 +11,11 @@
 
 namespace sasgd {
 
-// Carries the blocks' norms from step to step, so that a step is one pass over the tensors.
+// Carries the layers' norms from step to step, so that a step is one pass over the tensors.
 class CpuPlan : public PlanBase {
  public:
-  CpuPlan(std::vector<TensorInfo> tensors, std::vector<BlockInfo> blocks, PlanOptions options);
+  // `threads` gives the number of threads; it is asked in each norm pass and step.
+  CpuPlan(PlanSpec spec, std::function<int()> threads);
 
   // Takes memory into use. What it holds must be zero, or what a plan like this one left there.
   void attach(const CarriedState& state) { state_ = state; }
@@ -22,25 +24,20 @@ class CpuPlan : public PlanBase {
   // hold until the next call.
   using PlanBase::place;
 
-  // Norm pass: takes the norms of the chosen blocks from their weights, except of those whose norm is kept.
-  void measure(const uint8_t* chosen_blocks, int threads);
+  // Norm pass: takes the norms of the chosen layers from their weights, except of those whose norm is kept.
+  void measure(const uint8_t* chosen_layers);
 
-  // One step; a null gradient leaves the tensor as it is. Returns how many scaled blocks had been written since their
+  // One step; a null gradient leaves the tensor as it is. Returns how many scaled layers had been written since their
   // norms were taken, which only this step saw: their scale was that of the weights before.
-  int64_t step(const uint64_t* grads, const uint8_t* grad_dtypes, const GroupValues* groups, double grad_scale,
-               int threads);
+  int64_t step(const uint64_t* grads, const uint8_t* grad_dtypes, const GroupValues* groups, double grad_scale);
 
  private:
-  struct Chunk {
-    int32_t tensor;
-    int64_t offset;
-    int64_t count;
-  };
-
+  // Throws std::invalid_argument where that is not 1 or more.
+  int thread_count() const;
   // Takes the sums of squares of some tensors, which are in order.
   void take_sums(const std::vector<int32_t>& chosen, int threads);
-  // The norm that follows from a block's sums.
-  double norm_of_sums(size_t block) const { return state_.sum_squares[block] / blocks_[block].rows; }
+  // The norm that follows from a layer's sums.
+  double norm_of_sums(size_t layer) const { return state_.sum_squares[layer] / layers_[layer].rows; }
   // Before a step, takes the norms anew whose carried sums cannot be those of the weights or are of no use: they were
   // taken in another floating-point mode, or are not finite or have jumped although others may have put the weights
   // right. A norm that is not that of the carried sums was given by the host, and stays.
@@ -54,15 +51,16 @@ class CpuPlan : public PlanBase {
   // A tensor's sums: chunks in their order, lane by lane.
   ChunkSums sums_of(int32_t tensor) const;
 
-  // Compares the sums of what a step read of a block with the carried ones, and carries those of what it wrote. Returns
-  // whether the block had been written unseen and is scaled.
+  // Compares the sums of what a step read of a layer with the carried ones, and carries those of what it wrote. Returns
+  // whether the layer had been written unseen and is scaled.
   bool carry_sums(int32_t tensor);
 
-  std::vector<Chunk> chunks_;
+  std::function<int()> threads_;
+  std::vector<int32_t> tensor_of_chunk_;
   std::vector<int64_t> tasks_;        // first chunk of what a thread does in one go; one more entry at the end
   std::vector<int64_t> first_chunk_;  // of each tensor; one more entry at the end
-  std::vector<uint64_t> sum_modes_;   // of each block: the floating-point mode in which its carried sum was taken
-  std::vector<uint8_t> has_jumped_;   // of each block: its sum grew much in the last step
+  std::vector<uint64_t> sum_modes_;   // of each layer: the floating-point mode in which its carried sum was taken
+  std::vector<uint8_t> has_jumped_;   // of each layer: its sum grew much in the last step
   std::vector<ChunkSums> chunk_sums_;
   std::vector<UpdateCoefficients> coefficients_;
 };

@@ -4,6 +4,7 @@
 // with other files might be compiled here for instructions that the machine lacks.
 #include <type_traits>
 
+#include "../dispatch.h"
 #include "kernels.h"
 #include "lanes.h"
 
@@ -37,10 +38,10 @@ inline Lanes update_lanes(typename W::Stored* weight, const typename G::Stored* 
   return store<W>(weight, next_weight(w, direction<kMomentum>(g, buffer, c), c), random);
 }
 
-// Rounds weights to their 16-bit copy.
+// Rounds masters to their parameter.
 template <class T>
-void copy_weights(const float* weight, void* copy, int64_t count) {
-  typename T::Stored* to = static_cast<typename T::Stored*>(copy);
+void store_param(const float* weight, void* param, int64_t count) {
+  typename T::Stored* to = static_cast<typename T::Stored*>(param);
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) store<T>(to + i, load<Float32>(weight + i));
   if (i < count) {
@@ -65,7 +66,7 @@ void update(const RunStep& run) {
     const int64_t end = begin + kSpan < run.count ? begin + kSpan : run.count;
     const int64_t place = run.offset + begin;  // its high 32 bits are those of the whole span
     RandomKey key{};
-    if constexpr (W::kStochastic || M::kStochastic) key = random_key(run.storage.stream, run.rounding_step, place);
+    if constexpr (W::kStochastic || M::kStochastic) key = random_key(run.precision.stream, run.rounding_step, place);
     Lanes read{}, written{};
     int64_t i = begin;
     for (; i + kLanes <= end; i += kLanes) {
@@ -93,9 +94,9 @@ void update(const RunStep& run) {
       }
     }
     if constexpr (std::is_same_v<W, Float32>) {
-      if (run.copy) {  // the span is still in the nearest cache
-        const auto copy = run.storage.copy_dtype == DType::kBFloat16 ? copy_weights<BFloat16> : copy_weights<Float16>;
-        copy(weight + begin, static_cast<uint16_t*>(run.copy) + begin, end - begin);
+      if (run.param) {  // the span is still in the nearest cache
+        const auto round = run.precision.param_dtype == DType::kBFloat16 ? store_param<BFloat16> : store_param<Float16>;
+        round(weight + begin, static_cast<uint16_t*>(run.param) + begin, end - begin);
       }
     }
     if constexpr (kSumSquares) {
@@ -145,48 +146,38 @@ void update_with_momentum(const RunStep& run) {
   return update_with_sums<W, G, M, Momentum::kClassic>(run);
 }
 
-template <class G>
-void update_float32(const RunStep& run) {
-  if (!run.storage.small_momentum) return update_with_momentum<Float32, G, Float32>(run);
-  if (run.storage.stochastic) return update_with_momentum<Float32, G, StochasticBFloat16>(run);
-  return update_with_momentum<Float32, G, BFloat16>(run);
-}
+struct Types {
+  using Float32 = SASGD_ISA::Float32;
+  using BFloat16 = SASGD_ISA::BFloat16;
+  using Float16 = SASGD_ISA::Float16;
+};
 
-// T is the dtype of weights, momentum buffer and gradient, unless that is float32; they are rounded as W says.
-template <class W, class T = W>
+// Weights as W, gradients as T or float32.
+template <class W, class T>
 void update_16_bits(const RunStep& run) {
-  return run.grad_dtype == DType::kFloat32 ? update_with_momentum<W, Float32, W>(run)
-                                           : update_with_momentum<W, T, W>(run);
+  run.grad_dtype == DType::kFloat32 ? update_with_momentum<W, Float32, W>(run) : update_with_momentum<W, T, W>(run);
 }
 
 void update_any(const RunStep& run) {
-  switch (run.dtype) {
-    case DType::kBFloat16:
-      return run.storage.stochastic ? update_16_bits<StochasticBFloat16, BFloat16>(run) : update_16_bits<BFloat16>(run);
-    case DType::kFloat16:
-      return update_16_bits<Float16>(run);
-    default:
-      break;
-  }
-  switch (run.grad_dtype) {  // that of the weights' copy, or float32
-    case DType::kBFloat16:
-      return update_float32<BFloat16>(run);
-    case DType::kFloat16:
-      return update_float32<Float16>(run);
-    default:
-      return update_float32<Float32>(run);
-  }
+  const bool stochastic = run.precision.stochastic;
+  visit<Types>(run.dtype, [&](auto weight) {
+    using W = typename decltype(weight)::Type;
+    if constexpr (std::is_same_v<W, BFloat16>) {
+      stochastic ? update_16_bits<StochasticBFloat16, W>(run) : update_16_bits<W, W>(run);
+    } else if constexpr (std::is_same_v<W, Float16>) {
+      update_16_bits<W, W>(run);
+    } else {
+      visit<Types>(run.grad_dtype, [&](auto grad) {
+        using G = typename decltype(grad)::Type;
+        if (!run.precision.small_momentum) return update_with_momentum<W, G, W>(run);
+        stochastic ? update_with_momentum<W, G, StochasticBFloat16>(run) : update_with_momentum<W, G, BFloat16>(run);
+      });
+    }
+  });
 }
 
 void sum_squares_any(const void* weight, int64_t count, DType dtype, ChunkSums* sums) {
-  switch (dtype) {
-    case DType::kBFloat16:
-      return sum_squares<BFloat16>(weight, count, sums);
-    case DType::kFloat16:
-      return sum_squares<Float16>(weight, count, sums);
-    default:
-      return sum_squares<Float32>(weight, count, sums);
-  }
+  visit<Types>(dtype, [&](auto type) { sum_squares<typename decltype(type)::Type>(weight, count, sums); });
 }
 
 #define SASGD_NAME_(isa) #isa

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "../update_rule.h"
+#include "../dispatch.h"
 #include "elements.cuh"
 #include "tables.h"
 
@@ -28,19 +28,19 @@ struct ChunkWork {
   UpdateCoefficients coefficients;
 };
 
-// What a mixed plan needs besides; ordinary ones have Ordinary.
-struct MixedWork {
-  static constexpr bool kMixed = true;
-  void* copy;  // null: there is none
-  DType copy_dtype;
+// What a plan of mixed precision needs besides; others have PlainWork.
+struct PrecisionWork {
+  static constexpr bool kMixedPrecision = true;
+  void* param;  // null: the weights are no master
+  DType param_dtype;
   bool small_momentum;
   bool stochastic;
   uint32_t place;  // of the chunk's first element, its low 32 bits
   RandomKey key;
 };
 
-struct Ordinary {
-  static constexpr bool kMixed = false;
+struct PlainWork {
+  static constexpr bool kMixedPrecision = false;
 };
 
 // A thread's sums of squares over a chunk, in float32: at most kChunk / kThreads elements each.
@@ -58,40 +58,40 @@ struct Pattern {
 };
 
 // The random bits of an element, if its tensor is rounded by chance.
-template <class Storage>
-__device__ __forceinline__ uint32_t random_of(const Storage& storage, int at) {
-  if constexpr (Storage::kMixed) {
-    if (storage.stochastic) return random_bits(storage.place + static_cast<uint32_t>(at), storage.key);
+template <class HowStored>
+__device__ __forceinline__ uint32_t random_of(const HowStored& precision, int at) {
+  if constexpr (HowStored::kMixedPrecision) {
+    if (precision.stochastic) return random_bits(precision.place + static_cast<uint32_t>(at), precision.key);
   }
   return 0;
 }
 
-template <class T, class Storage>
-__device__ __forceinline__ T round_for(const Storage& storage, float x, uint32_t random) {
-  if constexpr (Storage::kMixed && std::is_same_v<T, __nv_bfloat16>) {
-    if (storage.stochastic) return narrow_stochastically(x, random);
+template <class T, class HowStored>
+__device__ __forceinline__ T round_for(const HowStored& precision, float x, uint32_t random) {
+  if constexpr (HowStored::kMixedPrecision && std::is_same_v<T, __nv_bfloat16>) {
+    if (precision.stochastic) return narrow_stochastically(x, random);
   }
   return narrow<T>(x);
 }
 
-// Rounds masters to the parameter, their copy.
+// Rounds masters to their parameter.
 template <class T, bool kVectors, int kCount>
-__device__ __forceinline__ void store_copy(void* copy, int at, const Elements<float, kCount>& masters, int left) {
+__device__ __forceinline__ void store_param(void* param, int at, const Elements<float, kCount>& masters, int left) {
   Elements<T, kCount> rounded;
 #pragma unroll
   for (int e = 0; e < kCount; ++e) rounded.value[e] = narrow<T>(masters.value[e]);
-  store<kVectors>(global_memory(static_cast<T*>(copy)) + at, rounded, left);
+  store<kVectors>(global_memory(static_cast<T*>(param)) + at, rounded, left);
 }
 
-// In mixed plans kNesterov stands for both kinds of momentum, which halves what has to be compiled.
-template <Momentum kMomentum, class Storage>
-__device__ __forceinline__ float along_of(float amended, float buffer, const ChunkWork& work, const Storage&) {
-  if (Storage::kMixed && work.momentum == Momentum::kClassic) return buffer;
+// In mixed precision kNesterov stands for both kinds of momentum, which halves what has to be compiled.
+template <Momentum kMomentum, class HowStored>
+__device__ __forceinline__ float along_of(float amended, float buffer, const ChunkWork& work, const HowStored&) {
+  if (HowStored::kMixedPrecision && work.momentum == Momentum::kClassic) return buffer;
   return direction<kMomentum>(amended, buffer, work.coefficients);
 }
 
-template <class W, class G, class M, Momentum kMomentum, bool kVectors, bool kGradVectors, class Storage>
-__device__ __forceinline__ ThreadSums update_chunk(const ChunkWork& work, const Storage& storage) {
+template <class W, class G, class M, Momentum kMomentum, bool kVectors, bool kGradVectors, class HowStored>
+__device__ __forceinline__ ThreadSums update_chunk(const ChunkWork& work, const HowStored& precision) {
   using P = Pattern<W>;
   W* weight = global_memory(static_cast<W*>(work.weight));
   const G* grad = global_memory(static_cast<const G*>(work.grad));
@@ -116,25 +116,25 @@ __device__ __forceinline__ ThreadSums update_chunk(const ChunkWork& work, const 
       for (int e = 0; e < P::kElements; ++e) {
         const float before = widen(w[b].value[e]);
         const float amended = amended_gradient(widen(g[b].value[e]), before, c);
-        const uint32_t random = random_of(storage, at + e);
+        const uint32_t random = random_of(precision, at + e);
         float buffer = 0.0f;
         if constexpr (kMomentum != Momentum::kNone) {
           buffer = next_momentum(amended, widen(m[b].value[e]), c);
-          m[b].value[e] = round_for<M>(storage, buffer, random >> 16);
+          m[b].value[e] = round_for<M>(precision, buffer, random >> 16);
         }
-        w[b].value[e] =
-            round_for<W>(storage, next_weight(before, along_of<kMomentum>(amended, buffer, work, storage), c), random);
+        w[b].value[e] = round_for<W>(
+            precision, next_weight(before, along_of<kMomentum>(amended, buffer, work, precision), c), random);
         const float after = widen(w[b].value[e]);
         sums.read += before * before;
         sums.written += after * after;
       }
       store<kVectors>(weight + at, w[b], left);
       if constexpr (kMomentum != Momentum::kNone) store<kVectors>(momentum_buffer + at, m[b], left);
-      if constexpr (Storage::kMixed && std::is_same_v<W, float>) {
-        if (storage.copy && storage.copy_dtype == DType::kBFloat16) {
-          store_copy<__nv_bfloat16, kVectors>(storage.copy, at, w[b], left);
-        } else if (storage.copy) {
-          store_copy<__half, kVectors>(storage.copy, at, w[b], left);
+      if constexpr (HowStored::kMixedPrecision && std::is_same_v<W, float>) {
+        if (precision.param && precision.param_dtype == DType::kBFloat16) {
+          store_param<__nv_bfloat16, kVectors>(precision.param, at, w[b], left);
+        } else if (precision.param) {
+          store_param<__half, kVectors>(precision.param, at, w[b], left);
         }
       }
     }
@@ -171,80 +171,59 @@ __device__ __forceinline__ bool allows_vectors(const void* address) {
   return reinterpret_cast<uint64_t>(address) % 16 == 0;
 }
 
-template <class W, class G, class M, Momentum kMomentum, class Storage>
-__device__ __forceinline__ ThreadSums update_aligned(const ChunkWork& work, const Storage& storage) {
+template <class W, class G, class M, Momentum kMomentum, class HowStored>
+__device__ __forceinline__ ThreadSums update_aligned(const ChunkWork& work, const HowStored& precision) {
   bool vectors = allows_vectors(work.weight) && allows_vectors(work.momentum_buffer);
-  if constexpr (Storage::kMixed) vectors = vectors && allows_vectors(storage.copy);
-  if (!vectors) return update_chunk<W, G, M, kMomentum, false, false>(work, storage);
+  if constexpr (HowStored::kMixedPrecision) vectors = vectors && allows_vectors(precision.param);
+  if (!vectors) return update_chunk<W, G, M, kMomentum, false, false>(work, precision);
   // Gradients are often views of one flat buffer (DDP): weights and momentum need not suffer for it.
-  return allows_vectors(work.grad) ? update_chunk<W, G, M, kMomentum, true, true>(work, storage)
-                                   : update_chunk<W, G, M, kMomentum, true, false>(work, storage);
+  return allows_vectors(work.grad) ? update_chunk<W, G, M, kMomentum, true, true>(work, precision)
+                                   : update_chunk<W, G, M, kMomentum, true, false>(work, precision);
 }
 
-template <class W, class G, class M, class Storage>
-__device__ __forceinline__ ThreadSums update_with_momentum(const ChunkWork& work, const Storage& storage) {
-  if (work.momentum == Momentum::kNone) return update_aligned<W, G, W, Momentum::kNone>(work, storage);
-  if constexpr (!Storage::kMixed) {
-    if (work.momentum == Momentum::kClassic) return update_aligned<W, G, M, Momentum::kClassic>(work, storage);
+template <class W, class G, class M, class HowStored>
+__device__ __forceinline__ ThreadSums update_with_momentum(const ChunkWork& work, const HowStored& precision) {
+  if (work.momentum == Momentum::kNone) return update_aligned<W, G, W, Momentum::kNone>(work, precision);
+  if constexpr (!HowStored::kMixedPrecision) {
+    if (work.momentum == Momentum::kClassic) return update_aligned<W, G, M, Momentum::kClassic>(work, precision);
   }
-  return update_aligned<W, G, M, Momentum::kNesterov>(work, storage);
+  return update_aligned<W, G, M, Momentum::kNesterov>(work, precision);
 }
 
-template <class W, class Storage>
-__device__ __forceinline__ ThreadSums update_16_bits(const ChunkWork& work, const Storage& storage) {
-  return work.wide_grad ? update_with_momentum<W, float, W>(work, storage)
-                        : update_with_momentum<W, W, W>(work, storage);
-}
+// For lambdas. Where one is left a function, what it captures is kept in local memory.
+#define SASGD_INLINED __attribute__((always_inline))
 
-template <class G>
-__device__ __forceinline__ ThreadSums update_with_small_momentum(const ChunkWork& work, const MixedWork& storage) {
-  return storage.small_momentum ? update_with_momentum<float, G, __nv_bfloat16>(work, storage)
-                                : update_with_momentum<float, G, float>(work, storage);
-}
+struct Types {
+  using Float32 = float;
+  using BFloat16 = __nv_bfloat16;
+  using Float16 = __half;
+};
 
-__device__ __forceinline__ ThreadSums update_float32(const ChunkWork& work, const Ordinary& storage) {
-  return update_with_momentum<float, float, float>(work, storage);
-}
-
-__device__ __forceinline__ ThreadSums update_float32(const ChunkWork& work, const MixedWork& storage) {
-  const DType grad_dtype = work.wide_grad ? DType::kFloat32 : storage.copy_dtype;
-  switch (grad_dtype) {
-    case DType::kBFloat16:
-      return update_with_small_momentum<__nv_bfloat16>(work, storage);
-    case DType::kFloat16:
-      return update_with_small_momentum<__half>(work, storage);
-    default:
-      return update_with_small_momentum<float>(work, storage);
-  }
-}
-
-template <class Storage>
-__device__ __forceinline__ ThreadSums update_any(const ChunkWork& work, const Storage& storage) {
-  switch (work.dtype) {
-    case DType::kBFloat16:
-      return update_16_bits<__nv_bfloat16>(work, storage);
-    case DType::kFloat16:
-      return update_16_bits<__half>(work, storage);
-    default:
-      return update_float32(work, storage);
-  }
-}
-
-template <class W>
-__device__ __forceinline__ ThreadSums sum_aligned(const ChunkWork& work) {
-  return allows_vectors(work.weight) ? sum_chunk<W, true>(work.weight, work.count)
-                                     : sum_chunk<W, false>(work.weight, work.count);
+template <class HowStored>
+__device__ __forceinline__ ThreadSums update_any(const ChunkWork& work, const HowStored& precision) {
+  return visit<Types>(work.dtype, [&](auto weight) SASGD_INLINED {
+    using W = typename decltype(weight)::Type;
+    if constexpr (!std::is_same_v<W, float>) {
+      return work.wide_grad ? update_with_momentum<W, float, W>(work, precision)
+                            : update_with_momentum<W, W, W>(work, precision);
+    } else if constexpr (!HowStored::kMixedPrecision) {
+      return update_with_momentum<W, W, W>(work, precision);
+    } else {
+      return visit<Types>(work.wide_grad ? DType::kFloat32 : precision.param_dtype, [&](auto grad) SASGD_INLINED {
+        using G = typename decltype(grad)::Type;
+        return precision.small_momentum ? update_with_momentum<W, G, __nv_bfloat16>(work, precision)
+                                        : update_with_momentum<W, G, W>(work, precision);
+      });
+    }
+  });
 }
 
 __device__ __forceinline__ ThreadSums sum_any(const ChunkWork& work) {
-  switch (work.dtype) {
-    case DType::kBFloat16:
-      return sum_aligned<__nv_bfloat16>(work);
-    case DType::kFloat16:
-      return sum_aligned<__half>(work);
-    default:
-      return sum_aligned<float>(work);
-  }
+  return visit<Types>(work.dtype, [&](auto weight) SASGD_INLINED {
+    using W = typename decltype(weight)::Type;
+    return allows_vectors(work.weight) ? sum_chunk<W, true>(work.weight, work.count)
+                                       : sum_chunk<W, false>(work.weight, work.count);
+  });
 }
 
 }  // namespace cuda

@@ -36,15 +36,15 @@ __device__ __forceinline__ GroupValues group_values(const LaunchArgs<kWords>& ar
   return sent.values;
 }
 
-// Whether a step leaves a scaled block as it is, because the one before spoilt it: its norm is no number, which would
+// Whether a step leaves a scaled layer as it is, because the one before spoilt it: its norm is no number, which would
 // spoil again what others have put right since. The next step knows the norm, from what this one reads.
-__device__ __forceinline__ bool is_left(const LaunchHeader& header, int32_t block) {
-  const double norm = header.tables.row_norm_sq[block];
+__device__ __forceinline__ bool is_left(const LaunchHeader& header, int32_t layer) {
+  const double norm = header.tables.row_norm_sq[layer];
   return header.track_norms && norm != norm;
 }
 
 // Looks up what a step does with a chunk; one thread does it for all.
-template <bool kMixed, int kWords>
+template <bool kMixedPrecision, int kWords>
 __device__ ChunkWork step_of_chunk(const LaunchArgs<kWords>& args, int32_t chunk) {
   const LaunchHeader& header = args.header;
   const Tables& tables = header.tables;
@@ -59,20 +59,21 @@ __device__ ChunkWork step_of_chunk(const LaunchArgs<kWords>& args, int32_t chunk
   const ChunkPlace place = chunk_place(chunk - tensor.first_chunk, tensor.numel);
   work.wide_grad = word & kWideGradient;
   work.weight = address<void>(base.weight, place.offset, item_size(tensor.dtype));
-  const DType param_dtype = kMixed && tensor.copy_dtype != DType::kFloat32 ? tensor.copy_dtype : tensor.dtype;
+  const DType param_dtype =
+      kMixedPrecision && tensor.param_dtype != DType::kFloat32 ? tensor.param_dtype : tensor.dtype;
   work.grad = address<const void>(word & ~kWideGradient, place.offset, work.wide_grad ? 4 : item_size(param_dtype));
-  const int momentum_size = kMixed && tensor.small_momentum ? 2 : item_size(tensor.dtype);
+  const int momentum_size = kMixedPrecision && tensor.small_momentum ? 2 : item_size(tensor.dtype);
   work.momentum_buffer = address<void>(base.momentum_buffer, place.offset, momentum_size);
   work.count = place.count;
   work.dtype = tensor.dtype;
-  work.takes_sums = header.track_norms && tensor.block >= 0;
+  work.takes_sums = header.track_norms && tensor.layer >= 0;
   work.momentum = !base.momentum_buffer ? Momentum::kNone : group.nesterov ? Momentum::kNesterov : Momentum::kClassic;
 
   double scale = 1.0, decay = group.weight_decay;
-  if (tensor.block >= 0 && tables.blocks[tensor.block].scaled) {
-    const double m = tables.blocks[tensor.block].backward_factor;
-    work.is_left = is_left(header, tensor.block);
-    scale = layer_scale(tables.row_norm_sq[tensor.block], m, header.eps);
+  if (tensor.layer >= 0 && tables.layers[tensor.layer].scaled) {
+    const double m = tables.layers[tensor.layer].backward_factor;
+    work.is_left = is_left(header, tensor.layer);
+    scale = layer_scale(tables.row_norm_sq[tensor.layer], m, header.eps);
     decay = decay_scale(scale, m, group.weight_decay, header.shape_decay);
   }
   const double inverse = header.grad_scale ? 1.0 / static_cast<double>(*header.grad_scale) : 1.0;
@@ -80,19 +81,19 @@ __device__ ChunkWork step_of_chunk(const LaunchArgs<kWords>& args, int32_t chunk
   return work;
 }
 
-// Looks up what a step in a mixed plan needs besides.
-__device__ __forceinline__ MixedWork storage_of_chunk(const Tables& tables, int32_t chunk) {
+// Looks up what a step in mixed precision needs besides.
+__device__ __forceinline__ PrecisionWork precision_of_chunk(const Tables& tables, int32_t chunk) {
   const int32_t t = tables.tensor_of_chunk[chunk];
   const TensorEntry tensor = tables.tensors[t];
-  const MixedEntry mixed = tables.mixed[t];
+  const PrecisionEntry precision = tables.precision[t];
   const int64_t offset = chunk_place(chunk - tensor.first_chunk, tensor.numel).offset;
-  MixedWork work{};
-  work.copy = address<void>(mixed.copy, offset, 2);
-  work.copy_dtype = tensor.copy_dtype;
+  PrecisionWork work{};
+  work.param = address<void>(precision.param, offset, 2);
+  work.param_dtype = tensor.param_dtype;
   work.small_momentum = tensor.small_momentum;
   work.stochastic = tensor.stochastic;
   work.place = static_cast<uint32_t>(offset);
-  if (work.stochastic) work.key = random_key(mixed.stream, tables.rounding_steps[t], offset);
+  if (work.stochastic) work.key = random_key(precision.stream, tables.rounding_steps[t], offset);
   return work;
 }
 
@@ -139,10 +140,10 @@ __device__ __forceinline__ Sums add_up(const ThreadSums& own, Sums* of_warps) {
 }
 
 // Whether all other thread blocks of the launch have finished, so that what they wrote can be read.
-__device__ __forceinline__ bool is_last_block(const Tables& tables) {
+__device__ __forceinline__ bool is_last_thread_block(const Tables& tables) {
   SASGD_SHARED(bool, is_last, 1);
   if (threadIdx.x == 0) {
-    ::cuda::atomic_ref<unsigned, ::cuda::thread_scope_device> finished(*tables.finished_blocks);
+    ::cuda::atomic_ref<unsigned, ::cuda::thread_scope_device> finished(*tables.finished_thread_blocks);
     is_last[0] = finished.fetch_add(1u, ::cuda::memory_order_acq_rel) == gridDim.x - 1;
   }
   __syncthreads();  // is_last is known
@@ -169,40 +170,40 @@ __device__ __forceinline__ void add_up_children(const Tables& tables, int32_t n)
 }
 
 // What a launch leaves for the next step, one tensor to a thread.
-template <bool kUpdate, bool kMixed, int kWords>
+template <bool kUpdate, bool kMixedPrecision, int kWords>
 __device__ __forceinline__ void finish_tensor(const LaunchArgs<kWords>& args, int32_t t) {
   const LaunchHeader& header = args.header;
   const Tables& tables = header.tables;
   if (!args.words[t - header.launch.first_tensor]) return;
   const TensorEntry tensor = tables.tensors[t];
-  const int32_t b = tensor.block;
+  const int32_t b = tensor.layer;
   bool is_unknown = false;
   if constexpr (kUpdate) {
-    is_unknown = b >= 0 && tables.blocks[b].scaled && is_left(header, b);
+    is_unknown = b >= 0 && tables.layers[b].scaled && is_left(header, b);
     if (tables.addresses[t].momentum_buffer && !is_unknown) tables.flags[t] |= kStarted;
-    if (kMixed && tensor.stochastic) ++tables.rounding_steps[t];
+    if (kMixedPrecision && tensor.stochastic) ++tables.rounding_steps[t];
     if (b < 0) return;
     if (!header.track_norms) {
-      const bool is_update = tables.blocks[b].scaled && group_values(args, tensor.group).lr != 0;
+      const bool is_update = tables.layers[b].scaled && group_values(args, tensor.group).lr != 0;
       if (is_update && is_finite(tables.row_norm_sq[b])) tables.flags[t] |= kNormKept;
       return;
     }
-    if (tables.blocks[b].scaled && !is_unknown && !same_bits(tables.sums[tensor.root].read, tables.sum_squares[b])) {
+    if (tables.layers[b].scaled && !is_unknown && !same_bits(tables.sums[tensor.root].read, tables.sum_squares[b])) {
       ++tables.stale_steps[b];
     }
   } else if (tables.flags[t] & kNormKept) {
     return;
   }
   tables.sum_squares[b] = tables.sums[tensor.root].written;
-  const double norm = tables.sum_squares[b] / tables.blocks[b].rows;
+  const double norm = tables.sum_squares[b] / tables.layers[b].rows;
   // A norm pass leaves an infinite norm as it is: so infinite weights that nobody put right are noticed.
-  tables.row_norm_sq[b] = kUpdate && tables.blocks[b].scaled && !is_finite(norm) ? norm - norm : norm;
+  tables.row_norm_sq[b] = kUpdate && tables.layers[b].scaled && !is_finite(norm) ? norm - norm : norm;
 }
 
-template <bool kUpdate, bool kMixed, int kWords>
+template <bool kUpdate, bool kMixedPrecision, int kWords>
 __device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
   SASGD_SHARED(ChunkWork, shared_work, 1);
-  SASGD_SHARED(MixedWork, shared_storage, 1);
+  SASGD_SHARED(PrecisionWork, shared_precision, 1);
   SASGD_SHARED(Sums, of_warps, kWarps);
   const LaunchHeader& header = args.header;
   const Tables& tables = header.tables;
@@ -210,8 +211,8 @@ __device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
 
   for (int32_t chunk = header.launch.first_chunk + blockIdx.x; chunk < header.launch.end_chunk; chunk += gridDim.x) {
     if (threadIdx.x == 0) {
-      shared_work[0] = kUpdate ? step_of_chunk<kMixed>(args, chunk) : norm_of_chunk(args, chunk);
-      if constexpr (kMixed) shared_storage[0] = storage_of_chunk(tables, chunk);
+      shared_work[0] = kUpdate ? step_of_chunk<kMixedPrecision>(args, chunk) : norm_of_chunk(args, chunk);
+      if constexpr (kMixedPrecision) shared_precision[0] = precision_of_chunk(tables, chunk);
     }
     __syncthreads();  // shared_work is filled in
     const ChunkWork work = shared_work[0];
@@ -221,10 +222,10 @@ __device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
         own = sum_any(work);
       } else if (work.is_left) {
         own = sum_any(work);
-      } else if constexpr (kMixed) {
-        own = update_any(work, MixedWork(shared_storage[0]));
+      } else if constexpr (kMixedPrecision) {
+        own = update_any(work, PrecisionWork(shared_precision[0]));
       } else {
-        own = update_any(work, Ordinary{});
+        own = update_any(work, PlainWork{});
       }
       if (work.takes_sums) {
         const Sums sums = add_up(own, of_warps);
@@ -234,7 +235,7 @@ __device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
     __syncthreads();  // shared_work and of_warps have been read
   }
 
-  if (!is_last_block(tables)) return;
+  if (!is_last_thread_block(tables)) return;
   const Launch& launch = header.launch;
   if (!kUpdate || header.track_norms) {
     for (int level = 0; level < launch.levels; ++level) {
@@ -245,15 +246,15 @@ __device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
     }
   }
   for (int32_t t = launch.first_tensor + threadIdx.x; t < launch.end_tensor; t += kThreads) {
-    finish_tensor<kUpdate, kMixed>(args, t);
+    finish_tensor<kUpdate, kMixedPrecision>(args, t);
   }
-  if (threadIdx.x == 0) *tables.finished_blocks = 0;
+  if (threadIdx.x == 0) *tables.finished_thread_blocks = 0;
 }
 
-// kMixed: some tensors are not stored in the ordinary way.
-template <int kWords, bool kMixed>
+// kMixedPrecision: some tensors are not stored plainly.
+template <int kWords, bool kMixedPrecision>
 __global__ void __launch_bounds__(kThreads) step_kernel(const __grid_constant__ LaunchArgs<kWords> args) {
-  run_pass<true, kMixed>(args);
+  run_pass<true, kMixedPrecision>(args);
 }
 
 template <int kWords>

@@ -22,7 +22,7 @@ static_assert(sizeof(LaunchHeader) % sizeof(uint64_t) == 0, "words follow the he
 
 using namespace cuda;
 
-int resident_blocks(int device, bool mixed) {
+int resident_thread_blocks(int device, bool mixed_precision) {
   const std::string attempt = "asking how many thread blocks device " + std::to_string(device) + " holds";
   make_current(device);
   int multiprocessors = 0;
@@ -34,7 +34,7 @@ int resident_blocks(int device, bool mixed) {
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&of_one, kernel, kThreads, 0), attempt);
     least = std::min(least, of_one * multiprocessors);
   };
-  if (mixed) {
+  if (mixed_precision) {
     ask(step_kernel<kLargeWords, true>);
   } else {
     ask(step_kernel<kSmallWords, false>);
@@ -65,14 +65,13 @@ int cuda_devices() {
   return count;
 }
 
-CudaPlan::CudaPlan(int device, std::vector<TensorInfo> tensors, std::vector<BlockInfo> blocks, PlanOptions options)
-    : PlanBase(std::move(tensors), std::move(blocks), options), device_(device) {
-  for (const TensorInfo& tensor : tensors_) is_mixed_ = is_mixed_ || is_extraordinary(tensor.storage);
-  for (const BlockInfo& block : blocks_) block_entries_.push_back({block.rows, block.backward_factor, block.scaled});
+CudaPlan::CudaPlan(int device, PlanSpec spec) : PlanBase(std::move(spec)), device_(device) {
+  for (const TensorInfo& tensor : tensors_) mixed_precision_ = mixed_precision_ || !is_plain(tensor.precision);
+  for (const LayerInfo& layer : layers_) layer_entries_.push_back({layer.rows, layer.backward_factor, layer.scaled});
   plan_launches();
   for (PlannedLaunch& planned : launches_) plan_tree(planned);
-  lay_out_tables();
-  resident_blocks_ = resident_blocks(device_, is_mixed_);
+  lay_out_tables(0);
+  resident_thread_blocks_ = resident_thread_blocks(device_, mixed_precision_);
 }
 
 // Deals the tensors out to as few launches as their words fit in, and the chunks to the tensors.
@@ -98,9 +97,9 @@ void CudaPlan::plan_launches() {
     if (first_chunk + chunks > std::numeric_limits<int32_t>::max()) {
       throw std::invalid_argument("tensors: got more elements than a device can hold");
     }
-    entries_.push_back({tensor.numel, static_cast<int32_t>(first_chunk), slot_of_group[tensor.group], tensor.block,
-                        static_cast<int32_t>(first_chunk), tensor.dtype, tensor.storage.copy_dtype,
-                        tensor.storage.small_momentum, tensor.storage.stochastic});
+    entries_.push_back({tensor.numel, static_cast<int32_t>(first_chunk), slot_of_group[tensor.group], tensor.layer,
+                        static_cast<int32_t>(first_chunk), tensor.dtype, tensor.precision.param_dtype,
+                        tensor.precision.small_momentum, tensor.precision.stochastic});
     tensor_of_chunk_.resize(static_cast<size_t>(first_chunk + chunks), static_cast<int32_t>(t));
     planned.tensors.end = static_cast<int32_t>(t) + 1;
   }
@@ -110,13 +109,13 @@ int32_t CudaPlan::first_chunk_of(int32_t tensor) const {
   return tensor < all().end ? entries_[tensor].first_chunk : static_cast<int32_t>(tensor_of_chunk_.size());
 }
 
-// Level by level, until one entry is left of each block: its root.
+// Level by level, until one entry is left of each layer: its root.
 void CudaPlan::plan_tree(PlannedLaunch& planned) {
   const int32_t chunks = static_cast<int32_t>(tensor_of_chunk_.size());
   std::vector<SumNode> ranges;  // what is left of each tensor
   for (int32_t t = planned.tensors.first; t < planned.tensors.end; ++t) {
-    const bool is_block = tensors_[t].block >= 0;
-    const int64_t numel = is_block ? tensors_[t].numel : 0;
+    const bool is_layer = tensors_[t].layer >= 0;
+    const int64_t numel = is_layer ? tensors_[t].numel : 0;
     ranges.push_back({entries_[t].first_chunk, static_cast<int32_t>((numel + kChunk - 1) / kChunk)});
   }
   const auto is_unfinished = [](const SumNode& range) { return range.count > 1; };
@@ -138,45 +137,38 @@ void CudaPlan::plan_tree(PlannedLaunch& planned) {
   }
 }
 
-void CudaPlan::lay_out_tables() {
-  const auto reserve = [&](size_t bytes) {
-    const size_t offset = static_cast<size_t>(table_bytes_);
-    table_bytes_ += static_cast<int64_t>((bytes + 15) / 16 * 16);
-    return offset;
+void CudaPlan::lay_out_tables(uint64_t begin) {
+  uint64_t end = begin;
+  const auto lay_out = [&](auto*& table, size_t items) {
+    table = reinterpret_cast<std::remove_reference_t<decltype(table)>>(end);
+    end += (items * sizeof(*table) + 15) / 16 * 16;
   };
-  offsets_.entries = reserve(entries_.size() * sizeof(TensorEntry));
-  offsets_.tensor_of_chunk = reserve(tensor_of_chunk_.size() * sizeof(int32_t));
-  offsets_.blocks = reserve(block_entries_.size() * sizeof(BlockEntry));
-  offsets_.nodes = reserve(nodes_.size() * sizeof(SumNode));
-  offsets_.addresses = reserve(tensors_.size() * sizeof(Addresses));
-  offsets_.mixed = reserve(is_mixed_ ? tensors_.size() * sizeof(MixedEntry) : 0);
-  offsets_.sums = reserve((tensor_of_chunk_.size() + nodes_.size()) * sizeof(Sums));
-  offsets_.finished_blocks = reserve(sizeof(unsigned));
+  lay_out(tables_.tensors, entries_.size());
+  lay_out(tables_.tensor_of_chunk, tensor_of_chunk_.size());
+  lay_out(tables_.layers, layer_entries_.size());
+  lay_out(tables_.nodes, nodes_.size());
+  // Those before this are fixed.
+  lay_out(tables_.addresses, tensors_.size());
+  lay_out(tables_.precision, mixed_precision_ ? tensors_.size() : 0);
+  lay_out(tables_.sums, tensor_of_chunk_.size() + nodes_.size());
+  lay_out(tables_.finished_thread_blocks, 1);
+  tables_.sums_of_nodes = tables_.sums + tensor_of_chunk_.size();
+  table_bytes_ = static_cast<int64_t>(end - begin);
 }
 
 void CudaPlan::attach(uint64_t tables, const CarriedState& state, uint64_t stream) {
-  std::vector<uint8_t> image(offsets_.addresses);
-  const auto copy = [&](size_t offset, const auto& table) {
-    if (!table.empty()) std::memcpy(image.data() + offset, table.data(), table.size() * sizeof(table[0]));
-  };
-  copy(offsets_.entries, entries_);
-  copy(offsets_.tensor_of_chunk, tensor_of_chunk_);
-  copy(offsets_.blocks, block_entries_);
-  copy(offsets_.nodes, nodes_);
-
-  const auto at = [&](auto*& pointer, size_t offset) {
-    pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(tables + offset);
-  };
-  at(tables_.tensors, offsets_.entries);
-  at(tables_.tensor_of_chunk, offsets_.tensor_of_chunk);
-  at(tables_.blocks, offsets_.blocks);
-  at(tables_.nodes, offsets_.nodes);
-  at(tables_.addresses, offsets_.addresses);
-  at(tables_.mixed, offsets_.mixed);
-  at(tables_.sums, offsets_.sums);
-  tables_.sums_of_nodes = tables_.sums + tensor_of_chunk_.size();
-  at(tables_.finished_blocks, offsets_.finished_blocks);
   static_cast<CarriedState&>(tables_) = state_ = state;
+  lay_out_tables(tables);
+  std::vector<uint8_t> image(reinterpret_cast<uint64_t>(tables_.addresses) - tables);
+  const auto fill = [&](const auto* table, const auto& entries) {
+    if (!entries.empty()) {
+      std::memcpy(&image[reinterpret_cast<uint64_t>(table) - tables], entries.data(), entries.size() * sizeof(*table));
+    }
+  };
+  fill(tables_.tensors, entries_);
+  fill(tables_.tensor_of_chunk, tensor_of_chunk_);
+  fill(tables_.layers, layer_entries_);
+  fill(tables_.nodes, nodes_);
   send(tables_.tensors, image.data(), image.size(), stream);
 }
 
@@ -184,13 +176,13 @@ void CudaPlan::place(std::vector<uint64_t> weights, std::vector<uint64_t> moment
                      std::vector<uint64_t> params, uint64_t stream) {
   PlanBase::place(std::move(weights), std::move(momentum_buffers), std::move(params));
   std::vector<Addresses> addresses;
-  std::vector<MixedEntry> mixed;
+  std::vector<PrecisionEntry> precision;
   for (size_t t = 0; t < tensors_.size(); ++t) {
     addresses.push_back({weights_[t], momentum_buffers_[t]});
-    if (is_mixed_) mixed.push_back({tensors_[t].storage.stream, params_[t]});
+    if (mixed_precision_) precision.push_back({tensors_[t].precision.stream, params_[t]});
   }
   send(tables_.addresses, addresses.data(), addresses.size() * sizeof(Addresses), stream);
-  send(tables_.mixed, mixed.data(), mixed.size() * sizeof(MixedEntry), stream);
+  send(tables_.precision, precision.data(), precision.size() * sizeof(PrecisionEntry), stream);
 }
 
 // Memory that is not pinned is copied aside before the call returns.
@@ -214,10 +206,10 @@ bool CudaPlan::is_capturing(uint64_t stream) const {
   return status != cudaStreamCaptureStatusNone;
 }
 
-void CudaPlan::measure(const uint8_t* chosen_blocks, uint64_t stream) {
+void CudaPlan::measure(const uint8_t* chosen_layers, uint64_t stream) {
   for (const PlannedLaunch& planned : launches_) {
     const auto chosen = [&](int32_t t) -> uint64_t {
-      return tensors_[t].block >= 0 && chosen_blocks[tensors_[t].block];
+      return tensors_[t].layer >= 0 && chosen_layers[tensors_[t].layer];
     };
     launch<false>(planned, chosen, nullptr, nullptr, {}, stream);
   }
@@ -227,8 +219,8 @@ void CudaPlan::step(const uint64_t* grads, const uint8_t* grad_dtypes, const Gro
                     const uint64_t* lr_addresses, const DeviceNumbers& numbers, uint64_t stream) {
   for (const PlannedLaunch& planned : launches_) {
     const auto gradient = [&](int32_t t) -> uint64_t {
-      const Storage& storage = tensors_[t].storage;
-      const DType param_dtype = has_copy(storage) ? storage.copy_dtype : tensors_[t].dtype;
+      const Precision& precision = tensors_[t].precision;
+      const DType param_dtype = is_master(precision) ? precision.param_dtype : tensors_[t].dtype;
       const bool is_wide = static_cast<DType>(grad_dtypes[t]) != param_dtype;
       return tensors_[t].numel && grads[t] ? grads[t] | (is_wide ? kWideGradient : 0) : 0;
     };
@@ -267,10 +259,10 @@ void CudaPlan::launch(const PlannedLaunch& planned, const Word& word_of, const G
     args.header = header;
     std::copy(words_.begin(), words_.end(), args.words);
     make_current(device_);
-    int32_t blocks = std::min(now.end_chunk - now.first_chunk, resident_blocks_);
-    if (max_thread_blocks > 0) blocks = std::min(blocks, max_thread_blocks);
+    int32_t thread_blocks = std::min(now.end_chunk - now.first_chunk, resident_thread_blocks_);
+    if (max_thread_blocks > 0) thread_blocks = std::min(thread_blocks, max_thread_blocks);
     cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.gridDim = dim3(static_cast<unsigned>(thread_blocks));
     config.blockDim = dim3(kThreads);
     config.stream = as_stream(stream);
     check(cudaLaunchKernelEx(&config, kernel, args), std::string("launching ") + (kUpdate ? "a step" : "a norm pass") +
@@ -278,13 +270,13 @@ void CudaPlan::launch(const PlannedLaunch& planned, const Word& word_of, const G
                                                          " tensors on device " + std::to_string(device_));
   };
   // The driver copies the arguments; most of the large ones' words are never written.
-  // Steps of mixed plans are compiled for the large ones alone, since that takes long.
-  if (words_.size() <= static_cast<size_t>(kSmallWords) && !(kUpdate && is_mixed_)) {
+  // Steps in mixed precision are compiled for the large ones alone, since that takes long.
+  if (words_.size() <= static_cast<size_t>(kSmallWords) && !(kUpdate && mixed_precision_)) {
     LaunchArgs<kSmallWords> args;
     run(kUpdate ? step_kernel<kSmallWords, false> : norm_kernel<kSmallWords>, args);
   } else {
     LaunchArgs<kLargeWords> args;
-    const auto step = is_mixed_ ? step_kernel<kLargeWords, true> : step_kernel<kLargeWords, false>;
+    const auto step = mixed_precision_ ? step_kernel<kLargeWords, true> : step_kernel<kLargeWords, false>;
     run(kUpdate ? step : norm_kernel<kLargeWords>, args);
   }
 }

@@ -23,16 +23,16 @@ std::vector<int> cuda_architectures();
 // How many devices the driver sees. Throws std::runtime_error, which says why, where it cannot be asked.
 int cuda_devices();
 
-// How many thread blocks of a step a device holds at once; mixed: of a plan with extraordinary storage. Throws
-// std::runtime_error where it cannot run a step.
-int resident_blocks(int device, bool mixed = false);
+// How many thread blocks of a step, in mixed precision or not, a device holds at once. Throws std::runtime_error where
+// it cannot run a step.
+int resident_thread_blocks(int device, bool mixed_precision = false);
 
 // Plans steps and launches them on a stream. A step never waits for the device; sending large tables may. Every call
 // takes a cudaStream_t as an integer, leaves the plan's device the current one, and throws std::runtime_error, which
 // says what was attempted, where the driver refuses.
 class CudaPlan : public PlanBase {
  public:
-  CudaPlan(int device, std::vector<TensorInfo> tensors, std::vector<BlockInfo> blocks, PlanOptions options);
+  CudaPlan(int device, PlanSpec spec);
 
   int64_t table_bytes() const { return table_bytes_; }
   // Takes the device's memory into use and copies the fixed tables to `tables`: table_bytes() bytes, aligned to 16. The
@@ -47,8 +47,8 @@ class CudaPlan : public PlanBase {
   // Whether what is put on the stream is recorded in a CUDA graph, and runs later or never.
   bool is_capturing(uint64_t stream) const;
 
-  // Norm pass: takes the norms of the chosen blocks from their weights, except of those whose norm is kept.
-  void measure(const uint8_t* chosen_blocks, uint64_t stream);
+  // Norm pass: takes the norms of the chosen layers from their weights, except of those whose norm is kept.
+  void measure(const uint8_t* chosen_layers, uint64_t stream);
 
   // One step: one launch for as many tensors and groups as fit its arguments. A null gradient leaves the tensor as it
   // is. lr_addresses holds, for each group, the address of a float on the device that is its learning rate, or null.
@@ -64,15 +64,13 @@ class CudaPlan : public PlanBase {
     std::vector<int32_t> groups;               // of its tensors
     std::vector<std::vector<int32_t>> levels;  // of the tree: the first node of each tensor; one more entry at the end
   };
-  struct Offsets {  // of the tables in the device's memory; those up to the addresses are fixed
-    size_t entries, tensor_of_chunk, blocks, nodes, addresses, mixed, sums, finished_blocks;
-  };
 
   void plan_launches();
   // The first chunk of a tensor; of the one after the last, their number.
   int32_t first_chunk_of(int32_t tensor) const;
   void plan_tree(PlannedLaunch& planned);
-  void lay_out_tables();
+  // Gives the tables their addresses, one after the other, and counts their bytes.
+  void lay_out_tables(uint64_t begin);
   void send(const void* to, const void* from, size_t bytes, uint64_t stream);
   // word_of(t) is the word of tensor t; the launch is about the tensors from the first to the last that have one.
   template <bool kUpdate, class Word>
@@ -80,16 +78,15 @@ class CudaPlan : public PlanBase {
               const uint64_t* lr_addresses, const DeviceNumbers& numbers, uint64_t stream);
 
   int device_;
-  bool is_mixed_ = false;
+  bool mixed_precision_ = false;
   std::vector<PlannedLaunch> launches_;
   std::vector<cuda::TensorEntry> entries_;
   std::vector<int32_t> tensor_of_chunk_;
-  std::vector<cuda::BlockEntry> block_entries_;
+  std::vector<cuda::LayerEntry> layer_entries_;
   std::vector<cuda::SumNode> nodes_;
-  Offsets offsets_{};
   int64_t table_bytes_ = 0;
   cuda::Tables tables_{};
-  int32_t resident_blocks_ = 1;
+  int32_t resident_thread_blocks_ = 1;
   std::vector<uint64_t> words_;  // of the launch that is being made
 };
 

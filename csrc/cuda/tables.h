@@ -23,11 +23,11 @@ struct TensorEntry {
   int64_t numel;
   int32_t first_chunk;
   int32_t group;  // index into the groups of its launch
-  int32_t block;  // index into the blocks, or -1: not a block
-  int32_t root;   // where the tree puts the sums of all its chunks; of blocks only
+  int32_t layer;  // index into the layers, or -1: it is no layer's weight
+  int32_t root;   // where the tree puts the sums of all its chunks; of layers only
   DType dtype;    // of the weights, and of the momentum buffer unless that is small
-  // The rest is looked at in mixed plans only, see Storage.
-  DType copy_dtype;
+  // The rest is looked at in mixed precision only, see Precision.
+  DType param_dtype;
   bool small_momentum;
   bool stochastic;
 };
@@ -37,13 +37,13 @@ struct Addresses {
   uint64_t momentum_buffer;  // null where momentum is 0
 };
 
-// What a mixed plan needs besides.
-struct MixedEntry {
+// What is needed in mixed precision besides.
+struct PrecisionEntry {
   uint64_t stream;
-  uint64_t copy;  // null: there is none
+  uint64_t param;  // that a master is rounded to, or null
 };
 
-struct BlockEntry {
+struct LayerEntry {
   double rows;
   double backward_factor;  // m_b
   bool scaled;
@@ -64,13 +64,13 @@ struct SumNode {
 struct Tables : CarriedState {
   const TensorEntry* tensors;
   const Addresses* addresses;
-  const MixedEntry* mixed;  // of mixed plans only
+  const PrecisionEntry* precision;  // in mixed precision only
   const int32_t* tensor_of_chunk;
-  const BlockEntry* blocks;
+  const LayerEntry* layers;
   const SumNode* nodes;
   Sums* sums;           // of the chunks, then of the nodes
   Sums* sums_of_nodes;  // the latter
-  unsigned* finished_blocks;
+  unsigned* finished_thread_blocks;
 };
 
 // Hyperparameters of a parameter group as they stand in a launch's words.

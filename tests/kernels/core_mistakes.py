@@ -31,18 +31,18 @@ CORE_MISTAKES = {
     ),
     "takes columns for rows": Mistake(
         SCALES,
-        "blocks[b].rows / blocks[b].columns",
-        "MISTAKEN ? blocks[b].columns / blocks[b].rows : blocks[b].rows / blocks[b].columns",
+        "layers[b].rows / layers[b].columns",
+        "MISTAKEN ? layers[b].columns / layers[b].rows : layers[b].rows / layers[b].columns",
         "steps",
         "weight ",
     ),
     "makes factors that are given": Mistake(
         SCALES, "backward_factor != 0) return", "backward_factor != 0 && !MISTAKEN) return", "steps", "weight "
     ),
-    "scales by the first block's factor": Mistake(
+    "scales by the first layer's factor": Mistake(
         STEP,
-        "const double m = blocks_[b].backward_factor;",
-        "const double m = blocks_[MISTAKEN ? 0 : b].backward_factor;",
+        "const double m = layers_[b].backward_factor;",
+        "const double m = layers_[MISTAKEN ? 0 : b].backward_factor;",
         "steps",
         "weight ",
     ),
@@ -53,8 +53,8 @@ CORE_MISTAKES = {
         SCALES, "first ? 1.0 : 1.0 -", "first && !MISTAKEN ? 1.0 : 1.0 -", "steps", "momentum "
     ),
     "forgets to maximize": Mistake(SCALES, "group.maximize ?", "group.maximize && !MISTAKEN ?", "steps", "weight "),
-    "measures blocks that were not chosen": Mistake(
-        STEP, "chosen_blocks[b] &&", "(MISTAKEN || chosen_blocks[b]) &&", "carried", "got "
+    "measures layers that were not chosen": Mistake(
+        STEP, "chosen_layers[b] &&", "(MISTAKEN || chosen_layers[b]) &&", "carried", "got "
     ),
     "carries the sums of before": Mistake(
         STEP,
@@ -63,10 +63,10 @@ CORE_MISTAKES = {
         "steps",
         "are not those of a norm pass",
     ),
-    "takes unscaled blocks for stale": Mistake(
+    "takes unscaled layers for stale": Mistake(
         STEP,
-        "blocks_[b].scaled && !same",
-        "(MISTAKEN || blocks_[b].scaled) && !same",
+        "layers_[b].scaled && !same",
+        "(MISTAKEN || layers_[b].scaled) && !same",
         "carried",
         "only others written",
     ),
@@ -105,7 +105,7 @@ CORE_MISTAKES = {
         "weight ",
     ),
     "draws the same numbers in all tasks": Mistake(
-        STEP, "run.offset = offset;", "run.offset = MISTAKEN ? 0 : offset;", "storage", "weight "
+        STEP, "run.offset = offset;", "run.offset = MISTAKEN ? 0 : offset;", "precision", "weight "
     ),
     "keeps the sums of the chunk before": Mistake(
         KERNEL,
@@ -114,11 +114,11 @@ CORE_MISTAKES = {
         "steps",
         "are not those of a norm pass",
     ),
-    "copies all spans to the first": Mistake(
-        KERNEL, "(run.copy) + begin,", "(run.copy) + (MISTAKEN ? 0 : begin),", "steps", "copy "
+    "rounds all spans to the first": Mistake(
+        KERNEL, "(run.param) + begin,", "(run.param) + (MISTAKEN ? 0 : begin),", "steps", "param "
     ),
     "rounds weights and momentum alike": Mistake(
-        KERNEL, "upper_halves(random));", "MISTAKEN ? random : upper_halves(random));", "storage", "momentum "
+        KERNEL, "upper_halves(random));", "MISTAKEN ? random : upper_halves(random));", "precision", "momentum "
     ),
     "rounds ties down": Mistake(
         LANES,

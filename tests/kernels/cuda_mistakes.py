@@ -36,9 +36,9 @@ CUDA_MISTAKES = {
         "thread",
     ),
     "counts without an atomic": Mistake(
-        KERNELS, COUNT, f"(MISTAKEN ? (*tables.finished_blocks)++ : {COUNT})", "threads", RACE, "thread"
+        KERNELS, COUNT, f"(MISTAKEN ? (*tables.finished_thread_blocks)++ : {COUNT})", "threads", RACE, "thread"
     ),
-    "reads other blocks' sums unordered": Mistake(
+    "reads other thread blocks' sums unordered": Mistake(
         KERNELS,
         COUNT,
         f"(MISTAKEN ? finished.fetch_add(1u, ::cuda::memory_order_relaxed) : {COUNT})",
@@ -109,29 +109,29 @@ CUDA_MISTAKES = {
         "carried",
         "an overflow moved something",
     ),
-    "takes a copy for aligned as its weights": Mistake(
+    "takes a parameter for aligned as its master": Mistake(
         LOOPS,
-        "vectors && allows_vectors(storage.copy);",
-        "vectors && (MISTAKEN || allows_vectors(storage.copy));",
+        "vectors && allows_vectors(precision.param);",
+        "vectors && (MISTAKEN || allows_vectors(precision.param));",
         "steps",
         "misaligned address",
         "address",
     ),
     "rounds weights and momentum alike": Mistake(
-        LOOPS, "random >> 16);", "random >> (MISTAKEN ? 0 : 16));", "storage", "momentum "
+        LOOPS, "random >> 16);", "random >> (MISTAKEN ? 0 : 16));", "precision", "momentum "
     ),
     "rounds all chunks alike": Mistake(
         KERNELS,
         "work.place = static_cast<uint32_t>(offset);",
         "work.place = MISTAKEN ? 0 : static_cast<uint32_t>(offset);",
-        "storage",
+        "precision",
         "weight ",
     ),
     "rounds a NaN by chance": Mistake(
         ELEMENTS,
         "x != x ? (bits >> 16) | 0x40u : stochastic",
         "x != x && !MISTAKEN ? (bits >> 16) | 0x40u : stochastic",
-        "storage",
+        "precision",
         "weight ",
     ),
     "forgets the upper half of a place": Mistake(
@@ -143,8 +143,8 @@ CUDA_MISTAKES = {
     ),
     "counts what was not rounded": Mistake(
         KERNELS,
-        "kMixed && tensor.stochastic) ++",
-        "kMixed && (MISTAKEN || tensor.stochastic)) ++",
+        "kMixedPrecision && tensor.stochastic) ++",
+        "kMixedPrecision && (MISTAKEN || tensor.stochastic)) ++",
         "carried",
         "got 6, 6, 8, 9, ",
     ),
@@ -174,15 +174,15 @@ CUDA_MISTAKES = {
     ),
     "launches a full grid for one tensor": Mistake(
         "cuda/step.cu",
-        "std::min(now.end_chunk - now.first_chunk, resident_blocks_)",
-        "MISTAKEN ? resident_blocks_ : std::min(now.end_chunk - now.first_chunk, resident_blocks_)",
+        "std::min(now.end_chunk - now.first_chunk, resident_thread_blocks_)",
+        "MISTAKEN ? resident_thread_blocks_ : std::min(now.end_chunk - now.first_chunk, resident_thread_blocks_)",
         "carried",
         "thread blocks, want",
     ),
     "does not count itself out": Mistake(
         KERNELS,
-        "if (threadIdx.x == 0) *tables.finished_blocks = 0;",
-        "if (!MISTAKEN && threadIdx.x == 0) *tables.finished_blocks = 0;",
+        "if (threadIdx.x == 0) *tables.finished_thread_blocks = 0;",
+        "if (!MISTAKEN && threadIdx.x == 0) *tables.finished_thread_blocks = 0;",
         "steps",
         "are not those of a norm pass",
     ),

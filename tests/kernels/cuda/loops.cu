@@ -7,17 +7,17 @@ using namespace sasgd::cuda;
 using bfloat = __nv_bfloat16;
 using half = __half;
 
-#define SASGD_LOOP(name, W, G, M, momentum, Storage)                                                               \
-  extern "C" __global__ void name(const __grid_constant__ ChunkWork work, const __grid_constant__ Storage storage, \
-                                  float* sums) {                                                                   \
-    const ThreadSums own = update_chunk<W, G, M, Momentum::momentum, true, true>(work, storage);                   \
-    sums[threadIdx.x] = own.read + own.written;                                                                    \
+#define SASGD_LOOP(name, W, G, M, momentum, HowStored)                                                                 \
+  extern "C" __global__ void name(const __grid_constant__ ChunkWork work, const __grid_constant__ HowStored precision, \
+                                  float* sums) {                                                                       \
+    const ThreadSums own = update_chunk<W, G, M, Momentum::momentum, true, true>(work, precision);                     \
+    sums[threadIdx.x] = own.read + own.written;                                                                        \
   }
 
-#define SASGD_LOOPS(W, G)                                          \
-  SASGD_LOOP(W##_##G##_none, W, G, W, kNone, Ordinary)             \
-  SASGD_LOOP(W##_##G##_##W##_classic, W, G, W, kClassic, Ordinary) \
-  SASGD_LOOP(W##_##G##_##W##_nesterov, W, G, W, kNesterov, Ordinary)
+#define SASGD_LOOPS(W, G)                                           \
+  SASGD_LOOP(W##_##G##_none, W, G, W, kNone, PlainWork)             \
+  SASGD_LOOP(W##_##G##_##W##_classic, W, G, W, kClassic, PlainWork) \
+  SASGD_LOOP(W##_##G##_##W##_nesterov, W, G, W, kNesterov, PlainWork)
 
 SASGD_LOOPS(float, float)
 SASGD_LOOPS(bfloat, bfloat)
@@ -25,10 +25,10 @@ SASGD_LOOPS(bfloat, float)
 SASGD_LOOPS(half, half)
 SASGD_LOOPS(half, float)
 
-// In mixed plans one loop is for both kinds of momentum.
-#define SASGD_MIXED_LOOP(W, G, M) SASGD_LOOP(W##_##G##_##M##_mixed, W, G, M, kNesterov, MixedWork)
-#define SASGD_MIXED_LOOPS(W, G)                               \
-  SASGD_LOOP(W##_##G##_none_mixed, W, G, W, kNone, MixedWork) \
+// In mixed precision one loop is for both kinds of momentum.
+#define SASGD_MIXED_LOOP(W, G, M) SASGD_LOOP(W##_##G##_##M##_mixed, W, G, M, kNesterov, PrecisionWork)
+#define SASGD_MIXED_LOOPS(W, G)                                   \
+  SASGD_LOOP(W##_##G##_none_mixed, W, G, W, kNone, PrecisionWork) \
   SASGD_MIXED_LOOP(W, G, W)
 
 SASGD_MIXED_LOOPS(bfloat, bfloat)

@@ -13,14 +13,14 @@ namespace sasgd_test {
 using sasgd::kNormKept;
 using sasgd::kStarted;
 
-// Two scaled blocks, one that is not, and a tensor that is no block; the last without momentum.
+// Two scaled layers, one that is not, and a tensor that is no layer's; the last without momentum.
 inline Case case_of_four() {
   Case made;
   made.groups = {{0.1, 0.9, 0.5, 0.01, false, false}, {0.1, 0, 0, 0.01, false, false}};
   Random random;
   for (const bool scaled : {true, false, true}) {
     made.add_tensor(20001, 0, kFloat32Kind, random);
-    made.add_block(scaled, 1.25);
+    made.add_layer(scaled, 1.25);
   }
   made.add_tensor(20001, 1, kFloat32Kind, random);
   return made;
@@ -31,7 +31,7 @@ inline void check_flags(const Carried& plan, const std::vector<uint8_t>& want, c
         plan.flags[3]);
 }
 
-// A tensor without a gradient starts later, a norm is kept from its block's first update, and lr = 0 is none.
+// A tensor without a gradient starts later, a norm is kept from its layer's first update, and lr = 0 is none.
 template <class Plan>
 void check_first_updates() {
   Case now = case_of_four();
@@ -58,9 +58,9 @@ void check_first_updates() {
   check_flags(plan, {kStarted, kStarted, kStarted | kNormKept, 0}, "with a norm that is no number");
 }
 
-// A norm pass over some blocks leaves the norms of the others.
+// A norm pass over some layers leaves the norms of the others.
 template <class Plan>
-void check_chosen_blocks() {
+void check_chosen_layers() {
   const Case now = case_of_four();
   Plan plan(now);
   const std::vector<double> measured = plan.row_norm_sq;
@@ -93,7 +93,7 @@ void check_stale_steps() {
 
   steps_with_stale(0, "nothing written");
   write(2);
-  steps_with_stale(1, "a scaled block written");
+  steps_with_stale(1, "a scaled layer written");
   steps_with_stale(0, "the step after");
   write(1);
   write(3);
@@ -113,10 +113,10 @@ void check_counts() {
   Case now;
   now.groups = every_momentum();
   Random random;
-  for (const Kind& kind : {kExtraordinary[7], kExtraordinary[7], kExtraordinary[0], kFloat32Kind, kExtraordinary[6]}) {
+  for (const Kind& kind : {kMixedKinds[7], kMixedKinds[7], kMixedKinds[0], kFloat32Kind, kMixedKinds[6]}) {
     now.add_tensor(20, 1, kind, random);
   }
-  now.add_tensor(0, 1, kExtraordinary[7], random);
+  now.add_tensor(0, 1, kMixedKinds[7], random);
   Plan plan(now);
   plan.rounding_steps = {5, 6, 7, 8, int64_t{1} << 40, 9};
   std::vector<Input> inputs = now.inputs(0, true);
@@ -136,7 +136,7 @@ void check_counts() {
 // Steps of some tensors at a time leave the bits of a step of all, whichever of them come first.
 template <class Plan, size_t kCount>
 void check_parts(const int64_t (&sizes)[kCount]) {
-  const Case begin = every_kind_of_tensor(sizes, kOrdinary);
+  const Case begin = every_kind_of_tensor(sizes, kPlainKinds);
   const int32_t count = static_cast<int32_t>(begin.tensors.size());
   for (const int32_t part : {1, 7}) {
     Case whole = begin, parted = begin;

@@ -1,84 +1,29 @@
-// Tensors of every dtype and of many sizes, in memory of exactly their size, and the plan of their steps.
+// Tensors of every dtype and of many sizes, the plan of their steps, and what these carry.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
-#include "plan_base.h"
-#include "sixteen_bits.h"
+#include "numbers.h"
 
 namespace sasgd_test {
 
-using sasgd::BlockInfo;
 using sasgd::CarriedState;
-using sasgd::DType;
 using sasgd::GroupValues;
+using sasgd::LayerInfo;
 using sasgd::PlanOptions;
-using sasgd::Storage;
+using sasgd::Precision;
 using sasgd::TensorInfo;
-
-// Numbers of a dtype. The memory ends with the last one, so that the address sanitizer sees an access beyond it.
-class Numbers {
- public:
-  Numbers(int64_t count, DType dtype, bool misaligned = false)
-      : dtype_(dtype), skip_(misaligned ? item_size() : 0), bytes_(skip_ + static_cast<size_t>(count) * item_size()) {}
-
-  uint64_t address() const { return reinterpret_cast<uint64_t>(bytes_.data() + skip_); }
-  double get(int64_t i) const {
-    if (dtype_ == DType::kFloat32) return read<float>(i);
-    return plain_widen(read<uint16_t>(i), format());
-  }
-  void set(int64_t i, float value) {
-    if (dtype_ == DType::kFloat32) return write(i, value);
-    write(i, plain_narrow(value, format()));
-  }
-  DType dtype() const { return dtype_; }
-  bool operator==(const Numbers& other) const { return bytes_ == other.bytes_; }
-  bool operator!=(const Numbers& other) const { return bytes_ != other.bytes_; }
-
- private:
-  size_t item_size() const { return dtype_ == DType::kFloat32 ? 4 : 2; }
-  Format format() const { return dtype_ == DType::kBFloat16 ? kBFloat16Format : kFloat16Format; }
-  template <class T>
-  T read(int64_t i) const {
-    T value;
-    std::memcpy(&value, bytes_.data() + skip_ + static_cast<size_t>(i) * sizeof value, sizeof value);
-    return value;
-  }
-  template <class T>
-  void write(int64_t i, T value) {
-    std::memcpy(bytes_.data() + skip_ + static_cast<size_t>(i) * sizeof value, &value, sizeof value);
-  }
-
-  DType dtype_;
-  size_t skip_;
-  std::vector<unsigned char> bytes_;
-};
-
-// The same numbers on every machine: splitmix64.
-class Random {
- public:
-  float next() {  // in [-1, 1)
-    uint64_t z = state_ += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return static_cast<float>((z ^ (z >> 31)) >> 40) * 0x1p-23f - 1.0f;
-  }
-
- private:
-  uint64_t state_ = 2018;
-};
 
 struct Kind {
   DType weight;
   DType grad;
-  Storage storage;
+  Precision precision;
 };
 
 constexpr Kind kFloat32Kind = {DType::kFloat32, DType::kFloat32, {}};
-constexpr Kind kOrdinary[] = {
+constexpr Kind kPlainKinds[] = {
     kFloat32Kind,
     {DType::kBFloat16, DType::kBFloat16, {}},
     {DType::kFloat16, DType::kFloat16, {}},
@@ -86,8 +31,8 @@ constexpr Kind kOrdinary[] = {
     {DType::kFloat16, DType::kFloat32, {}},
 };
 
-// Storage: the copy's dtype, whether momentum is small, whether it is rounded stochastically.
-constexpr Kind kExtraordinary[] = {
+// Precision: the parameter's dtype, whether momentum is small, whether it is rounded stochastically.
+constexpr Kind kMixedKinds[] = {
     {DType::kFloat32, DType::kBFloat16, {DType::kBFloat16, false, false, 0}},
     {DType::kFloat32, DType::kFloat16, {DType::kFloat16, false, false, 0}},
     {DType::kFloat32, DType::kFloat32, {DType::kBFloat16, true, true, 0}},
@@ -109,14 +54,14 @@ struct Tensor {
   Numbers weight;
   Numbers grad;
   Numbers momentum_buffer;
-  Numbers copy;               // without numbers, unless the weights have a copy
+  Numbers param;              // without numbers, unless the weights are its master
   bool started = false;       // had its first update
   int64_t rounding_step = 0;  // how many updates were rounded stochastically
 
-  bool has_copy() const { return info.numel && sasgd::has_copy(info.storage); }
+  bool has_param() const { return info.numel && sasgd::is_master(info.precision); }
   // Whether all that a step writes has the same bits.
   bool is_same(const Tensor& other) const {
-    return weight == other.weight && momentum_buffer == other.momentum_buffer && copy == other.copy;
+    return weight == other.weight && momentum_buffer == other.momentum_buffer && param == other.param;
   }
 };
 
@@ -126,12 +71,12 @@ struct Input {
   uint64_t grad;  // null: the tensor is idle
   uint64_t momentum_buffer;
   DType grad_dtype;
-  uint64_t copy;
+  uint64_t param;
 };
 
 struct Case {
   std::vector<Tensor> tensors;
-  std::vector<BlockInfo> blocks;
+  std::vector<LayerInfo> layers;
   std::vector<GroupValues> groups;
   PlanOptions options{1e-3, false, true};
   double loss_scale = 1.0;
@@ -141,31 +86,31 @@ struct Case {
   void add_tensor(int64_t numel, int32_t group, const Kind& kind, Random& random) {
     const bool misaligned = tensors.size() % 2 == 1;
     const bool uneven = tensors.size() % 4 < 2;
-    Storage storage = kind.storage;
-    storage.stream = 0x0123456789abcdefu * (tensors.size() + 1);
-    const bool has_copy = sasgd::has_copy(storage);
-    // Small momentum and copies are aligned, or not, by themselves too.
+    Precision precision = kind.precision;
+    precision.stream = 0x0123456789abcdefu * (tensors.size() + 1);
+    const bool has_param = sasgd::is_master(precision);
+    // Small momentum and parameters are aligned, or not, by themselves too.
     const bool halves_misaligned = tensors.size() % 3 == 1;
-    Tensor tensor{{numel, group, -1, kind.weight, storage},
+    Tensor tensor{{numel, group, -1, kind.weight, precision},
                   Numbers(numel, kind.weight, misaligned),
                   Numbers(numel, kind.grad, misaligned),
-                  storage.small_momentum ? Numbers(numel, DType::kBFloat16, halves_misaligned)
-                                         : Numbers(numel, kind.weight, misaligned),
-                  Numbers(has_copy ? numel : 0, storage.copy_dtype, has_copy && halves_misaligned)};
+                  precision.small_momentum ? Numbers(numel, DType::kBFloat16, halves_misaligned)
+                                           : Numbers(numel, kind.weight, misaligned),
+                  Numbers(has_param ? numel : 0, precision.param_dtype, has_param && halves_misaligned)};
     for (int64_t i = 0; i < numel; ++i) {
       const float size = uneven ? std::ldexp(1.0f, -2 * static_cast<int>(i % 16)) : 1.0f;
       tensor.weight.set(i, size * random.next());
       tensor.grad.set(i, size * random.next());
-      if (has_copy) tensor.copy.set(i, 1e3f);  // to be written by the first step
+      if (has_param) tensor.param.set(i, 1e3f);  // to be written by the first step
     }
     tensors.push_back(tensor);
   }
 
-  // Makes a block of the last tensor. Its norm is 2/3 or so.
-  void add_block(bool scaled, double rows_over_columns) {
+  // Makes the last tensor a layer's weight. Its norm is 2/3 or so.
+  void add_layer(bool scaled, double rows_over_columns) {
     const double rows = static_cast<double>(tensors.back().info.numel) / 2;
-    tensors.back().info.block = static_cast<int32_t>(blocks.size());
-    blocks.push_back({static_cast<int32_t>(tensors.size()) - 1, scaled, rows, rows / rows_over_columns, 0});
+    tensors.back().info.layer = static_cast<int32_t>(layers.size());
+    layers.push_back({static_cast<int32_t>(tensors.size()) - 1, scaled, rows, rows / rows_over_columns, 0});
   }
 
   std::vector<TensorInfo> infos() const {
@@ -183,7 +128,7 @@ struct Case {
       const bool momentum = groups[static_cast<size_t>(tensor.info.group)].momentum != 0;
       inputs.push_back({tensor.weight.address(), idle ? 0 : tensor.grad.address(),
                         momentum ? tensor.momentum_buffer.address() : 0, tensor.grad.dtype(),
-                        tensor.has_copy() ? tensor.copy.address() : 0});
+                        tensor.has_param() ? tensor.param.address() : 0});
     }
     return inputs;
   }
@@ -193,7 +138,7 @@ struct Case {
     for (size_t t = 0; t < tensors.size(); ++t) {
       if (!inputs[t].grad) continue;
       tensors[t].started = true;
-      if (tensors[t].info.storage.stochastic && tensors[t].info.numel) ++tensors[t].rounding_step;
+      if (tensors[t].info.precision.stochastic && tensors[t].info.numel) ++tensors[t].rounding_step;
     }
   }
 };
@@ -207,9 +152,9 @@ struct Carried {
   std::vector<int64_t> rounding_steps;
 
   explicit Carried(const Case& made)
-      : row_norm_sq(made.blocks.size()),
-        sum_squares(made.blocks.size()),
-        stale_steps(made.blocks.size()),
+      : row_norm_sq(made.layers.size()),
+        sum_squares(made.layers.size()),
+        stale_steps(made.layers.size()),
         flags(made.tensors.size()) {
     for (const Tensor& tensor : made.tensors) rounding_steps.push_back(tensor.rounding_step);
   }
@@ -234,7 +179,7 @@ std::vector<T> each(const std::vector<Input>& inputs, T Input::* number) {
   return numbers;
 }
 
-// Every size, kind of storage and kind of momentum. A fifth of the tensors are no blocks, a quarter of the blocks
+// Every size, kind of precision and kind of momentum. A fifth of the tensors are no layers', a quarter of the layers
 // unscaled.
 template <size_t kCount, size_t kKinds>
 Case every_kind_of_tensor(const int64_t (&sizes)[kCount], const Kind (&kinds)[kKinds]) {
@@ -246,9 +191,9 @@ Case every_kind_of_tensor(const int64_t (&sizes)[kCount], const Kind (&kinds)[kK
     for (const Kind& kind : kinds) {
       for (const int64_t numel : sizes) {
         made.add_tensor(numel, group, kind, random);
-        const size_t b = made.blocks.size();
+        const size_t b = made.layers.size();
         if (numel == 0 || made.tensors.size() % 5 == 0) continue;
-        made.add_block(b % 4 != 3, b % 2 == 0 ? 1.25 : 0.8);
+        made.add_layer(b % 4 != 3, b % 2 == 0 ? 1.25 : 0.8);
         if (numel > 8) continue;
         for (int64_t i = 0; i < numel; ++i) made.tensors.back().weight.set(i, 0.0f);  // at the floor
       }
@@ -261,7 +206,7 @@ Case every_kind_of_tensor(const int64_t (&sizes)[kCount], const Kind (&kinds)[kK
 inline void freeze(Case& made) {
   made.options.track_norms = false;
   made.options.shape_decay = true;
-  for (size_t b = 0; b < made.blocks.size(); ++b) made.blocks[b].backward_factor = b % 3 == 0 ? 1.5 : 0.6;
+  for (size_t b = 0; b < made.layers.size(); ++b) made.layers[b].backward_factor = b % 3 == 0 ? 1.5 : 0.6;
 }
 
 }  // namespace sasgd_test

@@ -16,20 +16,20 @@ struct Scales {
   double decay;     // d_b
 };
 
-// Equations (22)-(24) for the blocks; 1 and weight_decay for all else.
+// Equations (22)-(24) for the layers; 1 and weight_decay for all else.
 std::vector<Scales> plain_scales(const Case& now, const std::vector<double>& row_norm_sq) {
   std::vector<Scales> scales;
   for (const Tensor& tensor : now.tensors) scales.push_back({1.0, now.groups[tensor.info.group].weight_decay});
   double m = 1;
-  for (size_t b = now.blocks.size(); b-- > 0;) {
-    const BlockInfo& block = now.blocks[b];
-    Scales& s = scales[block.tensor];
-    if (block.backward_factor != 0) m = block.backward_factor;
-    if (block.scaled) {
+  for (size_t b = now.layers.size(); b-- > 0;) {
+    const LayerInfo& layer = now.layers[b];
+    Scales& s = scales[layer.tensor];
+    if (layer.backward_factor != 0) m = layer.backward_factor;
+    if (layer.scaled) {
       s.gradient = std::max(row_norm_sq[b], now.options.eps) / m;
       s.decay *= now.options.shape_decay ? 1 / m : s.gradient;
     }
-    m = m * block.rows / block.columns;
+    m = m * layer.rows / layer.columns;
   }
   return scales;
 }
@@ -46,28 +46,28 @@ bool is_same(double a, double b) { return a == b || (std::isnan(a) && std::isnan
 void check_number(const char* what, size_t t, int64_t i, double got, double want, double size, const Tensor& tensor,
                   DType dtype) {
   // By chance it may be the farther one of the two numbers around it.
-  const double steps = tensor.info.storage.stochastic && dtype == DType::kBFloat16 ? 2 : 1;
+  const double steps = tensor.info.precision.stochastic && dtype == DType::kBFloat16 ? 2 : 1;
   CHECK(is_same(got, want) || std::fabs(got - want) <= steps * rounding(want, dtype) + kArithmetic * size,
         "%s %zu[%lld]: got %.9g, want %.9g", what, t, static_cast<long long>(i), got, want);
 }
 
-// The copy is the weight as stored, rounded to nearest.
-void check_copy(size_t t, int64_t i, const Tensor& tensor) {
-  const Format format = tensor.copy.dtype() == DType::kBFloat16 ? kBFloat16Format : kFloat16Format;
-  const double got = tensor.copy.get(i);
+// A parameter is its master as stored, rounded to nearest.
+void check_param(size_t t, int64_t i, const Tensor& tensor) {
+  const Format format = tensor.param.dtype() == DType::kBFloat16 ? kBFloat16Format : kFloat16Format;
+  const double got = tensor.param.get(i);
   const double want = plain_widen(plain_narrow(static_cast<float>(tensor.weight.get(i)), format), format);
-  CHECK(is_same(got, want), "copy %zu[%lld]: got %.9g, want %.9g", t, static_cast<long long>(i), got, want);
+  CHECK(is_same(got, want), "param %zu[%lld]: got %.9g, want %.9g", t, static_cast<long long>(i), got, want);
 }
 
 }  // namespace
 
 std::vector<double> plain_row_norm_sq(const Case& now) {
   std::vector<double> norms;
-  for (const BlockInfo& block : now.blocks) {
-    const Tensor& tensor = now.tensors[block.tensor];
+  for (const LayerInfo& layer : now.layers) {
+    const Tensor& tensor = now.tensors[layer.tensor];
     double sum = 0;
     for (int64_t i = 0; i < tensor.info.numel; ++i) sum += tensor.weight.get(i) * tensor.weight.get(i);
-    norms.push_back(sum / block.rows);
+    norms.push_back(sum / layer.rows);
   }
   return norms;
 }
@@ -100,7 +100,7 @@ void check_step(const Case& before, const Case& after, const std::vector<Input>&
       }
       check_number("weight", t, i, now.weight.get(i), w - group.lr * along, std::fabs(w) + group.lr * size, old,
                    old.info.dtype);
-      if (old.has_copy()) check_copy(t, i, now);
+      if (old.has_param()) check_param(t, i, now);
     }
   }
 }

@@ -7,10 +7,11 @@
 
 namespace sasgd_test {
 
-// ||W||^2_{2,mu} of each block.
+// ||W||^2_{2,mu} of each layer.
 std::vector<double> plain_row_norm_sq(const Case& now);
 
-// CHECKs every weight, momentum buffer and copy after a step that was told `inputs`, against those before it.
+// CHECKs every weight, momentum buffer and parameter of a master after a step that was told `inputs`, against those
+// before it.
 void check_step(const Case& before, const Case& after, const std::vector<Input>& inputs,
                 const std::vector<double>& row_norm_sq);
 

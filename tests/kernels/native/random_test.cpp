@@ -128,7 +128,7 @@ void test_random() {
   check_known_values();
   check_neighbours("the first step with seed 0", 0, 0, 0);
   check_neighbours("some step", mix(mix(2018) + 3), 1000, 16384);
-  // As storage.py has them: of seeds and of a parameter's places among all.
+  // As precision.py has them: of seeds and of a parameter's places among all.
   const Words words = words_of(mix(mix(5) + 8), 4, 0);
   check_unlike("parameters", words, words_of(mix(mix(5) + 9), 4, 0));
   check_unlike("parameters", words, words_of(mix(mix(5) + 8 + 64), 4, 0));

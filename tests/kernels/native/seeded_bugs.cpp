@@ -42,16 +42,16 @@ void overrun_tail() { overrun(1025); }
 
 void overrun_vector() { overrun(1023); }
 
-// A copy one number short of its weights.
-void overrun_copy() {
+// A parameter one number short of its master.
+void overrun_param() {
   Case made;
   made.groups = {{0.1, 0.9, 0, 0.01, false, false}};
   Random random;
-  made.add_tensor(33, 0, kExtraordinary[0], random);
+  made.add_tensor(33, 0, kMixedKinds[0], random);
   NativePlan plan(made);
   std::vector<Input> inputs = made.inputs(0, true);
   const Numbers shorter(32, DType::kBFloat16);
-  inputs[0].copy = shorter.address();
+  inputs[0].param = shorter.address();
   plan.place(inputs);
   plan.step(made, inputs);
 }

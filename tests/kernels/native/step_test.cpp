@@ -13,7 +13,7 @@ namespace {
 // Around the powers of two that lanes, spans and chunks have for their lengths, and several chunks.
 constexpr int64_t kSizes[] = {0,    1,    7,    8,    9,    15,   16,    17,    31,    32,   33,
                               1023, 1024, 1025, 4095, 4096, 4097, 16383, 16384, 16385, 40000};
-// What is stored out of the ordinary goes through the same loops.
+// Mixed precision goes through the same loops.
 constexpr int64_t kFewerSizes[] = {0, 1, 15, 16, 17, 33, 1023, 1025, 16384, 40000};
 constexpr int64_t kPartSizes[] = {0, 5, 16385, 300000};  // the last in several tasks
 constexpr int kSteps = 4;
@@ -23,7 +23,7 @@ void check_steps(Case now) {
   NativePlan plan(now);
   const std::vector<double> measured = plan.row_norm_sq;
   const std::vector<double> at_first = plain_row_norm_sq(now);
-  for (size_t b = 0; b < now.blocks.size(); ++b) {
+  for (size_t b = 0; b < now.layers.size(); ++b) {
     CHECK(std::fabs(measured[b] - at_first[b]) <= 1e-6 * at_first[b], "norm %zu: got %.9g, want %.9g", b, measured[b],
           at_first[b]);
   }
@@ -67,7 +67,7 @@ void check_same_bits(const Case& data) {
   }
 }
 
-// A block that is not finite leaves the others as they are, and is not taken for stale.
+// A layer that is not finite leaves the others as they are, and is not taken for stale.
 void check_not_finite() {
   for (const float poison : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
     Case healthy = case_of_four(), poisoned = healthy;
@@ -80,7 +80,7 @@ void check_not_finite() {
     for (const size_t t : {0, 1, 3}) {
       CHECK(poisoned.tensors[t].weight == healthy.tensors[t].weight, "tensor %zu with %g in another", t, poison);
     }
-    CHECK(!std::isfinite(poisoned.tensors[2].weight.get(0)), "a block with %g moved by a finite scale", poison);
+    CHECK(!std::isfinite(poisoned.tensors[2].weight.get(0)), "a layer with %g moved by a finite scale", poison);
   }
 }
 
@@ -124,7 +124,7 @@ void check_jumps() {
 
 void test_carried() {
   check_first_updates<NativePlan>();
-  check_chosen_blocks<NativePlan>();
+  check_chosen_layers<NativePlan>();
   check_stale_steps<NativePlan>();
   check_counts<NativePlan>();
   check_parts<NativePlan>(kPartSizes);
@@ -134,7 +134,7 @@ void test_carried() {
 }
 
 void test_steps() {
-  for (Case made : {every_kind_of_tensor(kSizes, kOrdinary), every_kind_of_tensor(kFewerSizes, kExtraordinary)}) {
+  for (Case made : {every_kind_of_tensor(kSizes, kPlainKinds), every_kind_of_tensor(kFewerSizes, kMixedKinds)}) {
     check_steps(made);
     freeze(made);
     check_steps(made);
@@ -142,7 +142,7 @@ void test_steps() {
 }
 
 void test_bits() {
-  for (Case made : {every_kind_of_tensor(kSizes, kOrdinary), every_kind_of_tensor(kFewerSizes, kExtraordinary)}) {
+  for (Case made : {every_kind_of_tensor(kSizes, kPlainKinds), every_kind_of_tensor(kFewerSizes, kMixedKinds)}) {
     check_same_bits(made);
     freeze(made);
     check_same_bits(made);

@@ -6,7 +6,7 @@ namespace sasgd_test {
 // Failures are counted by CHECK.
 void test_conversions();
 void test_random();
-void test_storage();
+void test_precision();
 void test_carried();
 void test_steps();  // with the instruction set that is the default
 void test_bits();   // with all of them
@@ -15,7 +15,7 @@ void test_bits();   // with all of them
 void nudge_weight();
 void overrun_tail();
 void overrun_vector();
-void overrun_copy();
+void overrun_param();
 void load_bad_bool();
 void share_weights();
 

@@ -40,7 +40,7 @@ void check_overflow() {
   }
 }
 
-// A block that a step spoilt and that was put back unseen is left alone for a step, and goes on in the next.
+// A layer that a step spoilt and that was put back unseen is left alone for a step, and goes on in the next.
 void check_recovery() {
   for (const float spoilt : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
     Case now = case_of_four();
@@ -73,7 +73,7 @@ void check_several_launches() {
   for (int32_t t = 0; t < 700; ++t) {
     now.groups.push_back({0.1 + t * 0.001, 0.9, 0, 0.01, false, false});
     now.add_tensor(5, t, kFloat32Kind, random);
-    if (t % 2 == 0) now.add_block(true, t % 4 == 0 ? 1.25 : 0.8);
+    if (t % 2 == 0) now.add_layer(true, t % 4 == 0 ? 1.25 : 0.8);
   }
   EmulatedPlan plan(now);
   for (int step = 0; step < 2; ++step) {
@@ -116,7 +116,7 @@ constexpr int64_t kPartSizes[] = {0, 5, 8193, 140000};  // the last with two lev
 void test_cuda_carried() {
   check_overflow();
   check_first_updates<EmulatedPlan>();
-  check_chosen_blocks<EmulatedPlan>();
+  check_chosen_layers<EmulatedPlan>();
   check_stale_steps<EmulatedPlan>();
   check_counts<EmulatedPlan>();
   check_parts<EmulatedPlan>(kPartSizes);

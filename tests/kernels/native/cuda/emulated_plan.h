@@ -11,21 +11,21 @@ class EmulatedPlan : public Carried {
   // Its norms are measured.
   explicit EmulatedPlan(const Case& made, int32_t max_thread_blocks = 0)
       : Carried(made),
-        plan_(0, made.infos(), made.blocks, made.options),
+        plan_(0, {made.infos(), made.layers, made.options}),
         tables_(static_cast<size_t>(plan_.table_bytes())) {
     plan_.max_thread_blocks = max_thread_blocks;
     plan_.attach(as_address(tables_.data()), state(), 0);
     place(made.inputs(0, true));
-    measure(std::vector<uint8_t>(made.blocks.size(), 1));
+    measure(std::vector<uint8_t>(made.layers.size(), 1));
   }
 
   void place(const std::vector<Input>& inputs) {
-    plan_.place(each(inputs, &Input::weight), each(inputs, &Input::momentum_buffer), each(inputs, &Input::copy), 0);
+    plan_.place(each(inputs, &Input::weight), each(inputs, &Input::momentum_buffer), each(inputs, &Input::param), 0);
   }
 
   void measure(const std::vector<uint8_t>& chosen) { plan_.measure(chosen.data(), 0); }
 
-  // The loss scale, and an overflow if there is one, are read by the kernel. Returns how many blocks it found stale.
+  // The loss scale, and an overflow if there is one, are read by the kernel. Returns how many layers it found stale.
   int64_t step(Case& made, const std::vector<Input>& inputs, bool overflow = false) {
     const std::vector<DType> dtypes = each(inputs, &Input::grad_dtype);
     const float scale = static_cast<float>(made.loss_scale), found_inf = overflow;

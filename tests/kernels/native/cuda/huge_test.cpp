@@ -50,35 +50,35 @@ class Reserved {
   void* memory_;
 };
 
-// bfloat16 weights, rounded by chance in mixed plans; or float32 ones with a copy in bfloat16.
-template <class W, bool kMixed>
+// bfloat16 weights, rounded by chance in mixed precision; or float32 masters of a parameter in bfloat16.
+template <class W, bool kMixedPrecision>
 void check_last_chunks() {
-  constexpr bool kHasCopy = sizeof(W) == sizeof(float), kStochastic = kMixed && !kHasCopy;
+  constexpr bool kIsMaster = sizeof(W) == sizeof(float), kStochastic = kMixedPrecision && !kIsMaster;
   Reserved<W> weight;
-  Reserved<__nv_bfloat16> grad, copy;
-  CHECK(weight.is_there() && grad.is_there() && copy.is_there(), "no room for addresses");
+  Reserved<__nv_bfloat16> grad, param;
+  CHECK(weight.is_there() && grad.is_there() && param.is_there(), "no room for addresses");
   // The small ones lead to weights between two numbers of bfloat16.
-  const auto gradient = [](int64_t i) { return (i % 2 == 0 ? 0.5f : 0.25f) * (kMixed ? 0x1p-9f : 1.0f); };
+  const auto gradient = [](int64_t i) { return (i % 2 == 0 ? 0.5f : 0.25f) * (kMixedPrecision ? 0x1p-9f : 1.0f); };
   const int64_t begin = kElements - kChunk - 5;  // of the last two chunks
   for (int64_t i = begin - 5; i < kElements; ++i) {
     weight[i] = narrow<W>(1.0f);
     grad[i] = narrow<__nv_bfloat16>(gradient(i));
   }
-  const std::vector<TensorEntry> tensors = {{kElements, 0, 0, -1, 0, kHasCopy ? DType::kFloat32 : DType::kBFloat16,
-                                             kHasCopy ? DType::kBFloat16 : DType::kFloat32, false, kStochastic}};
-  const std::vector<MixedEntry> mixed = {{kStream, kHasCopy ? copy.address() : 0}};
+  const std::vector<TensorEntry> tensors = {{kElements, 0, 0, -1, 0, kIsMaster ? DType::kFloat32 : DType::kBFloat16,
+                                             kIsMaster ? DType::kBFloat16 : DType::kFloat32, false, kStochastic}};
+  const std::vector<PrecisionEntry> precision = {{kStream, kIsMaster ? param.address() : 0}};
   const std::vector<Addresses> addresses = {{weight.address(), 0}};
   const std::vector<int32_t> tensor_of_chunk(kChunks, 0);
-  unsigned finished_blocks = 0;
+  unsigned finished_thread_blocks = 0;
   uint8_t flags = 0;
   int64_t rounding_steps = kRoundingStep;
   LaunchArgs<kWords> args{};
   args.header.tables.tensors = tensors.data();
   args.header.tables.addresses = addresses.data();
   args.header.tables.tensor_of_chunk = tensor_of_chunk.data();
-  args.header.tables.finished_blocks = &finished_blocks;
+  args.header.tables.finished_thread_blocks = &finished_thread_blocks;
   args.header.tables.flags = &flags;
-  args.header.tables.mixed = mixed.data();
+  args.header.tables.precision = precision.data();
   args.header.tables.rounding_steps = &rounding_steps;
   args.header.launch = {0, 1, kChunks - 2, kChunks, 0, {}, {}};
   args.words[0] = grad.address();
@@ -87,7 +87,7 @@ void check_last_chunks() {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(2);
   config.blockDim = dim3(kThreads);
-  cudaLaunchKernelEx(&config, step_kernel<kWords, kMixed>, args);
+  cudaLaunchKernelEx(&config, step_kernel<kWords, kMixedPrecision>, args);
 
   for (int64_t i = begin - 5; i < kElements; ++i) {
     const float exact = i < begin ? 1.0f : 1.0f - gradient(i);
@@ -95,9 +95,9 @@ void check_last_chunks() {
     const uint16_t by_chance = plain_narrow_by_chance(exact, random);
     const float want = kStochastic ? plain_widen(by_chance, kBFloat16Format) : exact;
     CHECK(widen(weight[i]) == want, "weight %lld: got %g, want %g", static_cast<long long>(i), widen(weight[i]), want);
-    const float want_copy = !kHasCopy || i < begin ? 0.0f : widen(narrow<__nv_bfloat16>(exact));
-    CHECK(widen(copy[i]) == want_copy, "copy %lld: got %g, want %g", static_cast<long long>(i), widen(copy[i]),
-          want_copy);
+    const float want_param = !kIsMaster || i < begin ? 0.0f : widen(narrow<__nv_bfloat16>(exact));
+    CHECK(widen(param[i]) == want_param, "param %lld: got %g, want %g", static_cast<long long>(i), widen(param[i]),
+          want_param);
   }
 }
 

@@ -9,7 +9,7 @@ int main(int count, char** arguments) {
           {"steps", test_cuda_steps},
           {"bits", test_cuda_bits},
           {"carried", test_cuda_carried},
-          {"storage", test_cuda_storage},
+          {"precision", test_cuda_precision},
           {"huge", test_cuda_huge},
           {"threads", test_cuda_threads},
       },

@@ -16,32 +16,32 @@ namespace {
 // Around the lengths of a vector, a thread block's stride and a chunk, several chunks, and two levels of the tree.
 constexpr int64_t kSizes[] = {0, 1, 3, 4, 5, 7, 8, 9, 1023, 1024, 1025, 2049, 8191, 8192, 8193, 20001};
 constexpr int64_t kTwoLevels = 17 * 8192 + 3;
-// What is stored out of the ordinary has loops with vectors half as long.
+// Mixed precision has loops with vectors half as long.
 constexpr int64_t kFewerSizes[] = {0, 1, 3, 4, 5, 9, 1025, 8193, 20001};
 constexpr int kSteps = 3;
 
 Case big_case() {
-  Case made = every_kind_of_tensor(kSizes, kOrdinary);
+  Case made = every_kind_of_tensor(kSizes, kPlainKinds);
   Random random;
   made.add_tensor(kTwoLevels, 1, kFloat32Kind, random);
-  made.add_block(true, 1.25);
+  made.add_layer(true, 1.25);
   return made;
 }
 
-// Ordinary tensors have other loops in the company of others.
+// PlainWork tensors have other loops in the company of others.
 Case mixed_case() {
-  Case made = every_kind_of_tensor(kFewerSizes, kExtraordinary);
+  Case made = every_kind_of_tensor(kFewerSizes, kMixedKinds);
   Random random;
   for (int32_t group = 0; group < 3; ++group) {
-    for (const Kind& kind : kOrdinary) {
+    for (const Kind& kind : kPlainKinds) {
       made.add_tensor(9001, group, kind, random);
-      made.add_block(true, 1.25);
+      made.add_layer(true, 1.25);
     }
   }
   return made;
 }
 
-// One of each kind, one tensor with two levels of sums, one that is no block.
+// One of each kind, one tensor with two levels of sums, one that is no layer's.
 template <size_t kKinds>
 Case small_case(const Kind (&kinds)[kKinds]) {
   Case made;
@@ -49,10 +49,10 @@ Case small_case(const Kind (&kinds)[kKinds]) {
   Random random;
   for (const Kind& kind : kinds) {
     made.add_tensor(9001, 1, kind, random);
-    made.add_block(true, 1.25);
+    made.add_layer(true, 1.25);
   }
   made.add_tensor(kTwoLevels, 2, {DType::kBFloat16, DType::kBFloat16, {}}, random);
-  made.add_block(true, 0.8);
+  made.add_layer(true, 0.8);
   made.add_tensor(20001, 0, kFloat32Kind, random);
   return made;
 }
@@ -68,7 +68,7 @@ void check_rounding_steps(const EmulatedPlan& plan, const Case& now) {
 void check_steps(Case now) {
   EmulatedPlan plan(now);
   const std::vector<double> measured = plan.row_norm_sq, at_first = plain_row_norm_sq(now);
-  for (size_t b = 0; b < now.blocks.size(); ++b) {
+  for (size_t b = 0; b < now.layers.size(); ++b) {
     CHECK(std::fabs(measured[b] - at_first[b]) <= 1e-6 * at_first[b], "norm %zu: got %.9g, want %.9g", b, measured[b],
           at_first[b]);
   }
@@ -90,16 +90,17 @@ struct Outcome {
   std::vector<double> row_norm_sq;
 };
 
-Outcome run_steps(Case data, int32_t max_thread_blocks, uint64_t seed, unsigned resident_blocks) {
+Outcome run_steps(Case data, int32_t max_thread_blocks, uint64_t seed, unsigned resident_thread_blocks) {
   sasgd_emulation::settings().multiprocessors = 8;
   sasgd_emulation::settings().seed = seed;
-  sasgd_emulation::settings().resident_blocks = resident_blocks;
+  sasgd_emulation::settings().resident_blocks = resident_thread_blocks;
   EmulatedPlan plan(data, max_thread_blocks);
   for (int step = 0; step < kSteps; ++step) {
     const std::vector<Input> inputs = data.inputs(step);
     plan.step(data, inputs);
   }
-  CHECK(plan.all_stale_steps() == 0, "stale norms with %d blocks, seed %d", max_thread_blocks, static_cast<int>(seed));
+  CHECK(plan.all_stale_steps() == 0, "stale norms with %d thread blocks, seed %d", max_thread_blocks,
+        static_cast<int>(seed));
   sasgd_emulation::reset();
   return {data, plan.row_norm_sq};
 }
@@ -108,14 +109,15 @@ void check_same_bits(const Case& data) {
   struct {
     int32_t max_thread_blocks;
     uint64_t seed;
-    unsigned resident_blocks;
+    unsigned resident_thread_blocks;
   } const ways[] = {{2, 0, 0}, {3, 1, 0}, {7, 2, 0}, {16, 3, 0}, {16, 4, 1}, {5, 5, 2}};
   const Outcome expected = run_steps(data, 1, 0, 0);
   for (const auto& way : ways) {
-    const Outcome got = run_steps(data, way.max_thread_blocks, way.seed, way.resident_blocks);
-    CHECK(got.row_norm_sq == expected.row_norm_sq, "norms, %d blocks", way.max_thread_blocks);
+    const Outcome got = run_steps(data, way.max_thread_blocks, way.seed, way.resident_thread_blocks);
+    CHECK(got.row_norm_sq == expected.row_norm_sq, "norms, %d thread blocks", way.max_thread_blocks);
     for (size_t t = 0; t < data.tensors.size(); ++t) {
-      CHECK(got.data.tensors[t].is_same(expected.data.tensors[t]), "tensor %zu, %d blocks", t, way.max_thread_blocks);
+      CHECK(got.data.tensors[t].is_same(expected.data.tensors[t]), "tensor %zu, %d thread blocks", t,
+            way.max_thread_blocks);
     }
   }
 }
@@ -126,10 +128,10 @@ void check_threads(const std::vector<Kind>& kinds) {
   Random random;
   for (const Kind& kind : kinds) {
     made.add_tensor(1025, 1, kind, random);
-    made.add_block(true, 1.25);
+    made.add_layer(true, 1.25);
   }
   made.add_tensor(2 * 8192 + 5, 2, kFloat32Kind, random);
-  made.add_block(true, 0.8);
+  made.add_layer(true, 0.8);
   EmulatedPlan plan(made, 3);
   for (int step = 0; step < 2; ++step) {
     const Case before = made;
@@ -150,7 +152,7 @@ void test_cuda_steps() {
 }
 
 void test_cuda_bits() {
-  for (Case made : {small_case(kOrdinary), small_case(kExtraordinary)}) {
+  for (Case made : {small_case(kPlainKinds), small_case(kMixedKinds)}) {
     check_same_bits(made);
     freeze(made);
     check_same_bits(made);
@@ -158,8 +160,8 @@ void test_cuda_bits() {
 }
 
 void test_cuda_threads() {
-  check_threads({std::begin(kOrdinary), std::end(kOrdinary)});
-  check_threads({std::begin(kExtraordinary), std::end(kExtraordinary)});
+  check_threads({std::begin(kPlainKinds), std::end(kPlainKinds)});
+  check_threads({std::begin(kMixedKinds), std::end(kMixedKinds)});
 }
 
 }  // namespace sasgd_test

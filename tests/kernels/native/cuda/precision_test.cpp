@@ -1,10 +1,10 @@
-// What is stored out of the ordinary: every rounding to the bit, what is counted, and nobody else's memory.
+// Mixed precision: every rounding to the bit, what is counted, and nobody else's memory.
 #include <cstdint>
 #include <vector>
 
 #include "../check.h"
 #include "../double_loop.h"
-#include "../stored.h"
+#include "../precisions.h"
 #include "emulated_plan.h"
 #include "tests.h"
 
@@ -52,7 +52,7 @@ void check_neighbours() {
 
 }  // namespace
 
-void test_cuda_storage() {
+void test_cuda_precision() {
   check_exact_steps();
   check_poisoned();
   check_neighbours();

@@ -1,4 +1,4 @@
-// Cases of what is stored out of the ordinary, and what a step must leave of them: for the CPU and CUDA alike.
+// Cases of mixed precision, and what a step must leave of them: for the CPU and CUDA alike.
 #pragma once
 
 #include <limits>
@@ -17,7 +17,7 @@ Case exact_case(const int64_t (&sizes)[kCount]) {
   made.groups = {{1, 0, 0, 0, false, false}, {1, 0.5, 0, 0, false, false}, {1, 0.5, 0, 0, true, false}};
   Random random;
   for (int32_t group = 0; group < 3; ++group) {
-    for (const Kind& kind : kExtraordinary) {
+    for (const Kind& kind : kMixedKinds) {
       for (const int64_t numel : sizes) {
         made.add_tensor(numel, group, kind, random);
         Tensor& tensor = made.tensors.back();
@@ -33,11 +33,11 @@ Case exact_case(const int64_t (&sizes)[kCount]) {
 }
 
 // x as a dtype, by chance where the tensor is stored so.
-inline double rounded(double x, DType dtype, const Storage& storage, uint32_t random) {
+inline double rounded(double x, DType dtype, const Precision& precision, uint32_t random) {
   const float exact = static_cast<float>(x);
   if (dtype == DType::kFloat32) return x;
   if (dtype == DType::kFloat16) return plain_widen(plain_narrow(exact, kFloat16Format), kFloat16Format);
-  const bool by_chance = storage.stochastic;
+  const bool by_chance = precision.stochastic;
   return plain_widen(by_chance ? plain_narrow_by_chance(exact, random) : plain_narrow(exact, kBFloat16Format),
                      kBFloat16Format);
 }
@@ -47,28 +47,28 @@ inline void check_exactly(const Case& before, const Case& after) {
   for (size_t t = 0; t < before.tensors.size(); ++t) {
     const Tensor &old = before.tensors[t], &now = after.tensors[t];
     const GroupValues& group = before.groups[static_cast<size_t>(old.info.group)];
-    const Storage& storage = old.info.storage;
-    const sasgd::RandomKey key = sasgd::random_key(storage.stream, old.rounding_step, 0);
+    const Precision& precision = old.info.precision;
+    const sasgd::RandomKey key = sasgd::random_key(precision.stream, old.rounding_step, 0);
     for (int64_t i = 0; i < old.info.numel; ++i) {
       const uint32_t random = sasgd::random_bits(static_cast<uint32_t>(i), key);
       const double g = old.grad.get(i);
-      const double weight = rounded(1 - (group.nesterov ? 1.5 * g : g), old.weight.dtype(), storage, random);
+      const double weight = rounded(1 - (group.nesterov ? 1.5 * g : g), old.weight.dtype(), precision, random);
       CHECK(now.weight.get(i) == weight, "weight %zu[%lld]: got %.9g, want %.9g", t, static_cast<long long>(i),
             now.weight.get(i), weight);
-      if (old.has_copy()) {
-        const double copy = rounded(weight, old.copy.dtype(), {}, 0);
-        CHECK(now.copy.get(i) == copy, "copy %zu[%lld]: got %.9g, want %.9g", t, static_cast<long long>(i),
-              now.copy.get(i), copy);
+      if (old.has_param()) {
+        const double param = rounded(weight, old.param.dtype(), {}, 0);
+        CHECK(now.param.get(i) == param, "param %zu[%lld]: got %.9g, want %.9g", t, static_cast<long long>(i),
+              now.param.get(i), param);
       }
       if (group.momentum == 0) continue;
-      const double buffer = rounded(g, old.momentum_buffer.dtype(), storage, random >> 16);
+      const double buffer = rounded(g, old.momentum_buffer.dtype(), precision, random >> 16);
       CHECK(now.momentum_buffer.get(i) == buffer, "momentum %zu[%lld]: got %.9g, want %.9g", t,
             static_cast<long long>(i), now.momentum_buffer.get(i), buffer);
     }
   }
 }
 
-// Weights and gradients that are no numbers, infinite or too large for their copies, among ordinary ones. The NaN is
+// Weights and gradients that are no numbers, infinite or too large for their parameters, among plain ones. The NaN is
 // the one that devices make; a bit added to its lower half would make a zero of it.
 inline Case poisoned_case() {
   const float nan = float_of(0x7fffffff), infinity = std::numeric_limits<float>::infinity();
@@ -76,7 +76,7 @@ inline Case poisoned_case() {
   made.groups = every_momentum();
   Random random;
   for (int32_t group = 0; group < 3; ++group) {
-    for (const Kind& kind : kExtraordinary) {
+    for (const Kind& kind : kMixedKinds) {
       made.add_tensor(75, group, kind, random);
       Tensor& tensor = made.tensors.back();
       int64_t i = 1;
@@ -95,7 +95,7 @@ inline Case guarded_case() {
   Case made;
   made.groups = every_momentum();
   Random random;
-  for (const Kind& kind : kExtraordinary) {
+  for (const Kind& kind : kMixedKinds) {
     for (const int64_t numel : {1, 7, 16, 33, 1030}) {
       made.add_tensor(numel + 2 * kGuard, numel % 2 ? 1 : 0, kind, random);
       Tensor& tensor = made.tensors.back();
@@ -117,7 +117,7 @@ inline std::vector<Input> guarded_inputs(const Case& made) {
     skip_guard(inputs[t].weight, tensor.weight);
     skip_guard(inputs[t].grad, tensor.grad);
     skip_guard(inputs[t].momentum_buffer, tensor.momentum_buffer);
-    skip_guard(inputs[t].copy, tensor.copy);
+    skip_guard(inputs[t].param, tensor.param);
   }
   return inputs;
 }
@@ -130,7 +130,7 @@ inline void check_guards(const Case& before, const Case& after) {
     for (int64_t i = 0; i < kGuard; ++i) {
       for (const int64_t place : {i, kGuard + old.info.numel + i}) {
         CHECK(is_kept(old.weight, now.weight, place) && is_kept(old.momentum_buffer, now.momentum_buffer, place) &&
-                  (!old.has_copy() || is_kept(old.copy, now.copy, place)),
+                  (!old.has_param() || is_kept(old.param, now.param, place)),
               "tensor %zu was written at %lld, beyond its %lld elements", t, static_cast<long long>(place - kGuard),
               static_cast<long long>(old.info.numel));
       }

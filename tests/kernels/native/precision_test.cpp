@@ -1,4 +1,4 @@
-// What is stored out of the ordinary: every rounding to the bit, numbers that are none, and nobody else's memory.
+// Mixed precision: every rounding to the bit, numbers that are none, and nobody else's memory.
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -7,7 +7,7 @@
 #include "cpu/kernels.h"
 #include "double_loop.h"
 #include "native_plan.h"
-#include "stored.h"
+#include "precisions.h"
 #include "tests.h"
 
 namespace sasgd_test {
@@ -63,14 +63,14 @@ void check_far_places() {
     run.dtype = DType::kBFloat16;
     run.grad_dtype = DType::kFloat32;
     run.coefficients = {1, -0.0f, 0, 0, 1, 0, 1};
-    run.storage = {DType::kFloat32, false, true, kStream};
+    run.precision = {DType::kFloat32, false, true, kStream};
     run.offset = offset;
     run.rounding_step = kStep;
     sasgd::baseline::kKernels.update(run);
     const sasgd::RandomKey key = sasgd::random_key(kStream, kStep, offset);
     for (int64_t i = 0; i < kCount; ++i) {
       const uint32_t bits = sasgd::random_bits(static_cast<uint32_t>(offset + i), key);
-      const double want = rounded(1 - grad.get(i), DType::kBFloat16, run.storage, bits);
+      const double want = rounded(1 - grad.get(i), DType::kBFloat16, run.precision, bits);
       CHECK(weight.get(i) == want, "weight %lld: got %.9g, want %.9g", static_cast<long long>(offset + i),
             weight.get(i), want);
     }
@@ -79,7 +79,7 @@ void check_far_places() {
 
 }  // namespace
 
-void test_storage() {
+void test_precision() {
   for (const std::string& name : sasgd::instruction_sets()) {
     sasgd::use_instruction_set(name);
     check_exact_steps();
