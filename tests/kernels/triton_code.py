@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 
 from sasgd_fused.backends.device_state import Carried
 from sasgd_fused.backends.triton import columns, kernel, kernels
-from sasgd_fused.backends.triton.variant import ORDINARY, Variant
+from sasgd_fused.backends.triton.variant import PLAIN, Variant
 from sasgd_fused.hyperparameters import GroupValues
 
 TARGETS = {
@@ -87,7 +87,7 @@ def use(
     address: int = 16,
     shape_decay: bool = False,
     track_norms: bool = True,
-    variant: Variant = ORDINARY,
+    variant: Variant = PLAIN,
 ) -> None:
     """A norm pass and a step of a model; the dtypes, which are the parameters', take turns."""
     codes = [dtypes[t % len(dtypes)] for t in range(len(numels))]
@@ -101,7 +101,7 @@ def use(
             torch.zeros(len(numels), dtype=torch.int64),
         ),
         tensors=[(n, 0, 0 if variant.has_masters else code) for n, code in zip(numels, codes, strict=True)],
-        precision=[] if variant == ORDINARY else [stored(code, variant) for code in codes],
+        precision=[] if variant == PLAIN else [stored(code, variant) for code in codes],
         layers=[(tensor, True, 4.0, 2.0, 1.0) for tensor in layers],
         eps=1e-3,
         shape_decay=shape_decay,

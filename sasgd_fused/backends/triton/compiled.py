@@ -9,7 +9,7 @@ import torch
 import triton
 
 from sasgd_fused.backends.triton import columns, kernels
-from sasgd_fused.backends.triton.variant import ORDINARY, Variant
+from sasgd_fused.backends.triton.variant import PLAIN, Variant
 
 # NVIDIA's multiprocessors have 65536: so each holds four programs of 256 threads at once.
 _REGISTERS = 64
@@ -34,7 +34,7 @@ def is_interpreted() -> bool:
 
 
 @cache
-def compiled_kernels(device: torch.device, variant: Variant = ORDINARY) -> dict[str, Any]:
+def compiled_kernels(device: torch.device, variant: Variant = PLAIN) -> dict[str, Any]:
     """Compiles and loads the kernels for a device, which has to be the current one.
 
     Returns:

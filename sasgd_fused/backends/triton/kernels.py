@@ -1,7 +1,7 @@
 """The kernels: a program for each chunk updates or measures it; then one for each tensor leaves norms and flags.
 
 Their arguments are tables (see columns.py), so nothing about a model or its hyperparameters is compiled in: only how
-weights and momentum are stored, where that is out of the ordinary. What has no part in that is None.
+weights and momentum are stored, where that is not plain. What has no part in that is None.
 """
 
 from __future__ import annotations

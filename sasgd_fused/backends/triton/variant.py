@@ -9,7 +9,7 @@ _FLOAT32, _BFLOAT16 = 0, 1  # dtype codes
 
 
 class Variant(NamedTuple):
-    """All ordinary, unless one of these holds. They are the optimizer's options, so they hold for a whole plan.
+    """All plain, unless one of these holds. They are the optimizer's options, so they hold for a whole plan.
 
     Attributes:
         has_masters: the weights of parameters with 16 bits are float32 masters, whose params the parameters are.
@@ -22,7 +22,7 @@ class Variant(NamedTuple):
     is_stochastic: bool = False
 
 
-ORDINARY = Variant()
+PLAIN = Variant()
 
 
 def variant_of(tensors: Sequence[tuple[int, int, int]], precision: Sequence[tuple[int, bool, bool, int]]) -> Variant:
@@ -32,7 +32,7 @@ def variant_of(tensors: Sequence[tuple[int, int, int]], precision: Sequence[tupl
         ValueError: tensors of one dtype are not stored alike.
     """
     if not precision:
-        return ORDINARY
+        return PLAIN
     param_dtypes, small, stochastic, _ = zip(*precision, strict=True)
     variant = Variant(any(param_dtypes), any(small), any(stochastic))
     for t, ((_, _, weight), (param_dtype, *others, _)) in enumerate(zip(tensors, precision, strict=True)):
