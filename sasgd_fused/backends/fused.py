@@ -13,10 +13,10 @@ from torch import Tensor
 
 from sasgd_fused.backends.addresses import Gradients, GradientTable, Weights
 from sasgd_fused.backends.base import Backend
+from sasgd_fused.backends.carried_norms import CarriedNorms
 from sasgd_fused.backends.device_state import STARTED, Carried, DeviceState
-from sasgd_fused.backends.kernel import DTYPE_CODES, Kernel
+from sasgd_fused.backends.kernel import DTYPE_CODES, Kernel, OnDevice
 from sasgd_fused.backends.momentum import MomentumBuffers
-from sasgd_fused.backends.norms import CarriedNorms
 from sasgd_fused.backends.watch import Changes
 from sasgd_fused.hyperparameters import GroupValues, StepNumbers
 from sasgd_fused.plan import State, StepPlan
@@ -34,14 +34,6 @@ class Prepared(NamedTuple):
     changes: Changes
     grads: GradientTable
     tensors: list[Tensor]
-
-
-class OnDevice(NamedTuple):
-    """The numbers of a step that a kernel reads on its device; see `Kernel.step`."""
-
-    lrs: Mapping[int, Tensor]
-    grad_scale: Tensor | None
-    found_inf: Tensor | None
 
 
 class FusedBackend(Backend):

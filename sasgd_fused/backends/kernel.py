@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,14 @@ from sasgd_fused.precision import Precision
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _usable_devices: set[int] = set()
+
+
+class OnDevice(NamedTuple):
+    """The numbers of a step that a kernel may read on its device; see `Kernel.step`."""
+
+    lrs: Mapping[int, Tensor]
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
 
 
 class Kernel(Protocol):
