@@ -21,14 +21,14 @@ from tests.kernels.compiled_triton import (
 # One worker compiles for all.
 pytestmark = [pytest.mark.kernels, pytest.mark.xdist_group("triton storage code")]
 
-# All of the formats on all of the targets would take minutes. Each of these has most of something: of the registers,
+# All of the variants on all of the targets would take minutes. Each of these has most of something: of the registers,
 # of the kinds of accesses, of the accesses of 16 bytes.
 COMPILED = {
     "sm_80": "stochastic rounding",
     "sm_90": "masters, small momentum, stochastic rounding",
     "gfx942": "masters",
 }
-cases = pytest.mark.parametrize(("target", "formats"), COMPILED.items())
+cases = pytest.mark.parametrize(("target", "variant"), COMPILED.items())
 
 MOVES = {
     "ptx": {
@@ -46,22 +46,22 @@ Compiler = Callable[[str, str], Compiled]
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiler:
-    """Compiles the kernels for a target and formats."""
+    """Compiles the kernels for a target and a variant."""
 
     @cache
-    def compile_for(target: str, formats: str) -> Compiled:
+    def compile_for(target: str, variant: str) -> Compiled:
         folder = tmp_path_factory.mktemp("triton")
-        return compile_triton(target, formats, folder=folder, program="triton_storage_code")
+        return compile_triton(target, variant, folder=folder, program="triton_storage_code")
 
     return compile_for
 
 
-def vectors(formats: str, size: int) -> tuple[int, int]:
+def vectors(variant: str, size: int) -> tuple[int, int]:
     """How often a thread loads and stores so many bytes in both of the loops that take vectors."""
     loads = stores = 0
     for param, grad in STEP_SIZES:
-        weight = 4 if "masters" in formats else param
-        momentum = 2 if "small momentum" in formats and weight == 4 else weight
+        weight = 4 if "masters" in variant else param
+        momentum = 2 if "small momentum" in variant and weight == 4 else weight
         copies = [param] if param != weight else []
 
         def moves(element: int, weight: int = weight) -> int:
@@ -75,19 +75,19 @@ def vectors(formats: str, size: int) -> tuple[int, int]:
 
 
 @cases
-def test_vectors_are_of_as_many_elements_as_16_bytes_of_weights(target: str, formats: str, compiled: Compiler) -> None:
-    code = compiled(target, formats).kernels["step_kernel"]
+def test_vectors_are_of_as_many_elements_as_16_bytes_of_weights(target: str, variant: str, compiled: Compiler) -> None:
+    code = compiled(target, variant).kernels["step_kernel"]
     for size, patterns in MOVES[code.kind].items():
-        assert tuple(len(re.findall(p, code.text)) for p in patterns) == vectors(formats, size), size
+        assert tuple(len(re.findall(p, code.text)) for p in patterns) == vectors(variant, size), size
         if code.kind == "ptx":  # the assembler may have unrolled loops
-            kernel, bits, expected = code.on_nvidia(), 8 * size, vectors(formats, size)
+            kernel, bits, expected = code.on_nvidia(), 8 * size, vectors(variant, size)
             assert kernel.count(f"LDG.E.{bits}") >= expected[0]
             assert kernel.count(f"STG.E.{bits}") >= expected[1]
 
 
 @cases
-def test_kernels_spill_and_contract_nothing(target: str, formats: str, compiled: Compiler) -> None:
-    kernels = compiled(target, formats).kernels
+def test_kernels_spill_and_contract_nothing(target: str, variant: str, compiled: Compiler) -> None:
+    kernels = compiled(target, variant).kernels
     assert kernels.keys() == set(KERNELS)
     assert not {name: complaints for name, code in kernels.items() if (complaints := code.complaints())}
     for name in CHUNK_KERNELS if target != "gfx942" else ():
@@ -95,8 +95,8 @@ def test_kernels_spill_and_contract_nothing(target: str, formats: str, compiled:
 
 
 @cases
-def test_loops_over_vectors_exchange_nothing(target: str, formats: str, compiled: Compiler) -> None:
-    text = compiled(target, formats).kernels["step_kernel"].read("ttgir")
+def test_loops_over_vectors_exchange_nothing(target: str, variant: str, compiled: Compiler) -> None:
+    text = compiled(target, variant).kernels["step_kernel"].read("ttgir")
     loops = re.findall(r"^( *)(?:%\S+ = )?scf\.for %\w+ = %c0_i32 to (.*?)^\1}", text, re.DOTALL | re.MULTILINE)
     assert len(loops) == 2 * len(STEP_SIZES)
     for _, loop in loops:
@@ -105,9 +105,9 @@ def test_loops_over_vectors_exchange_nothing(target: str, formats: str, compiled
 
 
 @cases
-def test_integers_are_unsigned_and_offsets_have_64_bits(target: str, formats: str, compiled: Compiler) -> None:
-    text = compiled(target, formats).kernels["step_kernel"].read("ttir")
-    is_stochastic = "stochastic" in formats
+def test_integers_are_unsigned_and_offsets_have_64_bits(target: str, variant: str, compiled: Compiler) -> None:
+    text = compiled(target, variant).kernels["step_kernel"].read("ttir")
+    is_stochastic = "stochastic" in variant
     # Keys are made of 64 bits: the shifts by 30 and 27 are those of `mix`.
     assert [len(re.findall(rf"arith\.shrui %\w+, %c{n}_i64\b", text)) for n in (30, 27)] == [2 * is_stochastic] * 2
     assert ("arith.shrui" in text) is is_stochastic
@@ -120,8 +120,8 @@ def test_integers_are_unsigned_and_offsets_have_64_bits(target: str, formats: st
 
 
 @cases
-def test_one_variant_serves_all_gradients(target: str, formats: str, compiled: Compiler) -> None:
-    told = compiled(target, formats)
+def test_one_variant_serves_all_gradients(target: str, variant: str, compiled: Compiler) -> None:
+    told = compiled(target, variant)
     assert len(told.launches) == 2
     for case, wanted in told.launches.items():
         assert wanted.keys() == set(KERNELS), case

@@ -1,6 +1,6 @@
 """Has the Triton backend compile its kernels for plans with mixed storage; see triton_code.
 
-It takes a target and the name of formats:
+It takes a target and the name of a variant:
 
     python -m tests.kernels.triton_storage_code sm_90 "stochastic rounding"
 """
@@ -14,7 +14,7 @@ from sasgd_fused.backends.triton.variant import Variant
 from tests.kernels.triton_code import MANY, TARGETS, begin, told_of
 
 # All that options can make, with the dtypes of the parameters that they are for.
-FORMATS = {
+VARIANTS = {
     "masters": (Variant(has_masters=True), (0, 1, 2)),
     "small momentum": (Variant(has_small_momentum=True), (0, 1)),
     "stochastic rounding": (Variant(is_stochastic=True), (0, 1)),
@@ -26,8 +26,8 @@ FORMATS = {
 
 def main() -> None:
     """Prints a JSON object, as `triton_code` does."""
-    formats, dtypes = FORMATS[sys.argv[2]]
-    model = {"numels": MANY, "dtypes": dtypes, "layers": range(0, len(MANY), 2), "formats": formats}
+    variant, dtypes = VARIANTS[sys.argv[2]]
+    model = {"numels": MANY, "dtypes": dtypes, "layers": range(0, len(MANY), 2), "variant": variant}
     uses = {"gradients as the parameters": model, "gradients in float32": {**model, "wide": True, "address": 18}}
     print(json.dumps(told_of(uses, begin(TARGETS[sys.argv[1]]))))
 

@@ -61,7 +61,7 @@ def _compile(kernel: Any, variant: Variant, **options: int) -> Any:
     known = {
         **_DTYPES,
         "all_chunks": 0,
-        "params": torch.int64 if variant.has_masters else None,
+        "params_of_masters": torch.int64 if variant.has_masters else None,
         "streams": for_rounding,
         "rounding_steps": for_rounding,
         "has_masters": variant.has_masters,

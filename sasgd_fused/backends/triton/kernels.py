@@ -118,16 +118,16 @@ def step_kernel(
     flags,
     loss_scale,
     found_inf,
-    params,
+    params_of_masters,
     streams,
     rounding_steps,
     has_small_momentum: tl.constexpr,
 ):
     """Updates a chunk, and leaves the sums of squares of its weights before and after.
 
-    With `params` parameters of 16 bits have masters; with `streams` bfloat16 is rounded stochastically.
+    With `params_of_masters` parameters of 16 bits have masters; with `streams` bfloat16 is rounded stochastically.
     """
-    has_masters: tl.constexpr = params is not None
+    has_masters: tl.constexpr = params_of_masters is not None
     chunk = tl.program_id(0)
     t = tl.load(tensor_of_chunk + chunk)
     word = tl.load(grads + t)
@@ -144,7 +144,7 @@ def step_kernel(
             weight + offset * weight_size,
             (word & ~WIDE_GRADIENT) + offset * tl.where(is_wide, 4, size),
             momentum_buffer + offset * (2 if has_small_momentum else weight_size),
-            None if params is None else tl.load(params + t) + offset * size,
+            None if params_of_masters is None else tl.load(params_of_masters + t) + offset * size,
         )
         random = None
         if streams is not None:
