@@ -61,7 +61,7 @@ void bind_cpu(py::module_& m) {
 
 PYBIND11_MODULE(_C, m) {
   using namespace sasgd;
-  m.doc() = "The native kernels of sasgd_fused; sasgd_fused.backends.native is their only user.";
+  m.doc() = "The native kernels of sasgd_fused; sasgd_fused.backends.kernel is their only user.";
 #if defined(__clang__)
   m.attr("compiler") = "Clang " __clang_version__;
 #else

@@ -8,7 +8,7 @@ namespace sasgd {
 
 enum class DType : uint8_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
-// How a tensor is stored: plainly, or as this says.
+// How a tensor is stored. By default its precision is plain.
 struct Precision {
   DType param_dtype = DType::kFloat32;  // 16 bits: that of the parameter, whose float32 master the weights are
   bool small_momentum = false;          // the weights are float32, the momentum buffer is bfloat16
@@ -38,7 +38,7 @@ struct LayerInfo {
   bool scaled;             // false: keeps its place in the backward factors, but its gradient is taken as it is
   double rows;             // output units
   double columns;          // input units
-  double backward_factor;  // m_b; 0: to be made by equation (23), see fill_backward_factors
+  double backward_factor;  // m_b; 0: to be made by equation (23), where nobody gives it: see fill_backward_factors
 };
 
 struct PlanOptions {

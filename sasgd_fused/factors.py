@@ -1,4 +1,4 @@
-"""Backward-factor rules: which m_b each layer's gradient is divided by."""
+"""Backward factors, by which each layer's gradient is divided, and the scales that follow from them."""
 
 from __future__ import annotations
 

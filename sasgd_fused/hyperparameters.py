@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class GroupValues(NamedTuple):
-    """The hyperparameters of one parameter group in one step."""
+    """The hyperparameters of one parameter group in one step. Kernels take the fields in this order."""
 
     lr: float
     momentum: float

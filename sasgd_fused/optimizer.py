@@ -294,6 +294,7 @@ class ScaleAmendedSGD(Optimizer):
     def _update(self) -> None:
         if self._release.is_on:
             self._release.attach(self._params())
+        # GradScaler sets these where `_step_supports_amp_scaling` holds.
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         self._stepper.step(self.param_groups, self.state, scale, found_inf)
         if self._release.is_on:
@@ -329,7 +330,7 @@ class ScaleAmendedSGD(Optimizer):
             >>> optimizer.step()
         """
         self._release.attach(self._params())
-        self._current_backends()
+        self._current_backends()  # what cannot run is refused here, and not in a backward
         return self._release
 
     def layer_report(self) -> LayerReport:

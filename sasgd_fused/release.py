@@ -46,7 +46,7 @@ class GradientRelease:
             if held is None and param.requires_grad:
                 held = param, param.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
             elif held and param.grad is not None:  # torch forgets hooks of a parameter that was swapped
-                param._post_accumulate_grad_hooks = param._post_accumulate_grad_hooks
+                param._post_accumulate_grad_hooks = param._post_accumulate_grad_hooks  # setting enters them anew
             if held:
                 self._handles[id(param)] = held
         for _, handle in before.values():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 # A process group for each dimension of the mesh over which a parameter is dealt out.
-Groups = tuple[Any, ...]
+ProcessGroups = tuple[Any, ...]
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -25,7 +25,7 @@ def local_of(tensor: Any) -> Tensor:
     return local
 
 
-def groups_of(tensor: Any) -> Groups:
+def groups_of(tensor: Any) -> ProcessGroups:
     """The process groups over which values of the local parts add up to those of the whole."""
     if not is_sharded(tensor):
         return ()
@@ -81,7 +81,7 @@ class SumOverRanks:
     """
 
     def __init__(self, params: Sequence[Tensor], device: torch.device) -> None:
-        places: dict[Groups, list[int]] = {}
+        places: dict[ProcessGroups, list[int]] = {}
         for place, param in enumerate(params):
             places.setdefault(groups_of(param), []).append(place)
         self._places = {groups: torch.tensor(of_groups).to(device) for groups, of_groups in places.items() if groups}

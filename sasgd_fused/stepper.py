@@ -61,7 +61,7 @@ class Stepper:
         backends = self.current(groups, state)
         numbers = read_numbers(groups, grad_scale, found_inf)
         prepared = []
-        for backend in backends:
+        for backend in backends:  # no comprehension, which may be a call more
             prepared.append(backend.prepare())
         if None in prepared:
             backends = self.remake(groups, state)
@@ -110,7 +110,7 @@ class Stepper:
             ValueError, TypeError: a group's options or a parameter are not what is wanted; all stays as it is then.
             RuntimeError: a backend that was asked for cannot run a plan.
         """
-        for param in self.sync_state():
+        for param in self.sync_state():  # new backends would take these buffers for started
             assert self._state is not None
             del self._state[param]["momentum_buffer"]
         self.lists.follow(groups)
@@ -119,7 +119,7 @@ class Stepper:
         layers = self.network.find_layers(groups)
         plans = make_plans(groups, self._options, layers, self.network.heads, self.network.output_width)
         backends = []
-        for plan in plans:  # no comprehension, which may be a frame more for warnings to go up
+        for plan in plans:  # no comprehension, which may be a frame more on a warning's way up
             backends.append(make_backend(plan, state, self._candidates))
         for plan in plans:
             plan.drop_masters(state)

@@ -17,7 +17,8 @@ class CpuPlan : public PlanBase {
   // `threads` gives the number of threads; it is asked in each norm pass and step.
   CpuPlan(PlanSpec spec, std::function<int()> threads);
 
-  // Takes memory into use. What it holds must be zero, or what a plan like this one left there.
+  // Takes memory into use. What it holds must be zero, or what a plan like this one left there. What else is carried,
+  // sum_modes_ and has_jumped_, begins anew with each plan: its first step takes the sums anew.
   void attach(const CarriedState& state) { state_ = state; }
 
   // Takes the addresses of all weights, momentum buffers and parameters that masters are rounded to (null: none); they

@@ -251,7 +251,7 @@ __device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
   if (threadIdx.x == 0) *tables.finished_thread_blocks = 0;
 }
 
-// kMixedPrecision: some tensors are not stored plainly.
+// kMixedPrecision: the precision of some tensors is not plain.
 template <int kWords, bool kMixedPrecision>
 __global__ void __launch_bounds__(kThreads) step_kernel(const __grid_constant__ LaunchArgs<kWords> args) {
   run_pass<true, kMixedPrecision>(args);

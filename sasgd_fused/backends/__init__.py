@@ -10,7 +10,7 @@ import torch
 
 from sasgd_fused.backends import extension, kernel
 from sasgd_fused.backends.base import Backend
-from sasgd_fused.backends.device_state import Carried
+from sasgd_fused.backends.device_state import CarriedState
 from sasgd_fused.backends.foreach import ForeachBackend
 from sasgd_fused.backends.fused import FusedBackend
 from sasgd_fused.backends.reference import ReferenceBackend
@@ -34,14 +34,14 @@ class Entry(NamedTuple):
 
 
 def _native(plan: StepPlan, state: State) -> Backend:
-    make = kernel.cpu_kernel if plan.device.type == "cpu" else kernel.cuda_kernel
+    make: kernel.MakeKernel = kernel.cpu_kernel if plan.device.type == "cpu" else kernel.CudaKernel
     return FusedBackend(plan, state, "native", make)
 
 
 def _triton(plan: StepPlan, state: State) -> Backend:
     from sasgd_fused.backends.triton.kernel import TritonKernel  # here, because Triton may be absent
 
-    def make(plan: StepPlan, carried: Carried) -> kernel.Kernel:
+    def make(plan: StepPlan, carried: CarriedState) -> kernel.Kernel:
         return TritonKernel(plan.device, carried, **kernel.kernel_plan(plan))
 
     return FusedBackend(plan, state, "triton", make)

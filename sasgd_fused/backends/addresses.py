@@ -62,7 +62,7 @@ class Weights:
             masters: in the parameters' layouts, always for the same indices.
         """
         for index, master in masters:
-            self.params[index] = self.params[index] or self.table[index]
+            self.params[index] = self.params[index] or self.table[index]  # the latter is a master the second time
             self.table[index] = master.data_ptr()
 
     @torch.no_grad()
@@ -84,7 +84,8 @@ class GradientTable(NamedTuple):
     """What a kernel is told of the gradients. No table is changed once it is there.
 
     Attributes:
-        active: indices of the parameters that have one; the same list as long as these are the same.
+        active: indices of the parameters that have one; the same list as long as these are the same. Whoever keeps it
+            compares by `is`, and knows so that a step is like the one before.
         addresses: one for each parameter, 0 where there is no gradient.
         dtypes: a dtype code for each parameter's gradient.
     """
@@ -94,7 +95,7 @@ class GradientTable(NamedTuple):
     dtypes: array[int]
 
 
-class Gradients:
+class GradientTables:
     """Keeps the table of the gradients.
 
     Args:

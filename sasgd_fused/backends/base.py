@@ -38,7 +38,9 @@ class Backend:
         self.norms: Any = Norms(plan, state, self.measure)  # or CarriedNorms, SummedNorms: all report alike
         self.watch = Watch(plan, state)
         self._is_opaque = any(map(is_opaque, plan.params))
-        self._stochastic = {k for k, s in enumerate(plan.precisions) if s.is_stochastic and plan.params[k].numel()}
+        self._stochastic = {
+            k for k, precision in enumerate(plan.precisions) if precision.is_stochastic and plan.params[k].numel()
+        }
 
     @classmethod
     def why_not(cls, device: torch.device, dtypes: Collection[torch.dtype]) -> str | None:
@@ -129,13 +131,14 @@ class Backend:
         self.masters.compare()
         self.norms.forget()
 
-    def local_norms(self, anew: bool) -> Tensor:
-        """Returns the sum of squares / rows of each layer, float64 on the device, for parts of larger weights.
+    def parts_of_norms(self, anew: bool) -> Tensor:
+        """Returns the sum of squares of each layer's local part / the rows of the whole, float64 on the device.
 
         Args:
             anew: takes them from the present weights, even if a step has left them.
         """
         self.look()
+        # In float64 and in one order whatever the backend: all ranks get the same bits.
         return torch.tensor(Backend.measure(self, self.plan.layers), dtype=torch.float64, device=self.plan.device)
 
     def weight_of(self, index: int) -> Tensor:
@@ -154,17 +157,17 @@ class Backend:
             entry["momentum_buffer"] = entry["momentum_buffer"].to(dtype)
         return entry["momentum_buffer"], has_started
 
-    def scales(self, grads: Gradients, values: Sequence[GroupValues]) -> dict[int, tuple[float, float]]:
+    def take_scales(self, grads: Gradients, values: Sequence[GroupValues]) -> dict[int, tuple[float, float]]:
         """Returns (s_b, d_b) of each scaled layer that has a gradient, by the index of its parameter.
 
-        Equations (22) and (24). The norms count as used by a step.
+        Equations (22) and (24). Keeps the norms as used by a step, where norms freeze.
         """
         options, group_of = self.plan.options, self.plan.group_of
         scaled = [planned for planned in self.plan.layers if planned.scaled and grads[planned.param] is not None]
         found = {}
         for planned, norm in zip(scaled, self.norms.of(scaled), strict=True):
             group = values[group_of[planned.param]]
-            self.norms.keep(planned, norm, group.lr)
+            self.norms.keep(planned, norm, group.lr != 0)
             scale = layer_scale(norm, planned.backward_factor, options.eps)
             decay = decay_scale(scale, planned.backward_factor, group.weight_decay, options.decay)
             found[planned.param] = scale, decay

@@ -29,8 +29,9 @@ class CarriedNorms:
         is_there: returns whether the memory of the parameter with this index is there.
 
     Attributes:
-        marks: 1 for each layer whose carried norm is not the one to be used. A step that does not happen now (CUDA
-            graphs) puts them back.
+        must_measure: 1 for each layer whose carried norm is not the one to be used. Where norms track the weights, a
+            norm pass clears it; where they freeze, the keeping does. A step that does not happen now (CUDA graphs)
+            puts it back.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class CarriedNorms:
         self._norm_pass = norm_pass
         self._is_there = is_there
         self._layer_of = {planned.param: b for b, planned in enumerate(plan.layers)}
-        self.marks = bytearray(b"\1" * len(plan.layers))
+        self.must_measure = bytearray(b"\1" * len(plan.layers))
         self._is_given = False
         self._has_warned = False
         self._kept: list[float] = []  # the frozen norms that the kernel has
@@ -61,11 +62,11 @@ class CarriedNorms:
         if self.frozen.is_on or self._is_given:
             return
         if params is None:
-            self.marks = bytearray(b"\1" * len(self.marks))
+            self.must_measure = bytearray(b"\1" * len(self.must_measure))
             return
         for index in params:
             if index in self._layer_of:
-                self.marks[self._layer_of[index]] = 1
+                self.must_measure[self._layer_of[index]] = 1
 
     def follow_state(self, learn: Callable[[], None]) -> None:
         """Has the kernel go by the frozen norms in the state, if somebody emptied or edited it.
@@ -77,13 +78,13 @@ class CarriedNorms:
             learn()
             self._send_frozen()
 
-    def measure(self, params: Collection[int]) -> None:
-        """Measures the marked norms among these parameters. One to be frozen stays marked until it is kept."""
+    def measure_marked(self, params: Collection[int]) -> None:
+        """Measures the norms of these parameters' layers that `must_measure` marks, by a norm pass."""
         updated = set(params)
-        self._measure([b for b, p in enumerate(self._plan.layers) if self.marks[b] and p.param in updated])
+        self._measure([b for b, p in enumerate(self._plan.layers) if self.must_measure[b] and p.param in updated])
 
-    def expect(self, index: int, has_lr: bool, is_certain: bool) -> tuple[int, bool]:
-        """Notes that a step has updated a parameter.
+    def note_update(self, index: int, has_lr: bool, is_certain: bool) -> tuple[int, bool]:
+        """Notes that a step has updated a parameter, for `learn`.
 
         Args:
             index: of the parameter.
@@ -102,7 +103,7 @@ class CarriedNorms:
         if self._device.flags.known[index] & NORM_KEPT:
             return 0, True
         if is_certain and not self._is_given:
-            self.frozen.keep(self._plan.layers[layer], math.nan, lr=0.0)
+            self.frozen.keep(self._plan.layers[layer], math.nan, is_update=False)
         return 0, False
 
     def learn(self, flags: Sequence[int], norms: Sequence[float]) -> None:
@@ -112,15 +113,15 @@ class CarriedNorms:
         known = self._device.flags.known
         for layer, planned in enumerate(self._plan.layers):
             if flags[planned.param] & ~known[planned.param] & NORM_KEPT and not self._is_given:
-                self.frozen.keep(planned, norms[layer], lr=1.0, entry=self._entries.get(layer))
+                self.frozen.keep(planned, norms[layer], is_update=True, entry=self._entries.get(layer))
             if planned.scaled and not self._is_given:  # a norm that is not finite is not kept
-                self.marks[layer] = self.frozen.get(planned) is None
+                self.must_measure[layer] = self.frozen.get(planned) is None
         self._kept = [norms[b] for b, planned in enumerate(self._plan.layers) if flags[planned.param] & NORM_KEPT]
 
     def give(self, norms: Tensor) -> None:
         """Has the kernel use these norms until it leaves others: the weights are parts of larger ones."""
         self._is_given = True
-        self.marks = bytearray(len(self.marks))
+        self.must_measure = bytearray(len(self.must_measure))
         self._device.carried.row_norm_sq.copy_(norms)
 
     def of_parts(self) -> Tensor:
@@ -130,7 +131,7 @@ class CarriedNorms:
 
     def measure_all(self) -> None:
         """Measures all norms, which gives the bits that a step would leave."""
-        self._norm_pass(bytearray(b"\1" * len(self.marks)))
+        self._norm_pass(bytearray(b"\1" * len(self.must_measure)))
 
     def report(self) -> tuple[list[float], list[int]]:
         """Returns the norm of every layer, as the next step will use it, and how many steps used stale ones.
@@ -139,7 +140,7 @@ class CarriedNorms:
         """
         kept = [self.frozen.get(planned) for planned in self._plan.layers]
         missing = [b for b, norm in enumerate(kept) if norm is None]
-        self._measure([b for b in missing if self.marks[b] or self.frozen.is_on])
+        self._measure([b for b in missing if self.must_measure[b] or self.frozen.is_on])
         if not missing:
             return [norm for norm in kept if norm is not None], [0] * len(kept)
         carried, stale = self._device.read_norms()
@@ -185,13 +186,13 @@ class CarriedNorms:
         there = [layer for layer in layers if self._is_there(self._plan.layers[layer].param)]
         if not there:
             return
-        chosen = bytearray(len(self.marks))
+        chosen = bytearray(len(self.must_measure))
         for layer in there:
             chosen[layer] = 1
         self._norm_pass(chosen)
         if not self.frozen.is_on:
             for layer in there:
-                self.marks[layer] = 0
+                self.must_measure[layer] = 0
 
     def _in_state(self) -> list[float]:
         norms = map(self.frozen.get, self._plan.layers)
@@ -201,7 +202,7 @@ class CarriedNorms:
         """Gives the kernel the norms that the state holds."""
         norms = [self.frozen.get(planned) for planned in self._plan.layers]
         for layer, (planned, frozen) in enumerate(zip(self._plan.layers, norms, strict=True)):
-            self.marks[layer] = frozen is None and planned.scaled and not self._is_given
+            self.must_measure[layer] = frozen is None and planned.scaled and not self._is_given
         kept = [planned.param for planned, norm in zip(self._plan.layers, norms, strict=True) if norm is not None]
         self._device.send_norms([norm or 0.0 for norm in norms])
         self._device.flags.change(NORM_KEPT, set_in=kept, clear_in=set(self._layer_of) - set(kept))

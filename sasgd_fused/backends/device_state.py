@@ -18,8 +18,12 @@ NORM_KEPT = 2  # frozen norms: the scaled layer's norm stays as it is
 _captured: dict[int, Tensor] = {}
 
 
-class Carried(NamedTuple):
+class CarriedState(NamedTuple):
     """The memory that a kernel carries from step to step.
+
+    A new field needs: its name in `CarriedState` of csrc/plan_base.h, in `checked_state` of csrc/python_arguments.h and
+    in both `attach` of the bindings, in this order; csrc/cuda/tables.h; the launches of triton/kernel.py, the kernels'
+    arguments and their dtypes in triton/compiled.py.
 
     Attributes:
         row_norm_sq: float64 for each layer, ‖W‖²_{2,μ} as the next step will use it.
@@ -49,7 +53,7 @@ class DeviceState:
             return torch.zeros(count, dtype=dtype, device=plan.device)
 
         params, layers = len(plan.params), len(plan.layers)
-        self.carried = Carried(
+        self.carried = CarriedState(
             zeros(layers, torch.float64),
             zeros(layers, torch.float64),
             zeros(layers, torch.int64),
@@ -98,7 +102,7 @@ class Flags:
         settled: updated parameters of which no step like the last one sets more bits.
     """
 
-    def __init__(self, carried: Carried) -> None:
+    def __init__(self, carried: CarriedState) -> None:
         self.known = bytearray(len(carried.flags))
         self.settled: list[int] | None = None
         self._flags, self._norms = carried.flags, carried.row_norm_sq

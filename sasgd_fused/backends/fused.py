@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sasgd_fused.backends.addresses import Gradients, GradientTable, Weights
+from sasgd_fused.backends.addresses import GradientTable, GradientTables, Weights
 from sasgd_fused.backends.base import Backend
 from sasgd_fused.backends.carried_norms import CarriedNorms
-from sasgd_fused.backends.device_state import STARTED, Carried, DeviceState
-from sasgd_fused.backends.kernel import DTYPE_CODES, Kernel, OnDevice
+from sasgd_fused.backends.device_state import STARTED, DeviceState
+from sasgd_fused.backends.kernel import DTYPE_CODES, MakeKernel, SentNumbers
 from sasgd_fused.backends.momentum import MomentumBuffers
 from sasgd_fused.backends.watch import Changes
 from sasgd_fused.hyperparameters import GroupValues, StepNumbers
@@ -49,19 +49,17 @@ class FusedBackend(Backend):
         make_kernel: makes the kernel for a plan and the memory that it carries from step to step.
     """
 
-    def __init__(
-        self, plan: StepPlan, state: State, name: str, make_kernel: Callable[[StepPlan, Carried], Kernel]
-    ) -> None:
+    def __init__(self, plan: StepPlan, state: State, name: str, make_kernel: MakeKernel) -> None:
         super().__init__(plan, state)
         self.name = name
-        self.device = DeviceState(plan, state)
+        self.device_state = DeviceState(plan, state)
         self.weights = Weights(plan)
-        self.norms = CarriedNorms(plan, state, self.device, self._norm_pass, self.weights.is_there)
-        self.kernel = make_kernel(plan, self.device.carried)
-        self._gradients = Gradients(plan, DTYPE_CODES)
-        self._momentum = MomentumBuffers(plan, state, self.device.flags)
+        self.norms = CarriedNorms(plan, state, self.device_state, self._norm_pass, self.weights.is_there)
+        self.kernel = make_kernel(plan, self.device_state.carried)
+        self._gradients = GradientTables(plan, DTYPE_CODES)
+        self._momentum = MomentumBuffers(plan, state, self.device_state.flags)
         self._is_placed = False  # whether the kernel has the addresses
-        self._is_in_graph = False
+        self._may_be_replayed = False
 
     def prepare(self, only: int | None = None) -> Prepared | None:
         """Looks over all that the kernel knows by its address, and closer at what changed."""
@@ -96,7 +94,7 @@ class FusedBackend(Backend):
                 return
             if numbers.device_lrs:
                 values = numbers.on_host()
-            sent = OnDevice({}, numbers.grad_scale, None)
+            sent = SentNumbers({}, numbers.grad_scale, None)
         else:
             is_captured = self._begin(changes, active, numbers.has_momentum)
             sent = self._send(numbers)
@@ -107,20 +105,25 @@ class FusedBackend(Backend):
             self._place()
         if self.weights.strided:
             self.weights.load_strided()
-        if self.plan.has_masters and kernel.is_on_host and not math.isfinite(self.device.carried.row_norm_sq.sum()):
+        # A device cannot be asked without waiting for it.
+        if (
+            self.plan.has_masters
+            and kernel.is_on_host
+            and not math.isfinite(self.device_state.carried.row_norm_sq.sum())
+        ):
             self.masters.give_way()
-        marks, steps, stale = bytearray(self.norms.marks), kernel.steps, None
+        must_measure, steps, stale = bytearray(self.norms.must_measure), kernel.steps, None
         try:
-            if 1 in marks:
-                self.norms.measure(active)
+            if 1 in must_measure:
+                self.norms.measure_marked(active)
             stale = kernel.step(grads, grad_dtypes, array("d", chain.from_iterable(values)), *sent)
         finally:
             if kernel.steps != steps:  # an interrupt comes when the kernel has run, but before this
                 self._note_step(active)
                 if is_captured:  # nothing happens before the graph is replayed, if it is
-                    self.norms.marks = marks
-                    self.device.keep_for_graph(self.memory())
-                elif self.device.flags.settled is not active:
+                    self.norms.must_measure = must_measure
+                    self.device_state.keep_for_graph(self.memory())
+                elif self.device_state.flags.settled is not active:
                     self._note_update(active, values, sent.lrs, is_certain=sent.found_inf is None)
         if stale:
             self.norms.warn(stale, stacklevel=6)
@@ -129,7 +132,7 @@ class FusedBackend(Backend):
         """Waits for the device, if it knows more: frozen norms, momentum buffers that have not started, counts."""
         is_noted = not self.watch.entries_changed()
         self._learn_norms()
-        self.device.rounding_steps.learn(may_be_replayed=self._is_in_graph)
+        self.device_state.rounding_steps.learn(may_be_replayed=self._may_be_replayed)
         if is_noted:
             self.watch.note_entries()
 
@@ -143,10 +146,10 @@ class FusedBackend(Backend):
         norms, stale = self.norms.report()
         return norms, stale
 
-    def local_norms(self, anew: bool) -> Tensor:
+    def parts_of_norms(self, anew: bool) -> Tensor:
         """Returns the sums that the kernel carries; `anew` takes them by a norm pass, which gives the same bits."""
-        if self.norms.frozen.is_on:
-            return super().local_norms(anew)
+        if self.norms.frozen.is_on:  # then the kernel takes no sums
+            return super().parts_of_norms(anew)
         if anew:
             self._follow_weights()
             self.norms.measure_all()
@@ -155,7 +158,7 @@ class FusedBackend(Backend):
 
     def memory(self) -> list[Tensor]:
         """Returns the device memory that the kernel uses besides parameters, gradients and state."""
-        return [*self.device.carried, *self.kernel.memory(), *self.weights.strided.values()]
+        return [*self.device_state.carried, *self.kernel.memory(), *self.weights.strided.values()]
 
     def _find_weights(self) -> None:
         """Notes where the parameters lie. What has been laid out like them is laid out anew (channels_last)."""
@@ -177,8 +180,8 @@ class FusedBackend(Backend):
     def _begin(self, changes: Changes, active: list[int], has_momentum: list[bool]) -> bool:
         """Prepares for work on a device; returns whether it is captured in a graph."""
         if not self.kernel.is_capturing():
-            self.device.note_stream(self.kernel.stream(), self.memory)
-            if self.device.flags.have_arrived():
+            self.device_state.note_stream(self.kernel.stream(), self.memory)
+            if self.device_state.flags.have_arrived():
                 self._learn(is_noted=not changes.entries)
             return False
         if self._momentum.must_make(active, has_momentum):
@@ -186,12 +189,12 @@ class FusedBackend(Backend):
                 "CUDA graph: momentum buffers cannot be made in a graph; take a step before the capture, with the "
                 "same parameters"
             )
-        if (self.masters and any(changes)) or not self.device.rounding_steps.are_sent():
+        if (self.masters and any(changes)) or not self.device_state.rounding_steps.are_sent():
             raise RuntimeError(
                 "CUDA graph: master weights cannot be made, nor counts of rounding be sent, in a graph; take a "
                 "step before the capture"
             )
-        self._is_in_graph = True
+        self._may_be_replayed = True
         return True
 
     def _follow(self, changes: Changes, active: list[int] | None = None, has_momentum: Sequence[bool] = ()) -> None:
@@ -216,7 +219,7 @@ class FusedBackend(Backend):
         if active is not None:
             if self._momentum.attach(active, list(has_momentum)):
                 self._is_placed = False
-            self.device.rounding_steps.send()
+            self.device_state.rounding_steps.send()
             self.watch.note_entries()
 
     def _place(self) -> None:
@@ -226,40 +229,40 @@ class FusedBackend(Backend):
                 "step before the capture, with the same parameters"
             )
         self.kernel.place(self.weights.table, self._momentum.table, self.weights.params)
-        self._is_placed, self.device.flags.settled = True, None
+        self._is_placed, self.device_state.flags.settled = True, None
 
     def _norm_pass(self, chosen: bytearray) -> None:
         if not self.kernel.is_capturing():
-            self.device.note_stream(self.kernel.stream(), self.memory)
+            self.device_state.note_stream(self.kernel.stream(), self.memory)
         if not self._is_placed:
             self._place()
         self.kernel.measure(chosen)
 
-    def _send(self, numbers: StepNumbers) -> OnDevice:
+    def _send(self, numbers: StepNumbers) -> SentNumbers:
         def sent(number: Tensor) -> Tensor:
             return number.detach().to(device=self.plan.device, dtype=torch.float32, non_blocking=True)
 
         scale, found_inf = (None if n is None else sent(n) for n in (numbers.grad_scale, numbers.found_inf))
-        return OnDevice({group: sent(lr) for group, lr in numbers.device_lrs.items()}, scale, found_inf)
+        return SentNumbers({group: sent(lr) for group, lr in numbers.device_lrs.items()}, scale, found_inf)
 
     def _note_step(self, active: list[int]) -> None:
         if self.weights.strided:
             self.weights.store_strided(active)
         self.watch.bump(active, is_alone=not self.weights.strided)
-        if self.device.has_rounding and self.device.rounding_steps.note_step():
+        if self.device_state.has_rounding and self.device_state.rounding_steps.note_step():
             self.watch.note_entries()
 
     def _note_update(
         self, active: list[int], values: Sequence[GroupValues], lrs: Mapping[int, Tensor], is_certain: bool
     ) -> None:
         """Notes which flags an update sets; where that depends on the device, has it tell."""
-        flags, is_final = self.device.flags, True
+        flags, is_final = self.device_state.flags, True
         for index in active:
             group = self.plan.group_of[index]
             sets = STARTED if values[group].momentum != 0 else 0
             if is_certain:
                 flags.known[index] |= sets
-            kept, is_last = self.norms.expect(index, values[group].lr != 0 or group in lrs, is_certain)
+            kept, is_last = self.norms.note_update(index, values[group].lr != 0 or group in lrs, is_certain)
             is_final = is_final and is_last
             if self.plan.params[index].numel():  # empty tensors have no part in a step
                 flags.note_possible(index, sets | kept)
@@ -272,8 +275,8 @@ class FusedBackend(Backend):
             self.watch.note_entries()
 
     def _learn_norms(self) -> None:
-        if self._is_placed and (self._is_in_graph or not self.device.flags.are_known()):
-            self.device.flags.ask(anew=True)
+        if self._is_placed and (self._may_be_replayed or not self.device_state.flags.are_known()):
+            self.device_state.flags.ask(anew=True)
             self._learn(is_noted=False)
 
     def _learn(self, is_noted: bool) -> None:
@@ -282,10 +285,10 @@ class FusedBackend(Backend):
         Args:
             is_noted: whether the state is as it was noted, so that what this adds can be noted too.
         """
-        flags, norms = self.device.flags.take()
+        flags, norms = self.device_state.flags.take()
         self.norms.learn(flags, norms)
         has_started = any(flag & STARTED for flag in flags)
-        known = self.device.flags.known
+        known = self.device_state.flags.known
         for index, flag in enumerate(flags):
             is_empty = not self.plan.params[index].numel()  # taken with the others
             known[index] |= STARTED if is_empty and has_started else flag

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sasgd_fused.backends import extension
-from sasgd_fused.backends.device_state import Carried
+from sasgd_fused.backends.device_state import CarriedState
+from sasgd_fused.hyperparameters import GroupValues
 from sasgd_fused.plan import StepPlan
 from sasgd_fused.precision import Precision
 
@@ -20,7 +21,7 @@ DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _usable_devices: set[int] = set()
 
 
-class OnDevice(NamedTuple):
+class SentNumbers(NamedTuple):
     """The numbers of a step that a kernel may read on its device; see `Kernel.step`."""
 
     lrs: Mapping[int, Tensor]
@@ -29,7 +30,11 @@ class OnDevice(NamedTuple):
 
 
 class Kernel(Protocol):
-    """Runs the steps of one plan on its device; takes addresses and numbers. What it carries is in `Carried`.
+    """Runs the steps of one plan on its device; takes addresses and numbers. What it carries is in `CarriedState`.
+
+    A norm that tracks the weights and is not finite must not spoil weights that others have put right since. A kernel
+    on the host takes it anew before the step; another one leaves the layer as it is for one step, in which it takes the
+    sums, and goes on with the next.
 
     Attributes:
         is_on_host: whether a call returns when all is done. Else it is put on the device's current stream.
@@ -61,10 +66,11 @@ class Kernel(Protocol):
         Args:
             grads: the address of each gradient; 0 leaves the tensor as it is.
             grad_dtypes: the dtype code of each: the parameter's or float32's.
-            values: the fields of `GroupValues` of each group, one after the other.
+            values: the fields of `GroupValues` of each group, in their order, one after the other.
             lrs: group index → a float32 on the device that is its learning rate in the place of that in the values.
             grad_scale: float32 on the device: what the gradients were multiplied by; None for 1.
             found_inf: float32 on the device: if it is not 0, the step leaves everything as it is; None for 0.
+                A kernel on the host gets no `lrs` and no `found_inf`: what these say was read before.
 
         Returns:
             How many layers had a stale norm, if that is known by now.
@@ -80,6 +86,9 @@ class Kernel(Protocol):
         """Returns the current stream, in whatever form it can be compared."""
 
 
+MakeKernel = Callable[[StepPlan, CarriedState], Kernel]
+
+
 def kernel_plan(plan: StepPlan) -> dict[str, Any]:
     """Returns what kernels are made from; see csrc/plan.h."""
     return {
@@ -88,7 +97,13 @@ def kernel_plan(plan: StepPlan) -> dict[str, Any]:
             for param, group, precision in zip(plan.params, plan.group_of, plan.precisions, strict=True)
         ],
         "layers": [
-            (b.param, b.scaled, float(b.layer.rows), float(b.layer.columns), b.backward_factor) for b in plan.layers
+            (
+                planned.param,
+                planned.scaled,
+                *map(float, (planned.layer.rows, planned.layer.columns)),
+                planned.backward_factor,
+            )
+            for planned in plan.layers
         ],
         "eps": plan.options.eps,
         "shape_decay": plan.options.decay == "shape",
@@ -105,7 +120,7 @@ def why_not_dtypes(dtypes: Collection[torch.dtype]) -> str | None:
     return None
 
 
-def cpu_kernel(plan: StepPlan, carried: Carried) -> Kernel:
+def cpu_kernel(plan: StepPlan, carried: CarriedState) -> Kernel:
     """Makes the extension's kernel for the CPU, which is a `Kernel` as it is."""
     kernel = extension.core.CpuPlan(**kernel_plan(plan), threads=torch.get_num_threads)
     kernel.attach(*map(Tensor.data_ptr, carried))
@@ -121,9 +136,9 @@ class CudaKernel:
     """
 
     is_on_host = False
-    core: ModuleType = extension.core
+    core: ModuleType = extension.core  # the tests have an emulation
 
-    def __init__(self, plan: StepPlan, carried: Carried) -> None:
+    def __init__(self, plan: StepPlan, carried: CarriedState) -> None:
         self._torch_device = plan.device
         with self.on_device():
             self._plan = self.core.CudaPlan(device=self.index, **kernel_plan(plan))
@@ -160,7 +175,7 @@ class CudaKernel:
         found_inf: Tensor | None,
     ) -> None:
         """Launches a step, whose arguments hold what changes from step to step."""
-        lr_addresses = array("Q", bytes(8 * (len(values) // 6)))
+        lr_addresses = array("Q", bytes(8 * (len(values) // len(GroupValues._fields))))
         for group, lr in lrs.items():
             lr_addresses[group] = lr.data_ptr()
         numbers = (0 if number is None else number.data_ptr() for number in (grad_scale, found_inf))
@@ -184,11 +199,6 @@ class CudaKernel:
     def on_device(self) -> AbstractContextManager[Any]:
         """Makes the plan's device the current one, since the extension does not put back the one before."""
         return _on_device(self.index)
-
-
-def cuda_kernel(plan: StepPlan, carried: Carried) -> Kernel:
-    """Makes the extension's kernel for an NVIDIA GPU."""
-    return CudaKernel(plan, carried)
 
 
 def why_not_native(device: torch.device, dtypes: Collection[torch.dtype]) -> str | None:

@@ -79,13 +79,13 @@ class MomentumBuffers:
             elif buffer.dtype != dtype:
                 found[index] = in_layout_of(buffer, param, dtype)
             else:
-                buffer.data = in_layout_of(buffer, param, dtype)  # the same tensor, of which more may be known
+                buffer.data = in_layout_of(buffer, param, dtype)  # the same tensor, so that its flags stay true
                 found[index] = buffer
         # Before anybody finds a new buffer in the state and takes it for one that was brought.
         self._flags.change(STARTED, set_in=[], clear_in=[index for index in made if index in self._buffers])
         self._buffers.update((index, found[index]) for index in made)
         brought = [index for index, buffer in found.items() if buffer is not self._buffers.get(index)]
-        self._flags.change(STARTED, set_in=brought, clear_in=[])  # with what they have taken
+        self._flags.change(STARTED, set_in=brought, clear_in=[])  # by others, with what they have taken
         self._buffers.update(found)
         for index in updated.intersection(found):
             self._state[self._plan.params[index]]["momentum_buffer"] = found[index]

@@ -34,7 +34,7 @@ class FrozenNorms:
         norm = self._state.get(self._plan.params[planned.param], {}).get("row_norm_sq")
         return norm if norm is not None and math.isfinite(norm) else None
 
-    def keep(self, planned: PlannedLayer, norm: float, lr: float, entry: dict[str, Any] | None = None) -> None:
+    def keep(self, planned: PlannedLayer, norm: float, is_update: bool, entry: dict[str, Any] | None = None) -> None:
         """Keeps the norm of a layer at its first update; a step with lr = 0 is no update.
 
         Such a step leaves a NaN, which is none: by it torch.distributed.checkpoint learns that there is a norm to load.
@@ -43,14 +43,14 @@ class FrozenNorms:
         Args:
             planned: the layer.
             norm: ‖W_b‖²_{2,μ}.
-            lr: the learning rate of the step.
+            is_update: whether the learning rate of the step is not 0.
             entry: where to put it, by default the parameter's entry in the state. Somebody may have moved that.
         """
         if not self.is_on:
             return
         entry = self._state[self._plan.params[planned.param]] if entry is None else entry
         if (kept := entry.get("row_norm_sq")) is None or not math.isfinite(kept):
-            entry["row_norm_sq"] = norm if lr != 0 else math.nan
+            entry["row_norm_sq"] = norm if is_update else math.nan
 
     def forget(self) -> None:
         """Removes all norms from the state."""
@@ -89,10 +89,10 @@ class Norms:
         measured = iter(self._measure(missing))
         return [next(measured) if norm is None else norm for norm in norms]
 
-    def keep(self, planned: PlannedLayer, norm: float, lr: float) -> None:
+    def keep(self, planned: PlannedLayer, norm: float, is_update: bool) -> None:
         """Keeps the norm that a step has used, if norms freeze and it is not given."""
         if self._given is None:
-            self.frozen.keep(planned, norm, lr)
+            self.frozen.keep(planned, norm, is_update)
 
     def give(self, norms: Tensor) -> None:
         """Has the next steps use these norms, one for each layer: the weights are parts of larger ones."""

@@ -19,7 +19,7 @@ class ReferenceBackend(Backend):
     @torch.no_grad()
     def update(self, grads: Gradients, values: Sequence[GroupValues], loss_scale: float) -> None:
         """Takes the scales of all layers, and then updates one tensor after the other."""
-        scales = self._backward_scales(grads, values)
+        scales = self._take_scales(grads, values)
         for index, (param, grad) in enumerate(zip(self.plan.params, grads, strict=True)):
             if grad is None:
                 continue
@@ -41,14 +41,14 @@ class ReferenceBackend(Backend):
             if weight.dtype != param.dtype:
                 param.copy_(weight)
 
-    def _backward_scales(self, grads: Gradients, values: Sequence[GroupValues]) -> dict[int, tuple[float, float]]:
+    def _take_scales(self, grads: Gradients, values: Sequence[GroupValues]) -> dict[int, tuple[float, float]]:
         """Returns (s_b, d_b) of each scaled layer that has a gradient; m_b is that of `factors`."""
         options, scales = self.plan.options, {}
         for planned in reversed(self.plan.layers):
             if planned.scaled and grads[planned.param] is not None:
                 group, m = values[self.plan.group_of[planned.param]], planned.backward_factor
                 (row_norm_sq,) = self.norms.of([planned])
-                self.norms.keep(planned, row_norm_sq, group.lr)
+                self.norms.keep(planned, row_norm_sq, group.lr != 0)
                 scale = 1 / m * max(row_norm_sq, options.eps)  # (22), with 1 / m_{b,W} by (24)
                 decay = group.weight_decay * (scale if options.decay == "amended" else 1 / m)
                 scales[planned.param] = scale, decay

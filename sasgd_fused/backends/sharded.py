@@ -38,7 +38,7 @@ class ShardedBackend(Backend):
         held = [b for b, planned in enumerate(plan.layers) if self._locals[planned.param].numel()]
         self._inner = make(self._local_plan(held), self._local_state)
         self.norms = SummedNorms(plan, state, self._inner, held)
-        self._written: list[int] = []  # versions of the parameters after the last step
+        self._versions_after_step: list[int] = []  # versions of the parameters after the last step
         self.name = self._inner.name
 
     def prepare(self, only: int | None = None) -> tuple[list[int], Any] | None:
@@ -52,13 +52,13 @@ class ShardedBackend(Backend):
         for index in chosen:
             param, local, name = parts[index]
             if is_sharded(param):
-                local.grad = self._local_gradient(param, name)
+                local.grad = self._local_gradient(param, name)  # the inner `prepare` reads it, and keeps it
             self._lend_state(param, local)
-        if self.plan.has_masters and self._versions() != self._written:
+        if self.plan.has_masters and self._versions() != self._versions_after_step:
             self._inner.masters.compare()  # the counters of the local parts do not show it
         try:
             prepared = self._inner.prepare(only)
-        finally:  # what was prepared keeps them
+        finally:
             for index in chosen:
                 if is_sharded(parts[index][0]):
                     parts[index][1].grad = None
@@ -84,7 +84,7 @@ class ShardedBackend(Backend):
             self._take_state_back()
             params = [self.plan.params[index] for index in active]
             torch.autograd.graph.increment_version([param for param in params if is_sharded(param)])
-            self._written = self._versions()
+            self._versions_after_step = self._versions()
         self.norms.after_step()
 
     def sync_state(self) -> None:
@@ -103,7 +103,10 @@ class ShardedBackend(Backend):
         return norms, stale
 
     def _local_plan(self, held: list[int]) -> StepPlan:
-        """Returns the plan of the local parts, with those layers of which this rank holds anything."""
+        """Returns the plan of the local parts, with those layers of which this rank holds anything.
+
+        Their rows are those of the whole, so that sums of squares / rows of the parts add up to its norm.
+        """
         signatures = [(local.shape, local.dtype, local.device) for local in self._locals]
         # Each part draws random numbers of its own; where all ranks have the same, they draw the same.
         precisions = [
@@ -124,6 +127,7 @@ class ShardedBackend(Backend):
         return local_as(grad, param)  # of a sequence-parallel layer it may be a partial sum
 
     def _lend_state(self, param: Tensor, local: Tensor) -> None:
+        # Frozen norms stay here: the inner backend is given norms, and keeps none.
         lent = {key: value for key, value in self.state.get(param, {}).items() if key != "row_norm_sq"}
         if is_sharded(param):
             lent = {key: local_as(v, param) if isinstance(v, Tensor) else v for key, v in lent.items()}

@@ -32,10 +32,10 @@ class SummedNorms:
         self._plan = plan
         self._inner = inner
         self._held = held
-        self._places = torch.tensor(held, dtype=torch.int64).to(plan.device)  # the same
+        self._places = torch.tensor(held, dtype=torch.int64).to(plan.device)  # `held`, on the device
         self._sum = SumOverRanks([plan.params[planned.param] for planned in plan.layers], plan.device)
         self._kept: list[float] = []  # what the inner backend goes by where norms are frozen
-        self._version_sum = -1  # of the weights whose norms are known
+        self._version_sum = -1  # of the weights whose norms are known; -1: of none, as after an interrupt
 
     def before_step(self, numbers: StepNumbers) -> None:
         """Gives the inner backend the norms for a step."""
@@ -48,7 +48,7 @@ class SummedNorms:
     def after_step(self) -> None:
         """Begins to sum what a step has left; the norms are known when they are next asked for."""
         if not self.frozen.is_on:
-            self._sum.start(self._spread(self._inner.local_norms(anew=False)))
+            self._sum.start(self._spread(self._inner.parts_of_norms(anew=False)))
             self._version_sum = self._sum_of_versions()
 
     def report(self) -> tuple[list[float], list[int]]:
@@ -80,12 +80,12 @@ class SummedNorms:
     def _current(self) -> Tensor:
         """Returns the norms as the last step left them, or takes them anew if others have written since."""
         if self._version_sum != self._sum_of_versions():
-            self._sum.start(self._spread(self._inner.local_norms(anew=True)))
+            self._sum.start(self._spread(self._inner.parts_of_norms(anew=True)))
             self._version_sum = self._sum_of_versions()
         norms = self._sum.wait()
         if not norms.isfinite().all():
             # Others may have put other weights in the place of those, unseen. Ranks that share a sum all see this.
-            self._sum.start_anew(self._spread(self._inner.local_norms(anew=True)), ~norms.isfinite())
+            self._sum.start_anew(self._spread(self._inner.parts_of_norms(anew=True)), ~norms.isfinite())
             norms = self._sum.wait()
         return norms
 
@@ -100,7 +100,7 @@ class SummedNorms:
             for b in missing:
                 norms[b] = measured[b]
                 if params[layers[b].param].grad is not None:
-                    self.frozen.keep(layers[b], measured[b], values[self._plan.group_of[layers[b].param]].lr)
+                    self.frozen.keep(layers[b], measured[b], values[self._plan.group_of[layers[b].param]].lr != 0)
         if norms != self._kept:
             given = torch.tensor(norms, dtype=torch.float64, device=self._plan.device)
             self._inner.norms.give(given[self._places])

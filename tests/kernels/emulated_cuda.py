@@ -17,7 +17,7 @@ import torch
 
 from sasgd_fused.backends import BACKENDS, Entry
 from sasgd_fused.backends.base import Backend
-from sasgd_fused.backends.device_state import Carried
+from sasgd_fused.backends.device_state import CarriedState
 from sasgd_fused.backends.fused import FusedBackend
 from sasgd_fused.backends.kernel import CudaKernel, why_not_dtypes
 from sasgd_fused.plan import State, StepPlan
@@ -62,7 +62,7 @@ class EmulatedCudaKernel(CudaKernel):
     current_stream = 0
     current_index = 0
 
-    def __init__(self, plan: StepPlan, carried: Carried) -> None:
+    def __init__(self, plan: StepPlan, carried: CarriedState) -> None:
         type(self).core = emulated_module()
         super().__init__(plan, carried)
 

@@ -213,7 +213,7 @@ def test_memory_that_a_graph_writes_is_not_freed(emulation: ModuleType, layout: 
         (backend,) = optimizer._stepper.backends or []
         assert isinstance(backend, FusedBackend)
         strided = backend.weights.strided.values()
-        written = [weakref.ref(tensor) for tensor in (*backend.device.carried, *strided)]
+        written = [weakref.ref(tensor) for tensor in (*backend.device_state.carried, *strided)]
         del backend, optimizer, strided
         gc.collect()
         return all(reference() is not None for reference in written)

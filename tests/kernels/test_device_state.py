@@ -234,7 +234,7 @@ def test_the_layer_report_is_one_transfer(
     optimizer.state_dict()  # by now the host knows the frozen norms
     (backend,) = optimizer._stepper.backends or []
     assert isinstance(backend, FusedBackend)
-    on_device = set(map(id, backend.device.carried))
+    on_device = set(map(id, backend.device_state.carried))
     waited: list[object] = []
     wait, to_list = Readback.wait, torch.Tensor.tolist
 

@@ -7,7 +7,7 @@ from array import array
 import pytest
 import torch
 
-from sasgd_fused.backends.device_state import Carried
+from sasgd_fused.backends.device_state import CarriedState
 from sasgd_fused.backends.rounding import _bits_of, round_stochastically
 from sasgd_fused.precision import mix
 from tests.helpers import backends, cpu_only
@@ -37,7 +37,7 @@ def test_places_beyond_32_bits(has_master: bool, backend: str) -> None:
     nothing = torch.zeros(0, dtype=torch.float64)
     plan = TritonKernel(
         torch.device("cpu"),
-        Carried(nothing, nothing, nothing.long(), flags, steps),
+        CarriedState(nothing, nothing, nothing.long(), flags, steps),
         tensors=[(count, 0, 0 if has_master else 1)],
         layers=[],
         precision=[(int(has_master), has_master, True, stream)],

@@ -152,7 +152,7 @@ def test_a_captured_step_counts_on_and_sends_no_addresses(monkeypatch: pytest.Mo
     assert_same_bits(ours, theirs.step(2))
     assert isinstance(made, FusedBackend)
     ids = set(map(id, made.memory()))
-    assert {id(made.device.carried.rounding_steps), id(made.kernel._params.on_device)} <= ids  # type: ignore[attr-defined]
+    assert {id(made.device_state.carried.rounding_steps), id(made.kernel._params.on_device)} <= ids  # type: ignore[attr-defined]
 
 
 def test_parameters_and_masters_may_move(backend: str) -> None:

@@ -19,7 +19,7 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from sasgd_fused.backends.device_state import Carried
+from sasgd_fused.backends.device_state import CarriedState
 from sasgd_fused.backends.triton import columns, kernel, kernels
 from sasgd_fused.backends.triton.variant import PLAIN, Variant
 from sasgd_fused.hyperparameters import GroupValues
@@ -93,7 +93,7 @@ def use(
     codes = [dtypes[t % len(dtypes)] for t in range(len(numels))]
     plan = kernel.TritonKernel(
         torch.device("cpu"),
-        Carried(
+        CarriedState(
             torch.zeros(len(layers), dtype=torch.float64),
             torch.zeros(len(layers), dtype=torch.float64),
             torch.zeros(len(layers), dtype=torch.int64),

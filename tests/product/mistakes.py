@@ -99,7 +99,7 @@ MISTAKES = {
         "backends.rounding", "upper = (bits + random) >> 16", "upper = bits >> 16", "test_rounding.py foreach"
     ),
     "keeps a norm of a step without learning rate": Mistake(
-        "backends.norms", "norm if lr != 0 else math.nan", "norm", "test_norms.py foreach"
+        "backends.norms", "norm if is_update else math.nan", "norm", "test_norms.py foreach"
     ),
     "overlooks what others wrote": Mistake(
         "backends.watch", "sum(map(_version_of, params)) != self._version_sum", "False", "test_norms.py native"

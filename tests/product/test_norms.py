@@ -1,4 +1,4 @@
-"""Carried norms are those of the weights as they are, whoever wrote them; frozen norms stay."""
+"""CarriedState norms are those of the weights as they are, whoever wrote them; frozen norms stay."""
 
 from __future__ import annotations
 

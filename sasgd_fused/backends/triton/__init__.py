@@ -1,1 +1,1 @@
-"""The step in Triton. Only `backend` can be imported where Triton is not installed."""
+"""The step in Triton. Only `availability` and `variant` can be imported where Triton is not installed."""

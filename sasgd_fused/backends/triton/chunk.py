@@ -110,7 +110,7 @@ def update_chunk(
         random: the low 32 bits of the chunk's place in its tensor, and a key; None if all is rounded to nearest.
         P: dtype of the parameter.
         G: dtype of the gradient.
-        has_masters: whether the weights of all parameters are float32, and those with 16 bits are their params.
+        has_masters: whether all weights are float32: masters of the parameters with 16 bits, if they have these.
         has_small_momentum: whether the momentum of float32 weights is bfloat16.
     """
     weight, grad, momentum_buffer, param = memory

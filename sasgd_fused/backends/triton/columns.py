@@ -1,6 +1,6 @@
 """What the host lays out for the kernels: columns of tables in device memory, and constants of both sides.
 
-Chunks, lanes and the tree of sums are those of csrc/cuda/columns.h and csrc/cuda/chunk_loops.cuh.
+Chunks, lanes and the tree of sums are those of csrc/cuda/tables.h and csrc/cuda/chunk_loops.cuh.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from sasgd_fused.backends.triton.variant import PLAIN, Variant
 # NVIDIA's multiprocessors have 65536: so each holds four programs of 256 threads at once.
 _REGISTERS = 64
 _DTYPES = {
+    **dict.fromkeys(("tensors", "addresses", "grads", "chosen", "stale_steps"), torch.int64),
     "tensor_of_chunk": torch.int32,
     "layers": torch.float64,
     "groups": torch.float64,
@@ -67,7 +68,7 @@ def _compile(kernel: Any, variant: Variant, **options: int) -> Any:
         "has_masters": variant.has_masters,
         "has_small_momentum": variant.has_small_momentum,
     }
-    arguments = [known.get(name, torch.int64) for name in kernel.arg_names]
+    arguments = [known[name] for name in kernel.arg_names]
     # Contraction would give other bits than the other backends have. Random numbers are made of overflows.
     compiled = kernel.warmup(*arguments, grid=(1,), enable_fp_fusion=False, sanitize_overflow=False, **options)
     compiled._init_handles()  # loads it

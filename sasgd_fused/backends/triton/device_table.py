@@ -18,7 +18,7 @@ class DeviceTable:
     def __init__(self, words: int, dtype: torch.dtype, device: torch.device) -> None:
         self.on_device = torch.zeros(words, dtype=dtype, device=device)
         self._sent = bytes(8 * words)
-        # A graph params from the host's memory to the device's at each replay.
+        # A graph copies from the host's memory to the device's at each replay.
         self._captured: list[Tensor] = []
         # Made before a capture, because older versions of torch cannot pin memory in one.
         self._spare: Tensor | None = self._new_on_host()

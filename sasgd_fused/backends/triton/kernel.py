@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sasgd_fused.backends.device_state import Carried
+from sasgd_fused.backends.device_state import CarriedState
 from sasgd_fused.backends.triton import columns
 from sasgd_fused.backends.triton.compiled import compiled_kernels
 from sasgd_fused.backends.triton.device_table import DeviceTable
@@ -31,7 +31,7 @@ class TritonKernel:
         track_norms: whether norms follow the weights.
         precision: (dtype code of the parameter of float32 masters, or 0; whether float32 weights have bfloat16
             momentum; whether bfloat16 is rounded stochastically; the random numbers' stream) of each; empty if nothing
-            is out of the ordinary.
+            is not plain.
 
     Attributes:
         is_on_host: False.
@@ -43,7 +43,7 @@ class TritonKernel:
     def __init__(
         self,
         device: torch.device,
-        carried: Carried,
+        carried: CarriedState,
         *,
         tensors: Sequence[tuple[int, int, int]],
         layers: Sequence[tuple[int, bool, float, float, float]],

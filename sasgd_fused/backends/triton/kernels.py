@@ -190,7 +190,7 @@ def norm_kernel(tensors, tensor_of_chunk, addresses, chosen, sums, flags, has_ma
 
 
 @triton.jit
-def keep_norm(tensor, layers, sums, all_chunks, sum_squares, row_norm_sq, stale_steps, compare: tl.constexpr):
+def carry_norm(tensor, layers, sums, all_chunks, sum_squares, row_norm_sq, stale_steps, compare: tl.constexpr):
     """Adds up a layer's sums and leaves its norm; counts the steps whose norm was not that of the weights read."""
     node = all_chunks + tl.load(tensor + FIRST_NODE)
     root = sums + 2 * add_up_tree(sums, tl.load(tensor + FIRST_CHUNK), tl.load(tensor + CHUNKS), node)
@@ -233,7 +233,7 @@ def finish_step_kernel(
         if (tl.load(addresses + t * ADDRESS_WORDS + MOMENTUM_BUFFER) != 0) & (not is_left(tensor, row_norm_sq)):
             flag |= STARTED
         if traits & TRACKED:
-            keep_norm(tensor, layers, sums, all_chunks, sum_squares, row_norm_sq, stale_steps, True)
+            carry_norm(tensor, layers, sums, all_chunks, sum_squares, row_norm_sq, stale_steps, True)
         elif ((traits & SCALED) != 0) & (learning_rate(groups + tl.load(tensor + GROUP) * GROUP_WORDS) != 0):
             norm = tl.load(row_norm_sq + tl.load(tensor + LAYER))
             if norm - norm == 0:  # finite
@@ -250,4 +250,4 @@ def finish_norm_kernel(tensors, layers, chosen, sums, all_chunks, sum_squares, r
     t = tl.program_id(0)
     if (tl.load(chosen + t) != 0) & ((tl.load(flags + t) & NORM_KEPT) == 0):
         tensor = tensors + t * TENSOR_WORDS
-        keep_norm(tensor, layers, sums, all_chunks, sum_squares, row_norm_sq, stale_steps, False)
+        carry_norm(tensor, layers, sums, all_chunks, sum_squares, row_norm_sq, stale_steps, False)

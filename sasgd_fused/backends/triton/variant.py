@@ -12,7 +12,7 @@ class Variant(NamedTuple):
     """All plain, unless one of these holds. They are the optimizer's options, so they hold for a whole plan.
 
     Attributes:
-        has_masters: the weights of parameters with 16 bits are float32 masters, whose params the parameters are.
+        has_masters: the weights of parameters with 16 bits are float32 masters, to which the parameters are rounded.
         has_small_momentum: float32 weights have bfloat16 momentum buffers.
         is_stochastic: bfloat16 weights and momentum buffers are rounded stochastically.
     """
