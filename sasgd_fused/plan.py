@@ -79,35 +79,36 @@ class StepPlan:
         """Whether the parameters still have the shapes, dtypes and device that the plan was made for."""
         return [_signature(param) for param in self.params] == self.signatures
 
-    def gather_gradients(self, only: int | None = None) -> list[Tensor | None]:
+    def gather_gradients(self) -> list[Tensor | None]:
         """Takes each parameter's gradient, or None, after checking all of them.
-
-        Args:
-            only: takes that of the parameter with this index alone.
 
         Raises:
             ValueError: a gradient is sparse, complex, integer, on another device, or of another shape; the message
                 names the parameter.
         """
-        if only is None:
-            grads = [param.grad for param in self.params]
-        else:
-            grads = [None] * len(self.params)
-            grads[only] = self.params[only].grad
-        for param, grad, name in zip(self.params, grads, self.names, strict=True):
-            if grad is None:
-                continue
-            if grad.layout != torch.strided:
-                raise ValueError(f"gradient of {name}: got layout {grad.layout}, want a dense tensor")
-            if not grad.is_floating_point():
-                raise ValueError(f"gradient of {name}: got {grad.dtype}, want a real floating-point dtype")
-            if grad.device != param.device:
-                raise ValueError(f"gradient of {name}: got device {grad.device}, want the parameter's, {param.device}")
-            if grad.shape != param.shape:
-                raise ValueError(
-                    f"gradient of {name}: got shape {tuple(grad.shape)}, want the parameter's, {tuple(param.shape)}"
-                )
-        return grads
+        return [self.gradient_of(index) for index in range(len(self.params))]
+
+    def gradient_of(self, index: int) -> Tensor | None:
+        """Takes one parameter's gradient, or None, after checking it.
+
+        Raises:
+            ValueError: as `gather_gradients` does.
+        """
+        param, name = self.params[index], self.names[index]
+        grad = param.grad
+        if grad is None:
+            return None
+        if grad.layout != torch.strided:
+            raise ValueError(f"gradient of {name}: got layout {grad.layout}, want a dense tensor")
+        if not grad.is_floating_point():
+            raise ValueError(f"gradient of {name}: got {grad.dtype}, want a real floating-point dtype")
+        if grad.device != param.device:
+            raise ValueError(f"gradient of {name}: got device {grad.device}, want the parameter's, {param.device}")
+        if grad.shape != param.shape:
+            raise ValueError(
+                f"gradient of {name}: got shape {tuple(grad.shape)}, want the parameter's, {tuple(param.shape)}"
+            )
+        return grad
 
     def check_state(self, state: State) -> None:
         """Checks the momentum buffers and master weights of the parameters that have a gradient.

@@ -166,7 +166,7 @@ class GradientTables:
         """
         count, param = len(self._plan.params), self._plan.params[index]
         addresses, dtypes = array("Q", bytes(8 * count)), array("B", bytes(count))
-        grad = self._plan.gather_gradients(index)[index]
+        grad = self._plan.gradient_of(index)
         if grad is None:
             return GradientTable([], addresses, dtypes), []
         dtype = _kernel_dtype(grad, param)

@@ -65,7 +65,11 @@ class Backend:
             if not self.fits():
                 return None
             self.watch.note_places()
-        grads = self.plan.gather_gradients(only)
+        if only is None:
+            grads = self.plan.gather_gradients()
+        else:
+            grads = [None] * len(self.plan.params)
+            grads[only] = self.plan.gradient_of(only)
         self.plan.check_state(self.state)
         return grads
 
