@@ -71,7 +71,7 @@ class Backend:
             grads = [None] * len(self.plan.params)
             grads[only] = self.plan.gradient_of(only)
         self.plan.check_state(self.state)
-        return grads
+        return grads, only
 
     def look(self, only: int | None = None) -> Changes:
         """Returns what others have changed since the last step. Masters are compared if that is anything."""
@@ -91,18 +91,21 @@ class Backend:
             prepared: what `prepare` returned.
             numbers: hyperparameters of every group of the optimizer, and what a GradScaler found.
         """
-        active = [index for index, grad in enumerate(prepared) if grad is not None]
-        if numbers.overflowed() or not active:
+        grads, only = prepared
+        active = [index for index, grad in enumerate(grads) if grad is not None]
+        if numbers.overflowed():
             return
         self.masters.follow()
+        if not active:
+            return
         try:
-            self.update(prepared, numbers.on_host(), numbers.loss_scale())
+            self.update(grads, numbers.on_host(), numbers.loss_scale())
         finally:  # after an interrupt too: part of the random numbers is used
             for index in self._stochastic.intersection(active):
                 self.state[self.plan.params[index]]["rounding_step"] = self.rounding_step_of(index) + 1
             if self.masters:
-                self.watch.note_entries()
-                self.watch.note_written()
+                self.watch.note_entries(only)
+                self.watch.note_written(only)
 
     def update(self, grads: Gradients, values: Sequence[GroupValues], loss_scale: float) -> None:
         """Does what `step` does without an overflow.

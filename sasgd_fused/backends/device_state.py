@@ -186,8 +186,8 @@ class RoundingSteps:
                 self._on_device[index] = count or 0
         self._seen = counts
 
-    def note_step(self) -> bool:
-        """Notes that the device may have counted on.
+    def note_step(self, active: Collection[int]) -> bool:
+        """Notes that the device may have counted on for these parameters.
 
         Returns:
             Whether it wrote a count into the state, by which it is seen if somebody empties that.
@@ -195,8 +195,8 @@ class RoundingSteps:
         self._is_ahead = bool(self._params)
         if None not in self._seen:
             return False
-        for param in self._params.values():
-            self._state[param].setdefault("rounding_step", 0)
+        for index in self._params.keys() & active:
+            self._state[self._params[index]].setdefault("rounding_step", 0)
         self._seen = self._in_state()
         return True
 
@@ -213,7 +213,7 @@ class RoundingSteps:
         for index, param in self._params.items():
             if counts[index]:
                 self._state[param]["rounding_step"] = counts[index]
-            else:
+            elif param in self._state:
                 self._state[param].pop("rounding_step", None)
         self._seen, self._is_ahead = self._in_state(), False
 

@@ -29,11 +29,13 @@ class Prepared(NamedTuple):
         changes: what others have changed.
         grads: what the kernel is told of the gradients.
         tensors: what that points to, to be kept until the kernel is launched.
+        only: the index of the one parameter that was looked at, if it is not all.
     """
 
     changes: Changes
     grads: GradientTable
     tensors: list[Tensor]
+    only: int | None
 
 
 class FusedBackend(Backend):
@@ -82,11 +84,11 @@ class FusedBackend(Backend):
             self.weights.check_presence(table.active)
         if changes.entries:
             self.plan.check_state(self.state)
-        return Prepared(changes, table, tensors)
+        return Prepared(changes, table, tensors, only)
 
     def step(self, prepared: Prepared, numbers: StepNumbers) -> None:
         """Runs the kernel, after a norm pass over layers that others have written."""
-        changes, (active, grads, grad_dtypes), _ = prepared
+        changes, (active, grads, grad_dtypes), _, only = prepared
         kernel, momentum, values = self.kernel, self._momentum, numbers.values
         is_captured = False
         if kernel.is_on_host:
@@ -96,11 +98,11 @@ class FusedBackend(Backend):
                 values = numbers.on_host()
             sent = SentNumbers({}, numbers.grad_scale, None)
         else:
-            is_captured = self._begin(changes, active, numbers.has_momentum)
+            is_captured = self._begin(prepared, numbers.has_momentum)
             sent = self._send(numbers)
         is_same = active is momentum.active and numbers.has_momentum == momentum.has_momentum
         if any(changes) or not (is_same or momentum.are_attached(active, numbers.has_momentum)):
-            self._follow(changes, active, numbers.has_momentum)
+            self._follow(changes, active, numbers.has_momentum, only)
         if not self._is_placed:
             self._place()
         if self.weights.strided:
@@ -119,12 +121,12 @@ class FusedBackend(Backend):
             stale = kernel.step(grads, grad_dtypes, array("d", chain.from_iterable(values)), *sent)
         finally:
             if kernel.steps != steps:  # an interrupt comes when the kernel has run, but before this
-                self._note_step(active)
+                self._note_step(active, only)
                 if is_captured:  # nothing happens before the graph is replayed, if it is
                     self.norms.must_measure = must_measure
                     self.device_state.keep_for_graph(self.memory())
                 elif self.device_state.flags.settled is not active:
-                    self._note_update(active, values, sent.lrs, is_certain=sent.found_inf is None)
+                    self._note_update(prepared, values, sent.lrs, is_certain=sent.found_inf is None)
         if stale:
             self.norms.warn(stale, stacklevel=6)
 
@@ -177,14 +179,15 @@ class FusedBackend(Backend):
         self.weights.load_strided()
         self._follow(changes)
 
-    def _begin(self, changes: Changes, active: list[int], has_momentum: list[bool]) -> bool:
+    def _begin(self, prepared: Prepared, has_momentum: list[bool]) -> bool:
         """Prepares for work on a device; returns whether it is captured in a graph."""
+        changes = prepared.changes
         if not self.kernel.is_capturing():
             self.device_state.note_stream(self.kernel.stream(), self.memory)
             if self.device_state.flags.have_arrived():
-                self._learn(is_noted=not changes.entries)
+                self._learn(is_noted=not changes.entries, only=prepared.only)
             return False
-        if self._momentum.must_make(active, has_momentum):
+        if self._momentum.must_make(prepared.grads.active, has_momentum):
             raise RuntimeError(
                 "CUDA graph: momentum buffers cannot be made in a graph; take a step before the capture, with the "
                 "same parameters"
@@ -197,13 +200,20 @@ class FusedBackend(Backend):
         self._may_be_replayed = True
         return True
 
-    def _follow(self, changes: Changes, active: list[int] | None = None, has_momentum: Sequence[bool] = ()) -> None:
+    def _follow(
+        self,
+        changes: Changes,
+        active: list[int] | None = None,
+        has_momentum: Sequence[bool] = (),
+        only: int | None = None,
+    ) -> None:
         """Has all that the kernel is told follow what others have changed.
 
         Args:
             changes: what that is.
             active: the parameters that a step updates, if one is taken.
             has_momentum: of each group, whether its momentum is not 0.
+            only: the index of the one parameter that was looked at, if it is not all.
         """
         if any(changes):
             self.masters.compare()
@@ -214,13 +224,12 @@ class FusedBackend(Backend):
         if changes.written:
             self.norms.mark(self.watch.note_written())
             self.norms.mark(self.plan.overlaid)
-        if changes.entries:
-            self.norms.follow_state(self._learn_norms)
+        self.norms.follow_state(self._learn_norms)
         if active is not None:
             if self._momentum.attach(active, list(has_momentum)):
                 self._is_placed = False
             self.device_state.rounding_steps.send()
-            self.watch.note_entries()
+            self.watch.note_entries(only)
 
     def _place(self) -> None:
         if self.kernel.is_capturing():
@@ -245,18 +254,22 @@ class FusedBackend(Backend):
         scale, found_inf = (None if n is None else sent(n) for n in (numbers.grad_scale, numbers.found_inf))
         return SentNumbers({group: sent(lr) for group, lr in numbers.device_lrs.items()}, scale, found_inf)
 
-    def _note_step(self, active: list[int]) -> None:
+    def _note_step(self, active: list[int], only: int | None) -> None:
         if self.weights.strided:
             self.weights.store_strided(active)
-        self.watch.bump(active, is_alone=not self.weights.strided)
-        if self.device_state.has_rounding and self.device_state.rounding_steps.note_step():
-            self.watch.note_entries()
+        self.watch.bump(active, only, is_alone=not self.weights.strided)
+        if self.device_state.has_rounding:
+            has_written = self.device_state.rounding_steps.note_step(active)
+            if self.kernel.is_on_host:
+                self.device_state.rounding_steps.learn(may_be_replayed=False)
+            if has_written or self.kernel.is_on_host:
+                self.watch.note_entries(only)
 
     def _note_update(
-        self, active: list[int], values: Sequence[GroupValues], lrs: Mapping[int, Tensor], is_certain: bool
+        self, prepared: Prepared, values: Sequence[GroupValues], lrs: Mapping[int, Tensor], is_certain: bool
     ) -> None:
         """Notes which flags an update sets; where that depends on the device, has it tell."""
-        flags, is_final = self.device_state.flags, True
+        flags, active, is_final = self.device_state.flags, prepared.grads.active, True
         for index in active:
             group = self.plan.group_of[index]
             sets = STARTED if values[group].momentum != 0 else 0
@@ -270,20 +283,21 @@ class FusedBackend(Backend):
             flags.settled = active if is_final else None
         flags.ask()
         if flags.have_arrived():
-            self._learn(is_noted=True)
+            self._learn(is_noted=True, only=prepared.only)
         elif not is_final:  # a norm may be marked as missing in the state
-            self.watch.note_entries()
+            self.watch.note_entries(prepared.only)
 
     def _learn_norms(self) -> None:
         if self._is_placed and (self._may_be_replayed or not self.device_state.flags.are_known()):
             self.device_state.flags.ask(anew=True)
             self._learn(is_noted=False)
 
-    def _learn(self, is_noted: bool) -> None:
+    def _learn(self, is_noted: bool, only: int | None = None) -> None:
         """Takes in what the device told.
 
         Args:
             is_noted: whether the state is as it was noted, so that what this adds can be noted too.
+            only: the index of the one parameter of which that is known, if it is not all.
         """
         flags, norms = self.device_state.flags.take()
         self.norms.learn(flags, norms)
@@ -293,4 +307,4 @@ class FusedBackend(Backend):
             is_empty = not self.plan.params[index].numel()  # taken with the others
             known[index] |= STARTED if is_empty and has_started else flag
         if is_noted and self.norms.frozen.is_on:
-            self.watch.note_entries()
+            self.watch.note_entries(only)

@@ -45,7 +45,8 @@ class MomentumBuffers:
         """
         group_of, params = self._plan.group_of, self._plan.params
         return has_momentum == self.has_momentum and all(
-            self.table[i] or not has_momentum[group_of[i]] or not params[i].numel() for i in active
+            self.table[i] or not has_momentum[group_of[i]] or (i in self._buffers and not params[i].numel())
+            for i in active
         )
 
     def must_make(self, active: list[int], has_momentum: list[bool]) -> bool:

@@ -82,28 +82,38 @@ class Watch:
         self._strides = list(map(_strides_of, self._params))
         return [i for i, address in enumerate(self._addresses) if not before or address != before[i]]
 
-    def note_entries(self) -> None:
-        """Notes the entries of the state."""
-        self._entries.note()
+    def note_entries(self, only: int | None = None) -> None:
+        """Notes the entries of the state, or that of one parameter: those that have been looked at."""
+        self._entries.note(None if only is None else self._params[only])
 
-    def note_written(self) -> list[int]:
-        """Notes the version counters; returns the indices of the parameters that were written since the last time."""
+    def note_written(self, only: int | None = None) -> list[int]:
+        """Notes the version counters, or that of one parameter.
+
+        Returns:
+            The indices of the parameters that were written since the last time.
+        """
+        if only is not None and self._versions:
+            raised = self._params[only]._version - self._steps - self._versions[only]
+            self._versions[only] += raised
+            self._version_sum += raised
+            return [only] if raised else []
         versions, steps = list(map(_version_of, self._params)), self._steps
         before = self._versions or [-1] * len(versions)
         self._versions, self._version_sum, self._steps = versions, sum(versions), 0
         return [i for i, (now, noted) in enumerate(zip(versions, before, strict=True)) if now != noted + steps]
 
-    def bump(self, active: Sequence[int], is_alone: bool = True) -> None:
+    def bump(self, active: Sequence[int], only: int | None, is_alone: bool) -> None:
         """Raises the version counters of parameters that a step has written, as torch does, and notes them.
 
         Args:
             active: their indices.
+            only: the index of the one parameter that was looked at before the step, if it is not all.
             is_alone: whether nothing else in the step has raised counters.
         """
         params, all_of_them = self._params, len(active) == len(self._params)
         torch.autograd.graph.increment_version(params if all_of_them else [params[index] for index in active])
         if not is_alone or not self._own_counters or not self._versions:
-            self.note_written()
+            self.note_written(only)
             return
         self._version_sum += len(active)
         if all_of_them:
@@ -199,11 +209,16 @@ class _Entries:
         self._addresses: list[int] = []
         self._alike: list[tuple[Tensor, str, Tensor]] = []
 
-    def note(self) -> None:
-        self._noted = {param: dict(e) if isinstance(e, dict) else e for param, e in self._state.items()}
-        self._kept = {}
-        for param in self._params:
-            entry = self._noted.get(param)
+    def note(self, only: Tensor | None = None) -> None:
+        if only is None or self._noted is None:
+            self._noted = {param: dict(e) if isinstance(e, dict) else e for param, e in self._state.items()}
+            self._kept = {}
+        elif only in self._state:
+            self._noted[only] = dict(self._state[only])
+        else:
+            self._noted.pop(only, None)
+        for param in self._params if only is None else [only]:
+            entry: Any = self._noted.get(param, {})
             if isinstance(entry, dict):
                 tensors = [(key, entry[key]) for key in self._KEYS if isinstance(entry.get(key), Tensor)]
                 self._kept[param] = [(key, tensor, self._address_of(tensor)) for key, tensor in tensors]

@@ -119,7 +119,6 @@ def train_with_parts_of_the_state(rank: int) -> list[dict[str, Any]]:
             model.load_state_dict(saved_model)
             optimizer.load_state_dict(saved_optimizer)
             weights["resumed" if sharded else "resumed whole"] = go_on(model, optimizer, range(STEPS, 2 * STEPS))
-        optimizer.state_dict()  # brings the counts into the state
         weights["rounded"] = [optimizer.state[param].get("rounding_step", 0) for param in model.parameters()]
         outcomes.append(weights)
     return outcomes

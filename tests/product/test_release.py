@@ -67,22 +67,41 @@ def test_training_is_the_same_to_the_bit(rule: dict[str, Any], backend: str) -> 
         assert report == other_report
 
 
-@pytest.mark.parametrize("backend", backends(FAST_BACKENDS))
-def test_what_others_write_in_between_is_seen(backend: str) -> None:
-    """Weights, and momentum buffers of the parameter that is updated."""
-    models = network(), network()
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize(
+    "rule", [TRACK, RULES["freeze"], {**TRACK, "master_weights": True}], ids=["", "freeze", "masters"]
+)
+def test_what_others_write_in_between_is_seen(rule: dict[str, Any], backend: str) -> None:
+    """Weights, momentum buffers and frozen norms, whichever parameter is updated first."""
+    dtype = torch.bfloat16 if "master_weights" in rule else torch.float32
+    models = network().to(dtype), network().to(dtype)
     for model, released in zip(models, (True, False), strict=True):
-        optimizer = ScaleAmendedSGD(parameter_groups(model), **TRACK, backend=backend)
+        optimizer = ScaleAmendedSGD(parameter_groups(model), **rule, backend=backend)
         if released:
             optimizer.release_gradients_in_backward()
         for step in range(4):
-            train(model, optimizer, range(step, step + 1), released)
+            optimizer.zero_grad()
+            inputs = randn((4, 7), torch.Generator().manual_seed(step))
+            model(inputs.to(dtype)).float().square().mean().backward()
+            optimizer.step()
             with torch.no_grad():
                 model[step % 3].weight.mul_(1.5)
             state = optimizer.state[model[(step + 1) % 3].weight]
             state["momentum_buffer"] = state["momentum_buffer"] * 0.5
+            if rule.get("norms") == "freeze":
+                optimizer.state[model[(step + 2) % 3].weight]["row_norm_sq"] = 1.0 + step
         assert not any(row.stale_steps for row in optimizer.layer_report())
     assert all(map(torch.equal, *(model.parameters() for model in models)))
+
+
+@pytest.mark.parametrize("backend", backends(FAST_BACKENDS))
+def test_empty_parameters_have_buffers_too(backend: str) -> None:
+    weight, empty = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(0, 2))
+    optimizer = ScaleAmendedSGD([empty, weight], lr=0.1, momentum=0.9, backend=backend)
+    optimizer.release_gradients_in_backward()
+    (weight.sum() + empty.sum()).backward()
+    state = optimizer.state_dict()["state"]
+    assert {key: list(entry) for key, entry in state.items()} == {key: ["momentum_buffer"] for key in (0, 1)}
 
 
 @pytest.mark.parametrize("backend", backends(["native", "foreach"]))
