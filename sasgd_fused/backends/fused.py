@@ -94,8 +94,7 @@ class FusedBackend(Backend):
         if kernel.is_on_host:
             if numbers.found_inf is not None and numbers.overflowed():
                 return
-            if numbers.device_lrs:
-                values = numbers.on_host()
+            values = numbers.on_host() if numbers.device_lrs else values
             sent = SentNumbers({}, numbers.grad_scale, None)
         else:
             is_captured = self._begin(prepared, numbers.has_momentum)
@@ -107,12 +106,8 @@ class FusedBackend(Backend):
             self._place()
         if self.weights.strided:
             self.weights.load_strided()
-        # A device cannot be asked without waiting for it.
-        if (
-            self.plan.has_masters
-            and kernel.is_on_host
-            and not math.isfinite(self.device_state.carried.row_norm_sq.sum())
-        ):
+        norms = self.device_state.carried.row_norm_sq
+        if self.plan.has_masters and kernel.is_on_host and not math.isfinite(norms.sum()):  # a device is not waited for
             self.masters.give_way()
         must_measure, steps, stale = bytearray(self.norms.must_measure), kernel.steps, None
         try:
@@ -122,11 +117,11 @@ class FusedBackend(Backend):
         finally:
             if kernel.steps != steps:  # an interrupt comes when the kernel has run, but before this
                 self._note_step(active, only)
-                if is_captured:  # nothing happens before the graph is replayed, if it is
-                    self.norms.must_measure = must_measure
-                    self.device_state.keep_for_graph(self.memory())
-                elif self.device_state.flags.settled is not active:
+                if not is_captured and self.device_state.flags.settled is not active:
                     self._note_update(prepared, values, sent.lrs, is_certain=sent.found_inf is None)
+            if is_captured:  # nothing happens before the graph is replayed, if it is
+                self.norms.must_measure = must_measure
+                self.device_state.keep_for_graph(self.memory())
         if stale:
             self.norms.warn(stale, stacklevel=6)
 
@@ -188,15 +183,9 @@ class FusedBackend(Backend):
                 self._learn(is_noted=not changes.entries, only=prepared.only)
             return False
         if self._momentum.must_make(prepared.grads.active, has_momentum):
-            raise RuntimeError(
-                "CUDA graph: momentum buffers cannot be made in a graph; take a step before the capture, with the "
-                "same parameters"
-            )
+            raise _not_in_a_graph("momentum buffers cannot be made")
         if (self.masters and any(changes)) or not self.device_state.rounding_steps.are_sent():
-            raise RuntimeError(
-                "CUDA graph: master weights cannot be made, nor counts of rounding be sent, in a graph; take a "
-                "step before the capture"
-            )
+            raise _not_in_a_graph("master weights cannot be made, nor counts of rounding be sent,")
         self._may_be_replayed = True
         return True
 
@@ -233,10 +222,7 @@ class FusedBackend(Backend):
 
     def _place(self) -> None:
         if self.kernel.is_capturing():
-            raise RuntimeError(
-                "CUDA graph: tables of addresses have to be sent to the device, which a graph cannot record; take a "
-                "step before the capture, with the same parameters"
-            )
+            raise _not_in_a_graph("tables of addresses cannot be sent to the device")
         self.kernel.place(self.weights.table, self._momentum.table, self.weights.params)
         self._is_placed, self.device_state.flags.settled = True, None
 
@@ -308,3 +294,7 @@ class FusedBackend(Backend):
             known[index] |= STARTED if is_empty and has_started else flag
         if is_noted and self.norms.frozen.is_on:
             self.watch.note_entries(only)
+
+
+def _not_in_a_graph(what: str) -> RuntimeError:
+    return RuntimeError(f"CUDA graph: {what} in a graph; take a step before the capture, with the same parameters")
