@@ -75,8 +75,10 @@ class StepPlan:
         """Whether weights and momentum have the parameters' dtypes and are rounded to nearest."""
         return all(precision.is_plain for precision in self.precisions)
 
-    def is_current(self) -> bool:
-        """Whether the parameters still have the shapes, dtypes and device that the plan was made for."""
+    def is_current(self, only: int | None = None) -> bool:
+        """Returns whether the parameters, or one of them, have the shapes, dtypes and device that the plan is for."""
+        if only is not None:
+            return _signature(self.params[only]) == self.signatures[only]
         return [_signature(param) for param in self.params] == self.signatures
 
     def gather_gradients(self) -> list[Tensor | None]:

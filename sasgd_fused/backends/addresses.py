@@ -51,10 +51,6 @@ class Weights:
         for index in self.away.intersection(active):
             raise ValueError(f"params: {self._names[index]} has no memory of its own, want a plain dense tensor")
 
-    def is_there(self, index: int) -> bool:
-        """Returns whether the memory of a parameter is there."""
-        return index not in self.away
-
     def place_masters(self, masters: Iterable[tuple[int, Tensor]]) -> None:
         """Has these be updated in the place of the parameters with these indices.
 

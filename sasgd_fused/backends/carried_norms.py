@@ -26,7 +26,7 @@ class CarriedNorms:
         state: the optimizer's.
         device: where the kernel keeps norms and flags.
         norm_pass: takes the norms of the layers whose byte is 1 from their weights.
-        is_there: returns whether the memory of the parameter with this index is there.
+        away: returns the indices of the parameters whose memory was taken away.
 
     Attributes:
         must_measure: 1 for each layer whose carried norm is not the one to be used. Where norms track the weights, a
@@ -40,14 +40,14 @@ class CarriedNorms:
         state: State,
         device: DeviceState,
         norm_pass: Callable[[bytearray], None],
-        is_there: Callable[[int], bool],
+        away: Callable[[], Collection[int]],
     ) -> None:
         self.frozen = FrozenNorms(plan, state)
         self._plan = plan
         self._state = state
         self._device = device
         self._norm_pass = norm_pass
-        self._is_there = is_there
+        self._away = away
         self._layer_of = {planned.param: b for b, planned in enumerate(plan.layers)}
         self.must_measure = bytearray(b"\1" * len(plan.layers))
         self._is_given = False
@@ -80,6 +80,9 @@ class CarriedNorms:
 
     def measure_marked(self, params: Collection[int]) -> None:
         """Measures the norms of these parameters' layers that `must_measure` marks, by a norm pass."""
+        if len(params) == len(self._plan.params):
+            self._measure([layer for layer, marked in enumerate(self.must_measure) if marked])
+            return
         updated = set(params)
         self._measure([b for b, p in enumerate(self._plan.layers) if self.must_measure[b] and p.param in updated])
 
@@ -183,7 +186,8 @@ class CarriedNorms:
             self.mark()
 
     def _measure(self, layers: Sequence[int]) -> None:
-        there = [layer for layer in layers if self._is_there(self._plan.layers[layer].param)]
+        away = self._away()
+        there = [layer for layer in layers if self._plan.layers[layer].param not in away] if away else layers
         if not there:
             return
         chosen = bytearray(len(self.must_measure))

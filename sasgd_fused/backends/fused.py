@@ -56,7 +56,7 @@ class FusedBackend(Backend):
         self.name = name
         self.device_state = DeviceState(plan, state)
         self.weights = Weights(plan)
-        self.norms = CarriedNorms(plan, state, self.device_state, self._norm_pass, self.weights.is_there)
+        self.norms = CarriedNorms(plan, state, self.device_state, self._norm_pass, lambda: self.weights.away)
         self.kernel = make_kernel(plan, self.device_state.carried)
         self._gradients = GradientTables(plan, DTYPE_CODES)
         self._momentum = MomentumBuffers(plan, state, self.device_state.flags)
@@ -70,12 +70,12 @@ class FusedBackend(Backend):
             if not self.fits():
                 return None
             self._find_weights()
+        seen = gradients.watch.look() if only is None else None
+        if seen is None and not self.plan.is_current(only):
+            return None
         if only is not None:
             table, tensors = gradients.bind_one(only)
         else:
-            seen = gradients.watch.look()
-            if seen is None and not self.plan.is_current():
-                return None
             tensors, are_in_place = seen or (gradients.bind(), True)
             if not are_in_place or gradients.converted:
                 tensors = gradients.rewrite(tensors)

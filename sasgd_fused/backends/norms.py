@@ -53,8 +53,8 @@ class FrozenNorms:
             entry["row_norm_sq"] = norm if is_update else math.nan
 
     def forget(self) -> None:
-        """Removes all norms from the state."""
-        for planned in self._plan.layers:
+        """Removes all norms from the state, if norms freeze."""
+        for planned in self._plan.layers if self.is_on else ():
             entry = self._state.get(self._plan.params[planned.param])
             if entry:
                 entry.pop("row_norm_sq", None)

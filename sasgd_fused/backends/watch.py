@@ -58,6 +58,8 @@ class Watch:
         storages = [param.untyped_storage().data_ptr() for param in plan.params if is_plain(param) and param.numel()]
         self._own_counters = len(set(storages)) == len(storages)
         self._is_overlaid = bool(plan.overlaid)
+        # Nobody asks for writes where norms stay as they are and there are no masters to compare.
+        self._ignores_writes = plan.options.freezes_norms and not plan.has_masters
 
     def look(self, only: int | None = None) -> Changes:
         """Returns what has changed, of all parameters or of the one with this index."""
@@ -69,7 +71,7 @@ class Watch:
         return Changes(
             list(map(self._address_of, params)) != self._addresses or list(map(_strides_of, params)) != self._strides,
             self._entries.changed(),
-            self._is_overlaid or sum(map(_version_of, params)) != self._version_sum,
+            self._is_overlaid or (not self._ignores_writes and sum(map(_version_of, params)) != self._version_sum),
         )
 
     def entries_changed(self) -> bool:
@@ -112,6 +114,8 @@ class Watch:
         """
         params, all_of_them = self._params, len(active) == len(self._params)
         torch.autograd.graph.increment_version(params if all_of_them else [params[index] for index in active])
+        if self._ignores_writes:
+            return
         if not is_alone or not self._own_counters or not self._versions:
             self.note_written(only)
             return
@@ -123,13 +127,14 @@ class Watch:
             self._versions[index] += 1
 
     def _look_at(self, index: int) -> Changes:
-        param = self._params[index]
-        if not self._addresses or not self._versions:
+        param, versions = self._params[index], self._versions
+        if not self._addresses:
             return Changes(True, True, True)
+        is_unwritten = self._ignores_writes or (versions and param._version == versions[index] + self._steps)
         return Changes(
             self._address_of(param) != self._addresses[index] or param.stride() != self._strides[index],
             self._entries.changed_of(param),
-            self._is_overlaid or param._version != self._versions[index] + self._steps,
+            self._is_overlaid or not is_unwritten,
         )
 
 

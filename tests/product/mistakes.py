@@ -53,8 +53,8 @@ MISTAKES = {
     ),
     "gives the kernel no factors": Mistake(
         "backends.kernel",
-        "b.backward_factor) for b in",
-        "0.0) for b in",
+        "                planned.backward_factor,",
+        "                0.0,",
         "test_algorithm.py native",
     ),
     "takes rows for columns": Mistake(
@@ -172,7 +172,7 @@ MISTAKES = {
         "test_training_scripts.py native",
     ),
     "overlooks what was written between two released gradients": Mistake(
-        "backends.watch", "or param._version != self._versions[index] + self._steps", "",
+        "backends.watch", "versions and param._version == versions[index] + self._steps", "True",
         "test_release.py native",
     ),
     "takes gradients in the same places for the same": Mistake(

@@ -95,10 +95,12 @@ def test_what_others_write_in_between_is_seen(rule: dict[str, Any], backend: str
 
 
 @pytest.mark.parametrize("backend", backends(FAST_BACKENDS))
-def test_empty_parameters_have_buffers_too(backend: str) -> None:
+def test_empty_parameters_have_buffers_and_may_change(backend: str) -> None:
     weight, empty = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(0, 2))
     optimizer = ScaleAmendedSGD([empty, weight], lr=0.1, momentum=0.9, backend=backend)
     optimizer.release_gradients_in_backward()
+    (weight.sum() + empty.sum()).backward()
+    empty.data = empty.data.bfloat16()
     (weight.sum() + empty.sum()).backward()
     state = optimizer.state_dict()["state"]
     assert {key: list(entry) for key, entry in state.items()} == {key: ["momentum_buffer"] for key in (0, 1)}
