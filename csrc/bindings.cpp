@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "all_equal.h"
 #include "cpu/step.h"
 #include "python_arguments.h"
 #if defined(SASGD_WITH_CUDA)
@@ -71,6 +72,7 @@ PYBIND11_MODULE(_C, m) {
         "Names of the instruction sets that can be used here, the widest first.");
   m.def("use_instruction_set", &use_instruction_set, py::arg("name"),
         "Chooses the instruction set of the whole process; results have the same bits on all.");
+  m.attr("all_equal") = py::reinterpret_steal<py::object>(PyCFunction_New(&kAllEqual, nullptr));
   bind_cpu(m);
 #if defined(SASGD_WITH_CUDA)
   bind_cuda(m);

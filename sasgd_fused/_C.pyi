@@ -2,12 +2,13 @@
 
 from array import array
 from collections.abc import Callable, Mapping
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 from torch import Tensor
 
 compiler: str
 
+def all_equal(function: Callable[[Any], object], items: list[Any], values: list[Any]) -> bool: ...
 def instruction_sets() -> list[str]: ...
 def use_instruction_set(name: str) -> None: ...
 

@@ -99,6 +99,7 @@ void CpuPlan::for_each_run(TensorRange range, int threads, const Body& body) {
 }
 
 ChunkSums CpuPlan::sums_of(int32_t tensor) const {
+  if (first_chunk_[tensor] + 1 == first_chunk_[tensor + 1]) return chunk_sums_[first_chunk_[tensor]];
   ChunkSums sums{};
   for (int64_t k = first_chunk_[tensor]; k < first_chunk_[tensor + 1]; ++k) {
     for (int i = 0; i < kLanes; ++i) {
@@ -195,6 +196,7 @@ int64_t CpuPlan::step(const uint64_t* grads, const uint8_t* grad_dtypes, const G
     kernels.update(run);
   });
 
+  const uint64_t mode = float_mode();
   int64_t stale = 0;
   for (int32_t t = range.first; t < range.end; ++t) {
     if (!is_updated(t)) continue;
@@ -203,7 +205,7 @@ int64_t CpuPlan::step(const uint64_t* grads, const uint8_t* grad_dtypes, const G
     if (tensor.precision.stochastic) ++state_.rounding_steps[t];
     if (tensor.layer < 0) continue;
     if (options_.track_norms) {
-      stale += carry_sums(t);
+      stale += carry_sums(t, mode);
     } else if (layers_[tensor.layer].scaled && groups[tensor.group].lr != 0 &&
                is_finite(state_.row_norm_sq[tensor.layer])) {
       state_.flags[t] |= kNormKept;
@@ -212,7 +214,7 @@ int64_t CpuPlan::step(const uint64_t* grads, const uint8_t* grad_dtypes, const G
   return stale;
 }
 
-bool CpuPlan::carry_sums(int32_t tensor) {
+bool CpuPlan::carry_sums(int32_t tensor, uint64_t mode) {
   const int32_t b = tensors_[tensor].layer;
   ChunkSums sums = sums_of(tensor);
   const double before = total(sums.read), after = total(sums.written);
@@ -220,7 +222,7 @@ bool CpuPlan::carry_sums(int32_t tensor) {
   if (is_stale) ++state_.stale_steps[b];
   state_.sum_squares[b] = after;
   state_.row_norm_sq[b] = norm_of_sums(b);
-  sum_modes_[b] = float_mode();
+  sum_modes_[b] = mode;
   has_jumped_[b] = after > kJump * before;
   return is_stale;
 }

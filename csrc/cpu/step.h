@@ -53,8 +53,8 @@ class CpuPlan : public PlanBase {
   ChunkSums sums_of(int32_t tensor) const;
 
   // Compares the sums of what a step read of a layer with the carried ones, and carries those of what it wrote. Returns
-  // whether the layer had been written unseen and is scaled.
-  bool carry_sums(int32_t tensor);
+  // whether the layer had been written unseen and is scaled. The mode is the present floating-point mode.
+  bool carry_sums(int32_t tensor, uint64_t mode);
 
   std::function<int()> threads_;
   std::vector<int32_t> tensor_of_chunk_;

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sasgd_fused.backends import extension
 from sasgd_fused.memory import address_of, is_plain
 from sasgd_fused.plan import State, StepPlan
 
@@ -21,6 +22,15 @@ _grad_of = attrgetter("grad")
 _dtype_of = attrgetter("dtype")
 _version_of = attrgetter("_version")
 _strides_of = Tensor.stride
+
+
+def _all_equal(function: Callable[[Any], object], items: list[Any], values: list[Any]) -> bool:
+    """Returns whether a function has these values of these items, in their order."""
+    return list(map(function, items)) == values
+
+
+if extension.core:
+    _all_equal = extension.core.all_equal  # a seventh faster
 
 
 class Changes(NamedTuple):
@@ -69,7 +79,8 @@ class Watch:
         # Strides tell shapes of as many elements apart, and gradients have as many as their parameters. Version
         # counters only grow, so their sum changes whenever one of them does.
         return Changes(
-            list(map(self._address_of, params)) != self._addresses or list(map(_strides_of, params)) != self._strides,
+            not _all_equal(self._address_of, params, self._addresses)
+            or not _all_equal(_strides_of, params, self._strides),
             self._entries.changed(),
             self._is_overlaid or (not self._ignores_writes and sum(map(_version_of, params)) != self._version_sum),
         )
@@ -153,19 +164,19 @@ class GradientWatch:
         """Returns the gradients and whether they lie where they were; None if they do not look as they were noted."""
         try:
             grads = list(map(_grad_of, self._active))
-            addresses = list(map(Tensor.data_ptr, grads))
             # Gradients in the same places, such as those that are zeroed in place, need only half a look: torch saw
             # to it that they have the dtype and the shape of their parameters.
-            is_same = self._is_typed and addresses == self._addresses
+            is_same = self._is_typed and _all_equal(Tensor.data_ptr, grads, self._addresses)
             if is_same:
-                if list(map(Tensor.numel, grads)) != self._facts[0] or not (
+                if not _all_equal(Tensor.numel, grads, self._facts[0]) or not (
                     all(map(Tensor.is_contiguous, grads))
                     if self._are_contiguous
-                    else list(map(_strides_of, grads)) == self._facts[1]
+                    else _all_equal(_strides_of, grads, self._facts[1])
                 ):
                     return None
             elif _facts_of(grads) != self._facts:
                 return None
+            addresses = self._addresses if is_same else list(map(Tensor.data_ptr, grads))
         except (AttributeError, TypeError, RuntimeError):  # a gradient vanished, or has no plain memory
             return None
         if list(map(_grad_of, self._idle)).count(None) != len(self._idle):
@@ -234,7 +245,7 @@ class _Entries:
 
     def changed(self) -> bool:
         try:
-            if self._state != self._noted or list(map(self._address_of, self._tensors)) != self._addresses:
+            if self._state != self._noted or not _all_equal(self._address_of, self._tensors, self._addresses):
                 return True
         except Exception:  # other tensors of many elements are neither equal nor unequal to the noted ones
             return True

@@ -95,3 +95,19 @@ def test_same_bits_everywhere(core: Any, set_num_threads: Callable[[int], None],
     assert all(bool(tensor.isfinite().all()) for tensor in tensors)
     for where, outcome in outcomes.items():
         assert outcome == expected, where
+
+
+def test_all_equal(core: Any) -> None:
+    """As a comparison of lists: by identity first, and by length; what the function raises comes out."""
+    nan = float("nan")
+    assert core.all_equal(str, [1, 2], ["1", "2"])
+    assert core.all_equal(lambda item: item, [nan], [nan])
+    assert not core.all_equal(str, [1, 2], ["1", "3"])
+    assert not core.all_equal(str, [1], ["1", "2"])
+    assert not core.all_equal(str, [1], [])
+    with pytest.raises(ZeroDivisionError):
+        core.all_equal(lambda item: 1 / item, [1, 0], [1.0, 0.0])
+    with pytest.raises(TypeError, match="want a function and two lists"):
+        core.all_equal(str, (1,), ["1"])
+    values: list[int] = [0, 1, 2]
+    core.all_equal(lambda item: values.clear(), [0, 1, 2], values)  # and lists that shrink meanwhile

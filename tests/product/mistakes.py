@@ -168,7 +168,7 @@ MISTAKES = {
         "backends.watch", "if t.numel() == 1]", "if False]", "test_surprises.py native"
     ),
     "does not see momentum move": Mistake(
-        "backends.watch", " or list(map(self._address_of, self._tensors)) != self._addresses", "",
+        "backends.watch", " or not _all_equal(self._address_of, self._tensors, self._addresses)", "",
         "test_training_scripts.py native",
     ),
     "overlooks what was written between two released gradients": Mistake(
@@ -176,7 +176,7 @@ MISTAKES = {
         "test_release.py native",
     ),
     "takes gradients in the same places for the same": Mistake(
-        "backends.watch", "if list(map(Tensor.numel, grads)) != self._facts[0] or not (", "if not (",
+        "backends.watch", "if not _all_equal(Tensor.numel, grads, self._facts[0]) or not (", "if not (",
         "test_surprises.py native",
     ),
     "settles before the device has told": Mistake(

@@ -161,12 +161,15 @@ def test_hooks(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", backends())
 def test_momentum_moved_through_data(backend: str) -> None:
-    """As scripts do that send the state to another device and back."""
+    """As scripts do that send the state to another device and back. Nobody reads the memory where it was."""
+    left = []
 
     def script(optimizer: Optimizer, params: list[Parameter]) -> None:
         for number in range(6):
             for state in optimizer.state.values():
-                state["momentum_buffer"].data = state["momentum_buffer"].data.clone()
+                left.append(state["momentum_buffer"].data)
+                state["momentum_buffer"].data = left[-1].clone()
+                left[-1].fill_(100.0)
             step(optimizer, params, number)
         optimizer.state.clear()  # and those that start afresh
         step(optimizer, params, 6)
