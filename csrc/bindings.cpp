@@ -30,26 +30,39 @@ int64_t step(CpuPlan& plan, const py::buffer& grads, const py::buffer& grad_dtyp
   return plan.step(now.grads.data(), now.grad_dtypes.data(), now.groups.data(), scale);
 }
 
+void measure_gradients(CpuPlan& plan, const py::buffer& grads, const py::buffer& grad_dtypes, const py::buffer& values,
+                       const py::object&, const py::object& grad_scale, const py::object&) {
+  const StepArguments now(plan, grads, grad_dtypes, values);
+  const double scale = grad_scale.is_none() ? 1.0 : static_cast<double>(py::float_(grad_scale));
+  const py::gil_scoped_release unlocked;
+  plan.measure_gradients(now.grads.data(), now.grad_dtypes.data(), now.groups.data(), scale);
+}
+
 void bind_cpu(py::module_& m) {
   py::class_<CpuPlan> plan(m, "CpuPlan", "Carries the layers' norms from step to step; see csrc/cpu/step.h.");
-  plan.def(py::init([](const TensorTuples& tensors, const LayerTuples& layers, double eps, bool shape_decay,
-                       bool track_norms, const PrecisionTuples& precision, std::function<int()> threads) {
-             return std::make_unique<CpuPlan>(checked_spec(tensors, layers, precision, {eps, shape_decay, track_norms}),
-                                              std::move(threads));
-           }),
-           py::kw_only(), py::arg("tensors"), py::arg("layers"), py::arg("eps"), py::arg("shape_decay"),
-           py::arg("track_norms"), py::arg("precision") = PrecisionTuples{}, py::arg("threads"));
+  plan.def(
+      py::init([](const TensorTuples& tensors, const LayerTuples& layers, double eps, bool shape_decay,
+                  bool track_norms, bool relative, const PrecisionTuples& precision, std::function<int()> threads) {
+        return std::make_unique<CpuPlan>(
+            checked_spec(tensors, layers, precision, {eps, shape_decay, track_norms, relative}), std::move(threads));
+      }),
+      py::kw_only(), py::arg("tensors"), py::arg("layers"), py::arg("eps"), py::arg("shape_decay"),
+      py::arg("track_norms"), py::arg("relative") = false, py::arg("precision") = PrecisionTuples{},
+      py::arg("threads"));
   plan.def(
       "attach",
       [](CpuPlan& plan, uint64_t row_norm_sq, uint64_t sum_squares, uint64_t stale_steps, uint64_t flags,
-         uint64_t rounding_steps) {
-        plan.attach(checked_state(plan, row_norm_sq, sum_squares, stale_steps, flags, rounding_steps));
+         uint64_t rounding_steps, uint64_t gradient_norm_sq, uint64_t gradient_sums) {
+        plan.attach(checked_state(plan, row_norm_sq, sum_squares, stale_steps, flags, rounding_steps, gradient_norm_sq,
+                                  gradient_sums));
       },
       py::arg("row_norm_sq"), py::arg("sum_squares"), py::arg("stale_steps"), py::arg("flags"),
-      py::arg("rounding_steps"));
+      py::arg("rounding_steps"), py::arg("gradient_norm_sq"), py::arg("gradient_sums"));
   bind_plan<CpuPlan>(plan);
   plan.def("step", &step, py::arg("grads"), py::arg("grad_dtypes"), py::arg("values"), py::arg("lrs"),
            py::arg("grad_scale"), py::arg("found_inf"));
+  plan.def("measure_gradients", &measure_gradients, py::arg("grads"), py::arg("grad_dtypes"), py::arg("values"),
+           py::arg("lrs"), py::arg("grad_scale"), py::arg("found_inf"));
   // What else a kernel is asked, of which there is nothing here.
   plan.def_property_readonly_static("is_on_host", [](const py::object&) { return true; });
   plan.def("is_capturing", [](const CpuPlan&) { return false; });

@@ -32,19 +32,25 @@ struct TensorInfo {
   Precision precision;
 };
 
-// What is fixed about a layer. Layers are ordered from input to output.
-struct LayerInfo {
-  int32_t tensor;
-  bool scaled;             // false: keeps its place in the backward factors, but its gradient is taken as it is
+// What is fixed about a layer and needed in every step.
+struct LayerTraits {
   double rows;             // output units
-  double columns;          // input units
   double backward_factor;  // m_b; 0: to be made by equation (23), where nobody gives it: see fill_backward_factors
+  bool scaled;             // false: keeps its place in the backward factors, but its gradient is taken as it is
+  bool is_vector;          // in the relative scale: the norm of the weights has no part in it
+};
+
+// What is fixed about a layer. Layers are ordered from input to output.
+struct LayerInfo : LayerTraits {
+  int32_t tensor;
+  double columns;  // input units
 };
 
 struct PlanOptions {
   double eps;        // floor of row_norm_sq
   bool shape_decay;  // d_b = weight_decay / m_b instead of s_b * weight_decay
   bool track_norms;  // norms follow the weights; otherwise they stay as set or measured
+  bool relative;     // the relative scale: gradients are divided by their own norm too
 };
 
 // What is fixed about a plan.
@@ -71,9 +77,13 @@ struct CarriedState {
   int64_t* stale_steps;     // of each layer: how many steps used the norm of weights that had been written unseen
   uint8_t* flags;           // of each tensor: kStarted, kNormKept
   int64_t* rounding_steps;  // of each tensor: how many steps of it have been rounded stochastically
+  // In the relative scale, of each tensor that is a scaled layer:
+  double* gradient_norm_sq;  // v_b, to be used by the next step; 0: not known
+  double* gradient_sums;     // q_b: the squared norm of the last step's gradient
 };
 
-constexpr uint8_t kStarted = 1;   // the momentum buffer has taken its first gradient
-constexpr uint8_t kNormKept = 2;  // frozen norms: the scaled layer's norm stays as it is
+constexpr uint8_t kStarted = 1;        // the momentum buffer has taken its first gradient
+constexpr uint8_t kNormKept = 2;       // frozen norms: the scaled layer's norm stays as it is
+constexpr uint8_t kGradientKnown = 4;  // the relative scale: gradient_norm_sq is not 0
 
 }  // namespace sasgd

@@ -52,9 +52,10 @@ inline DType checked_dtype(const char* name, int code) {
   return static_cast<DType>(code);
 }
 
-// (numel, group, dtype code) of each tensor and (tensor, scaled, rows, columns, backward factor) of each layer.
+// (numel, group, dtype code) of each tensor and (tensor, scaled, rows, columns, backward factor, is_vector) of each
+// layer.
 using TensorTuples = std::vector<std::tuple<int64_t, int, int>>;
-using LayerTuples = std::vector<std::tuple<int, bool, double, double, double>>;
+using LayerTuples = std::vector<std::tuple<int, bool, double, double, double, bool>>;
 // (dtype code of the parameter, small_momentum, stochastic, stream) of each tensor, or nothing where all are plain.
 using PrecisionTuples = std::vector<std::tuple<int, bool, bool, uint64_t>>;
 
@@ -87,13 +88,13 @@ inline PlanSpec checked_spec(const TensorTuples& tensors, const LayerTuples& lay
     if (!precision.empty()) tensor.precision = checked_precision(tensor, precision[spec.tensors.size()]);
     spec.tensors.push_back(tensor);
   }
-  for (const auto& [tensor, scaled, rows, columns, backward_factor] : layers) {
+  for (const auto& [tensor, scaled, rows, columns, backward_factor, is_vector] : layers) {
     if (tensor < 0 || static_cast<size_t>(tensor) >= spec.tensors.size()) {
       throw std::invalid_argument("layers: got tensor " + std::to_string(tensor) + ", want less than " +
                                   std::to_string(spec.tensors.size()));
     }
     spec.tensors[tensor].layer = static_cast<int32_t>(spec.layers.size());
-    spec.layers.push_back({tensor, scaled, rows, columns, backward_factor});
+    spec.layers.push_back({{rows, backward_factor, scaled, is_vector}, tensor, columns});
     if ((backward_factor == 0) != (spec.layers[0].backward_factor == 0)) {
       throw std::invalid_argument("layers: got a backward factor for some and none (0) for others, want all or none");
     }
@@ -108,12 +109,16 @@ T* checked_memory(const char* name, uint64_t address, size_t items) {
 }
 
 inline CarriedState checked_state(const PlanBase& plan, uint64_t row_norm_sq, uint64_t sum_squares,
-                                  uint64_t stale_steps, uint64_t flags, uint64_t rounding_steps) {
+                                  uint64_t stale_steps, uint64_t flags, uint64_t rounding_steps,
+                                  uint64_t gradient_norm_sq, uint64_t gradient_sums) {
   const size_t layers = plan.layers().size(), tensors = plan.tensors().size();
   return {checked_memory<double>("row_norm_sq", row_norm_sq, layers),
           checked_memory<double>("sum_squares", sum_squares, layers),
-          checked_memory<int64_t>("stale_steps", stale_steps, layers), checked_memory<uint8_t>("flags", flags, tensors),
-          checked_memory<int64_t>("rounding_steps", rounding_steps, tensors)};
+          checked_memory<int64_t>("stale_steps", stale_steps, layers),
+          checked_memory<uint8_t>("flags", flags, tensors),
+          checked_memory<int64_t>("rounding_steps", rounding_steps, tensors),
+          checked_memory<double>("gradient_norm_sq", gradient_norm_sq, tensors),
+          checked_memory<double>("gradient_sums", gradient_sums, tensors)};
 }
 
 inline void check_attached(const PlanBase& plan) {

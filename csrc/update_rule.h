@@ -29,6 +29,9 @@ struct UpdateCoefficients {
   float share;          // 1 - dampening, or 1 on this tensor's first update
   float momentum;
   float lr;
+  // Of the gradient whose norm the relative scale divides by.
+  float plain_scale;  // 1; negated for maximize, divided by the loss scale
+  float plain_decay;  // weight_decay where it is a part of that gradient, else -0
 };
 
 enum class Momentum { kNone, kClassic, kNesterov };
@@ -46,6 +49,12 @@ SASGD_HOST_DEVICE float masked(float x, uint32_t mask) {
 template <class V>
 SASGD_HOST_DEVICE V amended_gradient(V grad, V weight, const UpdateCoefficients& c) {
   return c.grad_scale * grad + c.decay_scale * masked(weight, c.decay_mask);
+}
+
+// grad + weight_decay W, before any scale: what the squared norms q_b are taken of.
+template <class V>
+SASGD_HOST_DEVICE V plain_gradient(V grad, V weight, const UpdateCoefficients& c) {
+  return c.plain_scale * grad + c.plain_decay * masked(weight, c.decay_mask);
 }
 
 // buf = momentum * buf + (1 - dampening) * g

@@ -20,14 +20,24 @@ class CpuPlan:
         self,
         *,
         tensors: list[tuple[int, int, int]],
-        layers: list[tuple[int, bool, float, float, float]],
+        layers: list[tuple[int, bool, float, float, float, bool]],
         eps: float,
         shape_decay: bool,
         track_norms: bool,
+        relative: bool = ...,
         precision: list[tuple[int, bool, bool, int]] = ...,
         threads: Callable[[], int],
     ) -> None: ...
-    def attach(self, row_norm_sq: int, sum_squares: int, stale_steps: int, flags: int, rounding_steps: int) -> None: ...
+    def attach(
+        self,
+        row_norm_sq: int,
+        sum_squares: int,
+        stale_steps: int,
+        flags: int,
+        rounding_steps: int,
+        gradient_norm_sq: int,
+        gradient_sums: int,
+    ) -> None: ...
     def place(self, weights: array[int], momentum_buffers: array[int], params: array[int]) -> None: ...
     def measure(self, chosen: bytes | bytearray) -> None: ...
     def step(
@@ -39,6 +49,15 @@ class CpuPlan:
         grad_scale: SupportsFloat | None,
         found_inf: Tensor | None,
     ) -> int: ...
+    def measure_gradients(
+        self,
+        grads: array[int],
+        grad_dtypes: array[int],
+        values: array[float],
+        lrs: Mapping[int, Tensor],
+        grad_scale: SupportsFloat | None,
+        found_inf: Tensor | None,
+    ) -> None: ...
     def is_capturing(self) -> bool: ...
     def stream(self) -> None: ...
     def memory(self) -> list[Tensor]: ...
@@ -61,10 +80,11 @@ class CudaPlan:
         *,
         device: int,
         tensors: list[tuple[int, int, int]],
-        layers: list[tuple[int, bool, float, float, float]],
+        layers: list[tuple[int, bool, float, float, float, bool]],
         eps: float,
         shape_decay: bool,
         track_norms: bool,
+        relative: bool = ...,
         precision: list[tuple[int, bool, bool, int]] = ...,
     ) -> None: ...
     def attach(
@@ -75,12 +95,24 @@ class CudaPlan:
         stale_steps: int,
         flags: int,
         rounding_steps: int,
+        gradient_norm_sq: int,
+        gradient_sums: int,
         stream: int,
     ) -> None: ...
     def place(self, weights: array[int], momentum_buffers: array[int], params: array[int], stream: int) -> None: ...
     def is_capturing(self, stream: int) -> bool: ...
     def measure(self, chosen: bytes | bytearray, stream: int) -> None: ...
     def step(
+        self,
+        grads: array[int],
+        grad_dtypes: array[int],
+        values: array[float],
+        lr_addresses: array[int],
+        grad_scale: int,
+        found_inf: int,
+        stream: int,
+    ) -> None: ...
+    def measure_gradients(
         self,
         grads: array[int],
         grad_dtypes: array[int],

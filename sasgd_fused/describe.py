@@ -9,6 +9,8 @@ from typing import Any
 # Shown only where it is not this.
 _DEFAULTS = {
     "output_width": None,
+    "scale": "amended",
+    "depth": None,
     "master_weights": False,
     "momentum_dtype": None,
     "rounding": "nearest",

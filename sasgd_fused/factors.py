@@ -1,4 +1,4 @@
-"""Backward factors, by which each layer's gradient is divided, and the scales that follow from them."""
+"""The factors by which each gradient is divided, which follow from shapes, and the scales that follow from them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sasgd_fused.layers import Layer
 from sasgd_fused.options import Options
+
+# Of the relative scale. β, by which the squared norms of the gradients are averaged over the steps.
+CARRIED_SHARE = 0.9
+# What one step may change of a vector, over the root of B and for lr = 1: its root mean square.
+VECTOR_SHARE = 0.03
+# Of float32: a vanishing gradient is not scaled by infinity.
+LARGEST_SCALE = float(torch.finfo(torch.float32).max)
 
 
 def backward_factors(
@@ -58,6 +66,50 @@ def decay_scale(scale: float, backward_factor: float, weight_decay: float, decay
     if weight_decay == 0:  # whatever the scale: it may be infinite
         return 0.0
     return scale * weight_decay if decay == "amended" else weight_decay / backward_factor
+
+
+def relative_factor(layer: Layer, elements: int, depth: int) -> float:
+    """m_b = f_b B / rows_b, which takes the place of the backward factor in the relative scale.
+
+    Args:
+        layer: b.
+        elements: of W_b, the whole of it; f_b = elements / rows_b are the inputs of an output unit.
+        depth: B, how many layers are scaled.
+    """
+    return elements / layer.rows * depth / layer.rows
+
+
+def vector_factor(elements: int, depth: int) -> float:
+    """The same for a vector, m = B / (0.03² n), so that s = 0.03 √n / √(B v)."""
+    return depth / (VECTOR_SHARE**2 * elements)
+
+
+def relative_scale(row_norm_sq: float, factor: float, gradient_norm_sq: float, eps: float, is_vector: bool) -> float:
+    """s_b = ‖W_b‖ / √(f_b B v_b) = √(max(‖W_b‖²_{2,μ}, eps) / (m_b v_b)); for a vector √(1 / (m v)).
+
+    Args:
+        row_norm_sq: ‖W_b‖²_{2,μ}.
+        factor: m_b, from `relative_factor` or `vector_factor`.
+        gradient_norm_sq: v_b; 0 only if the gradient is zero throughout, which then is not scaled up to anything.
+        eps: floor of ‖W_b‖²_{2,μ}.
+        is_vector: whether the weights' norm has no part in it.
+    """
+    if gradient_norm_sq == 0:
+        return 0.0
+    numerator = 1.0 if is_vector else max(row_norm_sq, eps)
+    return min(math.sqrt(numerator / (factor * gradient_norm_sq)), LARGEST_SCALE)
+
+
+def next_gradient_norm_sq(before: float, measured: float) -> float:
+    """v_b after a step: β v_b + (1 - β) q_b; q_b itself if v_b was not known; v_b if q_b is not finite.
+
+    Args:
+        before: v_b; 0 if it is not known.
+        measured: q_b, the squared norm of the step's gradient.
+    """
+    if not math.isfinite(measured):
+        return before
+    return CARRIED_SHARE * before + (1 - CARRIED_SHARE) * measured if before else measured
 
 
 def _mapped_factor(mapping: Mapping[Any, float], layer: Layer, param: Tensor) -> float:

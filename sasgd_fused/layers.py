@@ -61,6 +61,20 @@ def find_layers(
     return [layer for index in order for layer in _group_layers(groups[index], index, known or {})]
 
 
+def find_vectors(groups: Sequence[Mapping[str, Any]], layers: Collection[Layer]) -> list[Layer]:
+    """Returns all other non-empty parameters that are scaled by their own gradient, in the order of the groups.
+
+    These are what is no layer, or has ``amend=False``; each counts as one column.
+    """
+    taken = {(layer.group, layer.position) for layer in layers if layer.amend}
+    return [
+        Layer(index, position, parameter_name(group, index, position), param.numel(), 1, True)
+        for index, group in enumerate(groups)
+        for position, param in enumerate(group["params"])
+        if (index, position) not in taken and param.numel()
+    ]
+
+
 def check_layer_options(group: Mapping[str, Any]) -> None:
     """Checks a group's `amend`, `rows`, `columns` and `heads`.
 

@@ -32,6 +32,7 @@ from sasgd_fused.options import (
     Options,
     OutputWidth,
     Rounding,
+    Scale,
     dtype_of,
 )
 from sasgd_fused.parameters import check_distinct, check_group
@@ -75,6 +76,9 @@ class ScaleAmendedSGD(Optimizer):
         fused: True for the ``"native"`` backend or, where it cannot run, ``"triton"``.
         backend: ``"native"``, ``"triton"``, ``"foreach"``, ``"reference"``, or None for the first of them that can run
             the parameters.
+        scale: ``"amended"``, the paper's; or ``"relative"``, which divides by the gradient's norm too, so that lr is
+            the fraction by which one step changes a layer's output, over the root of the number of layers, and 0.3
+            is a first try for every network. `factors`, `norms` and `output_width` have no part in it.
         factors: the backward factors m_b: ``"width"``, n_B / rows_b, equal to the paper's wherever widths match;
             ``"product"``, equations (22)-(24) literally in the order of the parameters; or a mapping from a
             parameter or its name to m_b.
@@ -85,6 +89,7 @@ class ScaleAmendedSGD(Optimizer):
         eps: floor of ‖W‖²_{2,μ}, so that a layer initialised with zeros can move.
         output_width: n_B, if it is not the rows of the head, of the largest if there are several: a number, or
             ``"mean"``, the mean rows of the hidden layers at construction.
+        depth: B of the relative scale, if it is not the number of scaled layers.
         master_weights: whether a bfloat16 or float16 parameter has a float32 copy in the state, ``master_weight``,
             which is updated and whose norm is taken; the parameter is that, rounded. Its momentum is float32 too.
         momentum_dtype: torch.bfloat16, or its name, has momentum take half the memory of float32 parameters or masters.
@@ -121,12 +126,14 @@ class ScaleAmendedSGD(Optimizer):
         foreach: bool | None = None,
         fused: bool | None = None,
         backend: BackendName | None = None,
+        scale: Scale = "amended",
         factors: FactorRule | Mapping[Any, float] = "width",
         head: Head = "amended",
         decay: Decay = "amended",
         norms: Norms = "track",
         eps: float = 1e-3,
         output_width: OutputWidth = None,
+        depth: int | None = None,
         master_weights: bool = False,
         momentum_dtype: MomentumDtype = None,
         rounding: Rounding = "nearest",
@@ -136,16 +143,18 @@ class ScaleAmendedSGD(Optimizer):
         if isinstance(params, (set, frozenset)):
             raise TypeError(f"params: got a {type(params).__name__}, want an ordered collection, such as a list")
         options = Options(
-            factors,
-            head,
-            decay,
-            norms,
-            eps,
-            output_width,
-            master_weights,
-            dtype_of(momentum_dtype),
-            rounding,
-            rounding_seed,
+            factors=factors,
+            head=head,
+            decay=decay,
+            norms=norms,
+            eps=eps,
+            output_width=output_width,
+            scale=scale,
+            depth=depth,
+            master_weights=master_weights,
+            momentum_dtype=dtype_of(momentum_dtype),
+            rounding=rounding,
+            rounding_seed=rounding_seed,
         )
         self._options = options
         self._is_constructed = False
@@ -176,7 +185,8 @@ class ScaleAmendedSGD(Optimizer):
         self._unscales = bool(fused or backend)
         if fused and not backend and any(param.dtype == torch.float64 for param in self._params()):
             warnings.warn("fused: the kernels take no float64; 'foreach' takes the place of these", stacklevel=2)
-        has_whole_model = isinstance(factors, Mapping) and head == "amended"  # by zero_redundancy_arguments
+        # By zero_redundancy_arguments.
+        has_whole_model = (isinstance(factors, Mapping) or depth is not None) and head == "amended"
         if not has_whole_model and _constructing_module() == "torch.distributed.optim.zero_redundancy_optimizer":
             warnings.warn(
                 "ZeroRedundancyOptimizer: got ScaleAmendedSGD itself, which sees the parameters of one rank alone, so "
@@ -369,7 +379,7 @@ class ScaleAmendedSGD(Optimizer):
         not_started = self._stepper.sync_state()
         self._stepper.lists.follow(self.param_groups)
         params, backends = list(self._params()), self._stepper.backends or []
-        first = {param: e for backend in backends for param, e in backend.norms.frozen.before_updates().items()}
+        first = {param: entry for backend in backends for param, entry in backend.before_updates().items()}
         options = self._plain_options()
         handle = self.register_state_dict_post_hook(
             lambda _, state_dict: checkpoint.complete(state_dict, params, not_started, first, options),

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 
+Scale: TypeAlias = Literal["amended", "relative"]
 FactorRule: TypeAlias = Literal["width", "product"]
 Head: TypeAlias = Literal["amended", "plain"]
 Decay: TypeAlias = Literal["amended", "shape"]
@@ -30,6 +31,8 @@ class Options:
     norms: Norms
     eps: float
     output_width: OutputWidth
+    scale: Scale = "amended"
+    depth: int | None = None
     master_weights: bool = False
     momentum_dtype: torch.dtype | None = None
     rounding: Rounding = "nearest"
@@ -48,6 +51,10 @@ class Options:
             raise ValueError(f"eps: got {self.eps!r}, want a positive finite number")
         if self.output_width not in (None, "mean") and not is_positive_int(self.output_width):
             raise ValueError(f"output_width: got {self.output_width!r}, want a positive integer, 'mean' or None")
+        _check_choice("scale", self.scale, get_args(Scale))
+        if self.depth is not None and not is_positive_int(self.depth):
+            raise ValueError(f"depth: got {self.depth!r}, want a positive integer or None")
+        self._check_scale()
         if not isinstance(self.master_weights, bool):
             raise TypeError(f"master_weights: got {self.master_weights!r}, want True or False")
         if self.momentum_dtype not in (None, torch.bfloat16):
@@ -55,6 +62,25 @@ class Options:
         _check_choice("rounding", self.rounding, get_args(Rounding))
         if not isinstance(self.rounding_seed, int) or isinstance(self.rounding_seed, bool):
             raise TypeError(f"rounding_seed: got {self.rounding_seed!r}, want an integer")
+
+    def _check_scale(self) -> None:
+        """Refuses what has no part in the scale."""
+        if not self.is_relative:
+            if self.depth is not None:
+                raise ValueError(
+                    f"depth: got {self.depth!r} with scale='amended', want None: it has no part in that scale"
+                )
+            return
+        for name, default in (("factors", "width"), ("norms", "track"), ("output_width", None)):
+            if (value := getattr(self, name)) != default:
+                raise ValueError(
+                    f"{name}: got {value!r} with scale='relative', want {default!r}: it has no part in that scale"
+                )
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether gradients are scaled by their own norm too."""
+        return self.scale == "relative"
 
     @property
     def freezes_norms(self) -> bool:

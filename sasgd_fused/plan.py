@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sasgd_fused.factors import backward_factors
-from sasgd_fused.layers import Layer, parameter_name
+from sasgd_fused.factors import backward_factors, relative_factor, vector_factor
+from sasgd_fused.layers import Layer, find_vectors, parameter_name
 from sasgd_fused.memory import Neighbours, is_opaque, ranks_among
 from sasgd_fused.options import Options
 from sasgd_fused.parameters import takes_part
@@ -28,14 +28,18 @@ class PlannedLayer:
     Attributes:
         param: index into `StepPlan.params`.
         layer: its name, rows and columns.
-        backward_factor: m_b.
+        backward_factor: m_b; in the relative scale what takes its place, see `relative_factor`.
         scaled: whether the gradient is scaled (``amend`` is set and it is not a plain head).
+        is_vector: whether it is scaled by its gradient alone (the relative scale).
+        elements: of the whole parameter, where this plan has a part of it.
     """
 
     param: int
     layer: Layer
     backward_factor: float
     scaled: bool
+    is_vector: bool = False
+    elements: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class StepPlan:
         options: the optimizer's options.
         signatures: shape, dtype and device of each parameter.
         precisions: how each is stored.
+        depth: B of the relative scale.
         overlaid: indices of the parameters that share memory with any other one of the optimizer.
         neighbours: the parameters of all plans.
     """
@@ -62,6 +67,7 @@ class StepPlan:
     options: Options
     signatures: list[Signature]
     precisions: list[Precision]
+    depth: int = 1
     overlaid: frozenset[int] = frozenset()
     neighbours: Neighbours = field(default_factory=lambda: Neighbours([]))
 
@@ -168,8 +174,14 @@ def make_plans(
     Raises:
         ValueError: a parameter cannot be updated, or the options are not for it.
     """
-    layer_params = [groups[layer.group]["params"][layer.position] for layer in layers]
-    factors = dict(zip(layers, backward_factors(layers, layer_params, options, output_width), strict=True))
+    heads_of_all = {id(head) for head in heads}
+    scaled = {
+        layer: layer.amend and not (options.head == "plain" and id(_param_of(groups, layer)) in heads_of_all)
+        for layer in layers
+    }
+    depth = options.depth or max(sum(scaled.values()), 1)
+    factors = _factors(groups, options, layers, output_width, depth)
+    vectors = find_vectors(groups, layers) if options.is_relative else []
 
     entries: list[tuple[tuple[int, int], Tensor, str, Precision]] = []
     places = ((index, position) for index, group in enumerate(groups) for position in range(len(group["params"])))
@@ -187,14 +199,22 @@ def make_plans(
     for chosen in sorted(parts.values(), key=lambda ks: ranks.get(ks[0], 0)):
         of_place = {entries[k][0]: i for i, k in enumerate(chosen)}
         params = [entries[k][1] for k in chosen]
-        planned = []
-        for layer in layers:
-            i = of_place.get((layer.group, layer.position))
-            if i is None or not params[i].numel():  # its memory is away
-                continue
-            is_head = any(params[i] is head for head in heads)
-            scaled = layer.amend and not (is_head and options.head == "plain")
-            planned.append(PlannedLayer(i, layer, factors[layer], scaled))
+        planned = [
+            PlannedLayer(
+                of_place[place], layer, factors[layer], scaled[layer], elements=params[of_place[place]].numel()
+            )
+            for layer in layers
+            if (place := (layer.group, layer.position)) in of_place
+            and params[of_place[place]].numel()  # else its memory is away
+            and (layer.amend or not options.is_relative)  # else it is among the vectors
+        ]
+        planned += [
+            PlannedLayer(
+                of_place[place], vector, vector_factor(vector.rows, depth), True, is_vector=True, elements=vector.rows
+            )
+            for vector in vectors
+            if (place := (vector.group, vector.position)) in of_place
+        ]
         plans.append(
             StepPlan(
                 device=params[0].device,
@@ -205,11 +225,29 @@ def make_plans(
                 options=options,
                 signatures=[_signature(param) for param in params],
                 precisions=[entries[k][3] for k in chosen],
+                depth=depth,
                 overlaid=frozenset(i for i, k in enumerate(chosen) if k in neighbours.sharing),
                 neighbours=neighbours,
             )
         )
     return plans
+
+
+def _factors(
+    groups: Sequence[Mapping[str, Any]], options: Options, layers: Sequence[Layer], output_width: float, depth: int
+) -> dict[Layer, float]:
+    """Returns what each layer's gradient is divided by."""
+    params = [_param_of(groups, layer) for layer in layers]
+    if options.is_relative:
+        factors = [relative_factor(layer, param.numel(), depth) for layer, param in zip(layers, params, strict=True)]
+    else:
+        factors = backward_factors(layers, params, options, output_width)
+    return dict(zip(layers, factors, strict=True))
+
+
+def _param_of(groups: Sequence[Mapping[str, Any]], layer: Layer) -> Tensor:
+    param: Tensor = groups[layer.group]["params"][layer.position]
+    return param
 
 
 def _signature(param: Tensor) -> Signature:

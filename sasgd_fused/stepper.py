@@ -34,7 +34,7 @@ class Stepper:
 
     Attributes:
         backends: of all plans; None before they are made.
-        order: group and position of each layer → its place, from input to output.
+        order: group and position of each layer → its place, from input to output, vectors behind.
     """
 
     def __init__(self, options: Options, candidates: tuple[str, ...], network: Network, lists: ParameterLists) -> None:
@@ -124,7 +124,8 @@ class Stepper:
         for plan in plans:
             plan.drop_masters(state)
         self.backends, self._state = backends, state
-        self.order = {(layer.group, layer.position): place for place, layer in enumerate(layers)}
+        vectors = [planned.layer for plan in plans for planned in plan.layers if planned.is_vector]
+        self.order = {(layer.group, layer.position): place for place, layer in enumerate([*layers, *vectors])}
         self._places = {param: (b, index) for b in backends for index, param in enumerate(b.plan.params)}
         self._left_out = [param for group in groups for param in group["params"] if param not in self._places]
         self._seen = [(list(group["params"]), copy.deepcopy(layer_options(group))) for group in groups]

@@ -13,8 +13,9 @@ constexpr int kLanes = 16;
 // The sums of squares over one chunk, in float64, for each lane. Adding up the lanes is left for later: a chain of
 // additions between two chunks would keep the next chunk's loads from starting.
 struct ChunkSums {
-  double read[kLanes];     // of the weights before the update
-  double written[kLanes];  // of the weights as stored
+  double read[kLanes];      // of the weights before the update
+  double written[kLanes];   // of the weights as stored
+  double gradient[kLanes];  // of the plain gradient, in the relative scale
 };
 
 // Consecutive chunks of one tensor in one step.
@@ -27,7 +28,8 @@ struct RunStep {
   DType grad_dtype;
   bool nesterov;
   UpdateCoefficients coefficients;
-  ChunkSums* sums;  // one for each chunk; null: none are taken
+  ChunkSums* sums;      // one for each chunk; null: none are taken
+  bool takes_gradient;  // whether they have a part of the gradient
   Precision precision;
   void* param;            // that a master is rounded to, or null
   int64_t offset;         // of the first element in its tensor
@@ -39,6 +41,8 @@ struct Kernels {
   void (*update)(const RunStep& run);
   // A norm pass: fills in `written` alone.
   void (*sum_squares)(const void* weight, int64_t count, DType dtype, ChunkSums* sums);
+  // Fills in `gradient` alone.
+  void (*sum_gradients)(const RunStep& run);
 };
 
 namespace baseline {

@@ -105,6 +105,7 @@ ChunkSums CpuPlan::sums_of(int32_t tensor) const {
     for (int i = 0; i < kLanes; ++i) {
       sums.read[i] += chunk_sums_[k].read[i];
       sums.written[i] += chunk_sums_[k].written[i];
+      sums.gradient[i] += chunk_sums_[k].gradient[i];
     }
   }
   return sums;
@@ -157,13 +158,55 @@ void CpuPlan::make_coefficients_of(TensorRange range, const GroupValues* groups,
   for (int32_t t = range.first; t < range.end; ++t) {
     const GroupValues& group = groups[tensors_[t].group];
     const int32_t b = tensors_[t].layer;
-    double scale = 1.0, decay = group.weight_decay;
-    if (b >= 0 && layers_[b].scaled) {
-      const double m = layers_[b].backward_factor;
-      scale = layer_scale(state_.row_norm_sq[b], m, options_.eps);
-      decay = decay_scale(scale, m, group.weight_decay, options_.shape_decay);
-    }
-    coefficients_[t] = make_coefficients(group, scale, decay, inverse, !(state_.flags[t] & kStarted));
+    const bool is_scaled = b >= 0 && layers_[b].scaled;
+    const Scales scales =
+        is_scaled ? layer_scales(group, layers_[b], state_.row_norm_sq[b], state_.gradient_norm_sq[t], options_)
+                  : plain_scales(group);
+    coefficients_[t] = make_coefficients(group, scales, inverse, !(state_.flags[t] & kStarted));
+  }
+}
+
+RunStep CpuPlan::run_of(int32_t t, int64_t offset, int64_t count, ChunkSums* sums, uint64_t grad,
+                        uint8_t grad_dtype) const {
+  const TensorInfo& tensor = tensors_[t];
+  RunStep run{};
+  run.grad_dtype = static_cast<DType>(grad_dtype);
+  run.weight = address<void>(weights_[t], offset, tensor.dtype);
+  run.grad = address<const void>(grad, offset, run.grad_dtype);
+  const DType momentum_dtype = tensor.precision.small_momentum ? DType::kBFloat16 : tensor.dtype;
+  run.momentum_buffer = address<void>(momentum_buffers_[t], offset, momentum_dtype);
+  run.count = count;
+  run.dtype = tensor.dtype;
+  run.coefficients = coefficients_[t];
+  run.sums = sums;
+  run.takes_gradient = takes_gradient(t);
+  run.precision = tensor.precision;
+  run.param = address<void>(params_[t], offset, tensor.precision.param_dtype);
+  run.offset = offset;
+  run.rounding_step = state_.rounding_steps[t];
+  return run;
+}
+
+void CpuPlan::measure_gradients(const uint64_t* grads, const uint8_t* grad_dtypes, const GroupValues* groups,
+                                double grad_scale) {
+  take_gradient_sums(all(), grads, grad_dtypes, groups, grad_scale, thread_count());
+}
+
+void CpuPlan::take_gradient_sums(TensorRange range, const uint64_t* grads, const uint8_t* grad_dtypes,
+                                 const GroupValues* groups, double grad_scale, int threads) {
+  const auto is_missing = [&](int32_t t) { return grads[t] && takes_gradient(t) && state_.gradient_norm_sq[t] == 0; };
+  range = narrowed(range, is_missing);
+  if (range.first == range.end) return;
+  make_coefficients_of(range, groups, grad_scale);
+  for_each_run(range, threads, [&](int32_t t, int64_t offset, int64_t count, ChunkSums* sums) {
+    if (t < range.first || t >= range.end || !is_missing(t)) return;
+    current_kernels()->sum_gradients(run_of(t, offset, count, sums, grads[t], grad_dtypes[t]));
+  });
+  for (int32_t t = range.first; t < range.end; ++t) {
+    if (!is_missing(t)) continue;
+    ChunkSums sums = sums_of(t);
+    state_.gradient_sums[t] = total(sums.gradient);
+    state_.gradient_norm_sq[t] = next_gradient_norm_sq(0, state_.gradient_sums[t]);
   }
 }
 
@@ -173,26 +216,14 @@ int64_t CpuPlan::step(const uint64_t* grads, const uint8_t* grad_dtypes, const G
   const TensorRange range = narrowed(all(), is_updated);
   const Kernels& kernels = *current_kernels();
   if (options_.track_norms) retake_sums(range, grads, threads);
+  if (options_.relative) take_gradient_sums(range, grads, grad_dtypes, groups, grad_scale, threads);
   make_coefficients_of(range, groups, grad_scale);
   ++steps_done_;
   for_each_run(range, threads, [&](int32_t t, int64_t offset, int64_t count, ChunkSums* sums) {
     if (!grads[t]) return;
-    const TensorInfo& tensor = tensors_[t];
-    RunStep run;
-    run.grad_dtype = static_cast<DType>(grad_dtypes[t]);
-    run.weight = address<void>(weights_[t], offset, tensor.dtype);
-    run.grad = address<const void>(grads[t], offset, run.grad_dtype);
-    const DType momentum_dtype = tensor.precision.small_momentum ? DType::kBFloat16 : tensor.dtype;
-    run.momentum_buffer = address<void>(momentum_buffers_[t], offset, momentum_dtype);
-    run.count = count;
-    run.dtype = tensor.dtype;
-    run.nesterov = groups[tensor.group].nesterov;
-    run.coefficients = coefficients_[t];
-    run.sums = options_.track_norms && tensor.layer >= 0 ? sums : nullptr;
-    run.precision = tensor.precision;
-    run.param = address<void>(params_[t], offset, tensor.precision.param_dtype);
-    run.offset = offset;
-    run.rounding_step = state_.rounding_steps[t];
+    const bool takes_sums = options_.track_norms && tensors_[t].layer >= 0;
+    RunStep run = run_of(t, offset, count, takes_sums ? sums : nullptr, grads[t], grad_dtypes[t]);
+    run.nesterov = groups[tensors_[t].group].nesterov;
     kernels.update(run);
   });
 
@@ -218,6 +249,11 @@ bool CpuPlan::carry_sums(int32_t tensor, uint64_t mode) {
   const int32_t b = tensors_[tensor].layer;
   ChunkSums sums = sums_of(tensor);
   const double before = total(sums.read), after = total(sums.written);
+  if (takes_gradient(tensor)) {
+    state_.gradient_sums[tensor] = total(sums.gradient);
+    state_.gradient_norm_sq[tensor] =
+        next_gradient_norm_sq(state_.gradient_norm_sq[tensor], state_.gradient_sums[tensor]);
+  }
   const bool is_stale = layers_[b].scaled && !same_bits(before, state_.sum_squares[b]);
   if (is_stale) ++state_.stale_steps[b];
   state_.sum_squares[b] = after;

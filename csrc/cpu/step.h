@@ -28,6 +28,11 @@ class CpuPlan : public PlanBase {
   // Norm pass: takes the norms of the chosen layers from their weights, except of those whose norm is kept.
   void measure(const uint8_t* chosen_layers);
 
+  // In the relative scale, takes the squared norms of the gradients whose norms the steps before have not left; a step
+  // does so by itself. Arguments as in `step`.
+  void measure_gradients(const uint64_t* grads, const uint8_t* grad_dtypes, const GroupValues* groups,
+                         double grad_scale);
+
   // One step; a null gradient leaves the tensor as it is. Returns how many scaled layers had been written since their
   // norms were taken, which only this step saw: their scale was that of the weights before.
   int64_t step(const uint64_t* grads, const uint8_t* grad_dtypes, const GroupValues* groups, double grad_scale);
@@ -44,6 +49,15 @@ class CpuPlan : public PlanBase {
   // right. A norm that is not that of the carried sums was given by the host, and stays.
   void retake_sums(TensorRange range, const uint64_t* grads, int threads);
   void make_coefficients_of(TensorRange range, const GroupValues* groups, double grad_scale);
+  // Measures the gradients of the tensors in a range whose norms are not known.
+  void take_gradient_sums(TensorRange range, const uint64_t* grads, const uint8_t* grad_dtypes,
+                          const GroupValues* groups, double grad_scale, int threads);
+  bool takes_gradient(int32_t tensor) const {
+    return options_.relative && tensors_[tensor].layer >= 0 && layers_[tensors_[tensor].layer].scaled;
+  }
+  // What a kernel is told of a stretch of a tensor whose coefficients are made.
+  RunStep run_of(int32_t tensor, int64_t offset, int64_t count, ChunkSums* sums, uint64_t grad,
+                 uint8_t grad_dtype) const;
   // Calls body(tensor, offset, count, sums) for stretches of whole chunks that together make up the tensors of a range,
   // and some around it.
   template <class Body>

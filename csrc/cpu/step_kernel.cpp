@@ -51,7 +51,10 @@ void store_param(const float* weight, void* param, int64_t count) {
   }
 }
 
-template <class W, class G, class M, Momentum kMomentum, bool kSumSquares>
+// Which sums a step takes.
+enum class Taken { kNone, kWeights, kGradientToo };
+
+template <class W, class G, class M, Momentum kMomentum, Taken kTaken>
 void update(const RunStep& run) {
   using Weight = typename W::Stored;
   using Buffer = typename M::Stored;
@@ -60,6 +63,7 @@ void update(const RunStep& run) {
   // Without momentum any valid address will do: nothing is loaded from it but a tail that nobody uses.
   Buffer* momentum_buffer = static_cast<Buffer*>(kMomentum == Momentum::kNone ? run.weight : run.momentum_buffer);
   const UpdateCoefficients c = run.coefficients;
+  constexpr bool kSumSquares = kTaken != Taken::kNone;
   ChunkSums sums{};
 
   for (int64_t begin = 0; begin < run.count; begin += kSpan) {
@@ -67,10 +71,14 @@ void update(const RunStep& run) {
     const int64_t place = run.offset + begin;  // its high 32 bits are those of the whole span
     RandomKey key{};
     if constexpr (W::kStochastic || M::kStochastic) key = random_key(run.precision.stream, run.rounding_step, place);
-    Lanes read{}, written{};
+    Lanes read{}, written{}, gradient{};
     int64_t i = begin;
     for (; i + kLanes <= end; i += kLanes) {
       const Lanes before = load<W>(weight + i);
+      if constexpr (kTaken == Taken::kGradientToo) {
+        const Lanes g = plain_gradient(load<G>(grad + i), before, c);
+        gradient = gradient + g * g;
+      }
       const Lanes after =
           update_lanes<W, G, M, kMomentum>(weight + i, grad + i, momentum_buffer + i, before, c, run.offset + i, key);
       if constexpr (kSumSquares) {
@@ -84,6 +92,10 @@ void update(const RunStep& run) {
       const Padded<G> g(grad + i, tail);
       Padded<M> m(momentum_buffer + i, tail);
       const Lanes before = load<W>(w.values);
+      if constexpr (kTaken == Taken::kGradientToo) {
+        const Lanes plain = plain_gradient(load<G>(g.values), before, c);
+        gradient = gradient + plain * plain;
+      }
       const Lanes after =
           update_lanes<W, G, M, kMomentum>(w.values, g.values, m.values, before, c, run.offset + i, key);
       std::memcpy(weight + i, w.values, tail * sizeof(Weight));
@@ -102,6 +114,7 @@ void update(const RunStep& run) {
     if constexpr (kSumSquares) {
       add_lanes(sums.read, read);
       add_lanes(sums.written, written);
+      if constexpr (kTaken == Taken::kGradientToo) add_lanes(sums.gradient, gradient);
       if (end % kChunk == 0 || end == run.count) {
         run.sums[begin / kChunk] = sums;
         sums = {};
@@ -134,9 +147,39 @@ void sum_squares(const void* from, int64_t count, ChunkSums* out) {
   }
 }
 
+// The same elements in the same order as `update` has them.
+template <class W, class G>
+void sum_gradients(const RunStep& run) {
+  const typename W::Stored* weight = static_cast<const typename W::Stored*>(run.weight);
+  const typename G::Stored* grad = static_cast<const typename G::Stored*>(run.grad);
+  const UpdateCoefficients c = run.coefficients;
+  ChunkSums sums{};
+  for (int64_t begin = 0; begin < run.count; begin += kSpan) {
+    const int64_t end = begin + kSpan < run.count ? begin + kSpan : run.count;
+    Lanes gradient{};
+    int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) {
+      const Lanes g = plain_gradient(load<G>(grad + i), load<W>(weight + i), c);
+      gradient = gradient + g * g;
+    }
+    if (i < end) {
+      const Padded<W> w(weight + i, end - i);
+      const Lanes g = plain_gradient(load<G>(Padded<G>(grad + i, end - i).values), load<W>(w.values), c);
+      gradient = gradient + g * g;
+    }
+    add_lanes(sums.gradient, gradient);
+    if (end % kChunk == 0 || end == run.count) {
+      run.sums[begin / kChunk] = sums;
+      sums = {};
+    }
+  }
+}
+
 template <class W, class G, class M, Momentum kMomentum>
 void update_with_sums(const RunStep& run) {
-  run.sums ? update<W, G, M, kMomentum, true>(run) : update<W, G, M, kMomentum, false>(run);
+  if (!run.sums) return update<W, G, M, kMomentum, Taken::kNone>(run);
+  run.takes_gradient ? update<W, G, M, kMomentum, Taken::kGradientToo>(run)
+                     : update<W, G, M, kMomentum, Taken::kWeights>(run);
 }
 
 template <class W, class G, class M>
@@ -180,13 +223,24 @@ void sum_squares_any(const void* weight, int64_t count, DType dtype, ChunkSums* 
   visit<Types>(dtype, [&](auto type) { sum_squares<typename decltype(type)::Type>(weight, count, sums); });
 }
 
+void sum_gradients_any(const RunStep& run) {
+  visit<Types>(run.dtype, [&](auto weight) {
+    using W = typename decltype(weight)::Type;
+    if constexpr (std::is_same_v<W, Float32>) {
+      visit<Types>(run.grad_dtype, [&](auto grad) { sum_gradients<W, typename decltype(grad)::Type>(run); });
+    } else {
+      run.grad_dtype == DType::kFloat32 ? sum_gradients<W, Float32>(run) : sum_gradients<W, W>(run);
+    }
+  });
+}
+
 #define SASGD_NAME_(isa) #isa
 #define SASGD_NAME(isa) SASGD_NAME_(isa)
 
 }  // namespace
 
 extern const Kernels kKernels;  // a const is internal unless declared otherwise
-const Kernels kKernels = {SASGD_NAME(SASGD_ISA), update_any, sum_squares_any};
+const Kernels kKernels = {SASGD_NAME(SASGD_ISA), update_any, sum_squares_any, sum_gradients_any};
 
 }  // namespace SASGD_ISA
 }  // namespace sasgd

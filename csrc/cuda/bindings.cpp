@@ -21,6 +21,15 @@ void step(CudaPlan& plan, const py::buffer& grads, const py::buffer& grad_dtypes
   plan.step(now.grads.data(), now.grad_dtypes.data(), now.groups.data(), lrs.data(), {grad_scale, found_inf}, stream);
 }
 
+void measure_gradients(CudaPlan& plan, const py::buffer& grads, const py::buffer& grad_dtypes, const py::buffer& values,
+                       const py::buffer& lr_addresses, uint64_t grad_scale, uint64_t found_inf, uint64_t stream) {
+  const Array<uint64_t> lrs("lr_addresses", lr_addresses, static_cast<size_t>(plan.group_count()), Length::kAtLeast);
+  const StepArguments now(plan, grads, grad_dtypes, values);
+  const py::gil_scoped_release unlocked;
+  plan.measure_gradients(now.grads.data(), now.grad_dtypes.data(), now.groups.data(), lrs.data(),
+                         {grad_scale, found_inf}, stream);
+}
+
 }  // namespace
 
 void bind_cuda(py::module_& m) {
@@ -36,27 +45,31 @@ void bind_cuda(py::module_& m) {
   py::class_<CudaPlan> plan(m, "CudaPlan", py::module_local(),
                             "Plans steps on one device and launches them; see csrc/cuda/step.h.");
   plan.def(py::init([](int device, const TensorTuples& tensors, const LayerTuples& layers, double eps, bool shape_decay,
-                       bool track_norms, const PrecisionTuples& precision) {
-             PlanSpec spec = checked_spec(tensors, layers, precision, {eps, shape_decay, track_norms});
+                       bool track_norms, bool relative, const PrecisionTuples& precision) {
+             PlanSpec spec = checked_spec(tensors, layers, precision, {eps, shape_decay, track_norms, relative});
              const py::gil_scoped_release unlocked;
              return std::make_unique<CudaPlan>(device, std::move(spec));
            }),
            py::kw_only(), py::arg("device"), py::arg("tensors"), py::arg("layers"), py::arg("eps"),
-           py::arg("shape_decay"), py::arg("track_norms"), py::arg("precision") = PrecisionTuples{});
+           py::arg("shape_decay"), py::arg("track_norms"), py::arg("relative") = false,
+           py::arg("precision") = PrecisionTuples{});
   plan.def(
       "attach",
       [](CudaPlan& plan, uint64_t tables, uint64_t row_norm_sq, uint64_t sum_squares, uint64_t stale_steps,
-         uint64_t flags, uint64_t rounding_steps, uint64_t stream) {
+         uint64_t flags, uint64_t rounding_steps, uint64_t gradient_norm_sq, uint64_t gradient_sums, uint64_t stream) {
         if (tables % 16 != 0) throw std::invalid_argument("tables: got an address that is not aligned, want 16 bytes");
-        const CarriedState state = checked_state(plan, row_norm_sq, sum_squares, stale_steps, flags, rounding_steps);
+        const CarriedState state = checked_state(plan, row_norm_sq, sum_squares, stale_steps, flags, rounding_steps,
+                                                 gradient_norm_sq, gradient_sums);
         const py::gil_scoped_release unlocked;
         plan.attach(tables, state, stream);
       },
       py::arg("tables"), py::arg("row_norm_sq"), py::arg("sum_squares"), py::arg("stale_steps"), py::arg("flags"),
-      py::arg("rounding_steps"), py::arg("stream"));
+      py::arg("rounding_steps"), py::arg("gradient_norm_sq"), py::arg("gradient_sums"), py::arg("stream"));
   bind_plan<CudaPlan, uint64_t>(plan, py::arg("stream"));
   plan.def("step", &step, py::arg("grads"), py::arg("grad_dtypes"), py::arg("values"), py::arg("lr_addresses"),
            py::arg("grad_scale"), py::arg("found_inf"), py::arg("stream"));
+  plan.def("measure_gradients", &measure_gradients, py::arg("grads"), py::arg("grad_dtypes"), py::arg("values"),
+           py::arg("lr_addresses"), py::arg("grad_scale"), py::arg("found_inf"), py::arg("stream"));
   plan.def("is_capturing", &CudaPlan::is_capturing, py::arg("stream"));
   plan.def_property_readonly("table_bytes", &CudaPlan::table_bytes);
   plan.def_readwrite("max_thread_blocks", &CudaPlan::max_thread_blocks);

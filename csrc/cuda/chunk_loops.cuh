@@ -23,7 +23,8 @@ struct ChunkWork {
   DType dtype;
   bool wide_grad;
   bool takes_sums;
-  bool is_left;  // a step takes the sums alone
+  bool takes_gradient;  // these have a part of the gradient
+  bool is_left;         // a step takes the sums alone
   Momentum momentum;
   UpdateCoefficients coefficients;
 };
@@ -47,6 +48,7 @@ struct PlainWork {
 struct ThreadSums {
   float read = 0.0f;
   float written = 0.0f;
+  float gradient = 0.0f;
 };
 
 // Eight elements of each array are on their way before the first is waited for: two vectors of float32, one of 16 bits.
@@ -115,7 +117,9 @@ __device__ __forceinline__ ThreadSums update_chunk(const ChunkWork& work, const 
 #pragma unroll
       for (int e = 0; e < P::kElements; ++e) {
         const float before = widen(w[b].value[e]);
-        const float amended = amended_gradient(widen(g[b].value[e]), before, c);
+        const float grad_value = widen(g[b].value[e]);
+        const float plain = plain_gradient(grad_value, before, c);
+        const float amended = amended_gradient(grad_value, before, c);
         const uint32_t random = random_of(precision, at + e);
         float buffer = 0.0f;
         if constexpr (kMomentum != Momentum::kNone) {
@@ -127,6 +131,7 @@ __device__ __forceinline__ ThreadSums update_chunk(const ChunkWork& work, const 
         const float after = widen(w[b].value[e]);
         sums.read += before * before;
         sums.written += after * after;
+        sums.gradient += plain * plain;
       }
       store<kVectors>(weight + at, w[b], left);
       if constexpr (kMomentum != Momentum::kNone) store<kVectors>(momentum_buffer + at, m[b], left);
@@ -161,6 +166,35 @@ __device__ __forceinline__ ThreadSums sum_chunk(const void* from, int32_t count)
       for (int e = 0; e < P::kElements; ++e) {
         const float value = widen(w[b].value[e]);
         sums.written += value * value;
+      }
+    }
+  }
+  return sums;
+}
+
+// The same for the plain gradient.
+template <class W, class G, bool kVectors>
+__device__ __forceinline__ ThreadSums sum_gradient_chunk(const ChunkWork& work) {
+  using P = Pattern<W>;
+  const W* weight = global_memory(static_cast<const W*>(work.weight));
+  const G* grad = global_memory(static_cast<const G*>(work.grad));
+  const UpdateCoefficients c = work.coefficients;
+  ThreadSums sums;
+  for (int i = threadIdx.x * P::kElements; i < work.count; i += P::kBatch * P::kStride) {
+    Elements<W, P::kElements> w[P::kBatch];
+    Elements<G, P::kElements> g[P::kBatch];
+#pragma unroll
+    for (int b = 0; b < P::kBatch; ++b) {
+      const int at = i + b * P::kStride, left = work.count - at;
+      load<kVectors>(w[b], weight + at, left);
+      load<kVectors>(g[b], grad + at, left);
+    }
+#pragma unroll
+    for (int b = 0; b < P::kBatch; ++b) {
+#pragma unroll
+      for (int e = 0; e < P::kElements; ++e) {
+        const float plain = plain_gradient(widen(g[b].value[e]), widen(w[b].value[e]), c);
+        sums.gradient += plain * plain;
       }
     }
   }
@@ -223,6 +257,23 @@ __device__ __forceinline__ ThreadSums sum_any(const ChunkWork& work) {
     using W = typename decltype(weight)::Type;
     return allows_vectors(work.weight) ? sum_chunk<W, true>(work.weight, work.count)
                                        : sum_chunk<W, false>(work.weight, work.count);
+  });
+}
+
+// `grad_dtype` is that of the gradient.
+__device__ __forceinline__ ThreadSums sum_gradients_any(const ChunkWork& work, DType grad_dtype) {
+  const bool vectors = allows_vectors(work.weight) && allows_vectors(work.grad);
+  return visit<Types>(work.dtype, [&](auto weight) SASGD_INLINED {
+    using W = typename decltype(weight)::Type;
+    const auto sum = [&](auto grad) SASGD_INLINED {
+      using G = typename decltype(grad)::Type;
+      return vectors ? sum_gradient_chunk<W, G, true>(work) : sum_gradient_chunk<W, G, false>(work);
+    };
+    if constexpr (std::is_same_v<W, float>) {
+      return visit<Types>(grad_dtype, sum);
+    } else {
+      return work.wide_grad ? sum(TypeTag<float>{}) : sum(weight);
+    }
   });
 }
 

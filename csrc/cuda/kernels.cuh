@@ -36,11 +36,16 @@ __device__ __forceinline__ GroupValues group_values(const LaunchArgs<kWords>& ar
   return sent.values;
 }
 
+// Whether the norm of a tensor's gradient is taken.
+__device__ __forceinline__ bool takes_gradient(const LaunchHeader& header, int32_t layer) {
+  return header.options.relative && layer >= 0 && header.tables.layers[layer].scaled;
+}
+
 // Whether a step leaves a scaled layer as it is, because the one before spoilt it: its norm is no number, which would
 // spoil again what others have put right since. The next step knows the norm, from what this one reads.
 __device__ __forceinline__ bool is_left(const LaunchHeader& header, int32_t layer) {
   const double norm = header.tables.row_norm_sq[layer];
-  return header.track_norms && norm != norm;
+  return header.options.track_norms && norm != norm;
 }
 
 // Looks up what a step does with a chunk; one thread does it for all.
@@ -66,18 +71,18 @@ __device__ ChunkWork step_of_chunk(const LaunchArgs<kWords>& args, int32_t chunk
   work.momentum_buffer = address<void>(base.momentum_buffer, place.offset, momentum_size);
   work.count = place.count;
   work.dtype = tensor.dtype;
-  work.takes_sums = header.track_norms && tensor.layer >= 0;
+  work.takes_sums = header.options.track_norms && tensor.layer >= 0;
+  work.takes_gradient = takes_gradient(header, tensor.layer);
   work.momentum = !base.momentum_buffer ? Momentum::kNone : group.nesterov ? Momentum::kNesterov : Momentum::kClassic;
 
-  double scale = 1.0, decay = group.weight_decay;
+  Scales scales = plain_scales(group);
   if (tensor.layer >= 0 && tables.layers[tensor.layer].scaled) {
-    const double m = tables.layers[tensor.layer].backward_factor;
+    const double v = header.options.relative ? tables.gradient_norm_sq[t] : 0.0;
     work.is_left = is_left(header, tensor.layer);
-    scale = layer_scale(tables.row_norm_sq[tensor.layer], m, header.eps);
-    decay = decay_scale(scale, m, group.weight_decay, header.shape_decay);
+    scales = layer_scales(group, tables.layers[tensor.layer], tables.row_norm_sq[tensor.layer], v, header.options);
   }
   const double inverse = header.grad_scale ? 1.0 / static_cast<double>(*header.grad_scale) : 1.0;
-  work.coefficients = make_coefficients(group, scale, decay, inverse, !(tables.flags[t] & kStarted));
+  work.coefficients = make_coefficients(group, scales, inverse, !(tables.flags[t] & kStarted));
   return work;
 }
 
@@ -95,6 +100,18 @@ __device__ __forceinline__ PrecisionWork precision_of_chunk(const Tables& tables
   work.place = static_cast<uint32_t>(offset);
   if (work.stochastic) work.key = random_key(precision.stream, tables.rounding_steps[t], offset);
   return work;
+}
+
+// Looks up what is to be summed of a gradient whose norm is not known.
+template <int kWords>
+__device__ ChunkWork gradient_of_chunk(const LaunchArgs<kWords>& args, int32_t chunk) {
+  const Tables& tables = args.header.tables;
+  if (tables.gradient_norm_sq[tables.tensor_of_chunk[chunk]] != 0) return {};
+  return step_of_chunk<true>(args, chunk);
+}
+
+__device__ __forceinline__ DType gradient_dtype(const Tables& tables, int32_t chunk, const ChunkWork& work) {
+  return work.wide_grad ? DType::kFloat32 : tables.tensors[tables.tensor_of_chunk[chunk]].param_dtype;
 }
 
 // Looks up what a norm pass does with a chunk.
@@ -115,12 +132,13 @@ __device__ ChunkWork norm_of_chunk(const LaunchArgs<kWords>& args, int32_t chunk
 }
 
 // Adds up the sums of a thread block's threads; thread 0 gets the result.
-__device__ __forceinline__ Sums add_up(const ThreadSums& own, Sums* of_warps) {
-  Sums sums{own.read, own.written};
+__device__ __forceinline__ Sums add_up(const ThreadSums& own, Sums* of_warps, bool takes_gradient) {
+  Sums sums{own.read, own.written, takes_gradient ? own.gradient : 0.0};
 #pragma unroll
   for (int distance = kWarp / 2; distance > 0; distance /= 2) {
     sums.read += __shfl_xor_sync(0xffffffffu, sums.read, distance);
     sums.written += __shfl_xor_sync(0xffffffffu, sums.written, distance);
+    if (takes_gradient) sums.gradient += __shfl_xor_sync(0xffffffffu, sums.gradient, distance);
   }
   if (threadIdx.x % kWarp == 0) of_warps[threadIdx.x / kWarp] = sums;
   __syncthreads();  // the sums of all warps are there
@@ -132,6 +150,7 @@ __device__ __forceinline__ Sums add_up(const ThreadSums& own, Sums* of_warps) {
       for (int warp = 0; warp < half; ++warp) {
         of_warps[warp].read += of_warps[warp + half].read;
         of_warps[warp].written += of_warps[warp + half].written;
+        of_warps[warp].gradient += of_warps[warp + half].gradient;
       }
     }
     sums = of_warps[0];
@@ -153,37 +172,53 @@ __device__ __forceinline__ bool is_last_thread_block(const Tables& tables) {
 // One node of the tree: its children in their order.
 __device__ __forceinline__ void add_up_children(const Tables& tables, int32_t n) {
   const SumNode node = tables.nodes[n];
-  Sums sums{0.0, 0.0};
+  Sums sums{};
   for (int32_t i = 0; i < node.count; i += kFanIn / 2) {
     Sums children[kFanIn / 2];  // all are on their way before the first is waited for
 #pragma unroll
     for (int j = 0; j < kFanIn / 2; ++j) {
-      children[j] = i + j < node.count ? tables.sums[node.first + i + j] : Sums{0.0, 0.0};
+      children[j] = i + j < node.count ? tables.sums[node.first + i + j] : Sums{};
     }
 #pragma unroll
     for (int j = 0; j < kFanIn / 2; ++j) {
       sums.read += children[j].read;
       sums.written += children[j].written;
+      sums.gradient += children[j].gradient;
     }
   }
   tables.sums_of_nodes[n] = sums;
 }
 
+// The squared norm of a tensor's gradient, for the next step.
+__device__ __forceinline__ void carry_gradient(const Tables& tables, int32_t t) {
+  const double measured = tables.sums[tables.tensors[t].root].gradient;
+  const double next = next_gradient_norm_sq(tables.gradient_norm_sq[t], measured);
+  tables.gradient_sums[t] = measured;
+  tables.gradient_norm_sq[t] = next;
+  if (next != 0) tables.flags[t] |= kGradientKnown;
+}
+
 // What a launch leaves for the next step, one tensor to a thread.
-template <bool kUpdate, bool kMixedPrecision, int kWords>
+template <Pass kPass, bool kMixedPrecision, int kWords>
 __device__ __forceinline__ void finish_tensor(const LaunchArgs<kWords>& args, int32_t t) {
   const LaunchHeader& header = args.header;
   const Tables& tables = header.tables;
   if (!args.words[t - header.launch.first_tensor]) return;
   const TensorEntry tensor = tables.tensors[t];
   const int32_t b = tensor.layer;
+  if constexpr (kPass == Pass::kGradients) {
+    if (tables.gradient_norm_sq[t] == 0) carry_gradient(tables, t);
+    return;
+  }
+  constexpr bool kUpdate = kPass == Pass::kStep;
   bool is_unknown = false;
   if constexpr (kUpdate) {
     is_unknown = b >= 0 && tables.layers[b].scaled && is_left(header, b);
     if (tables.addresses[t].momentum_buffer && !is_unknown) tables.flags[t] |= kStarted;
     if (kMixedPrecision && tensor.stochastic) ++tables.rounding_steps[t];
     if (b < 0) return;
-    if (!header.track_norms) {
+    if (takes_gradient(header, b) && !is_unknown) carry_gradient(tables, t);
+    if (!header.options.track_norms) {
       const bool is_update = tables.layers[b].scaled && group_values(args, tensor.group).lr != 0;
       if (is_update && is_finite(tables.row_norm_sq[b])) tables.flags[t] |= kNormKept;
       return;
@@ -200,25 +235,29 @@ __device__ __forceinline__ void finish_tensor(const LaunchArgs<kWords>& args, in
   tables.row_norm_sq[b] = kUpdate && tables.layers[b].scaled && !is_finite(norm) ? norm - norm : norm;
 }
 
-template <bool kUpdate, bool kMixedPrecision, int kWords>
+template <Pass kPass, bool kMixedPrecision, int kWords>
 __device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
   SASGD_SHARED(ChunkWork, shared_work, 1);
   SASGD_SHARED(PrecisionWork, shared_precision, 1);
   SASGD_SHARED(Sums, of_warps, kWarps);
   const LaunchHeader& header = args.header;
   const Tables& tables = header.tables;
-  if (kUpdate && header.found_inf && *header.found_inf != 0) return;
+  if (kPass != Pass::kNorms && header.found_inf && *header.found_inf != 0) return;
 
   for (int32_t chunk = header.launch.first_chunk + blockIdx.x; chunk < header.launch.end_chunk; chunk += gridDim.x) {
     if (threadIdx.x == 0) {
-      shared_work[0] = kUpdate ? step_of_chunk<kMixedPrecision>(args, chunk) : norm_of_chunk(args, chunk);
+      shared_work[0] = kPass == Pass::kStep    ? step_of_chunk<kMixedPrecision>(args, chunk)
+                       : kPass == Pass::kNorms ? norm_of_chunk(args, chunk)
+                                               : gradient_of_chunk(args, chunk);
       if constexpr (kMixedPrecision) shared_precision[0] = precision_of_chunk(tables, chunk);
     }
     __syncthreads();  // shared_work is filled in
     const ChunkWork work = shared_work[0];
     if (work.count > 0) {
       ThreadSums own;
-      if constexpr (!kUpdate) {
+      if constexpr (kPass == Pass::kGradients) {
+        own = sum_gradients_any(work, gradient_dtype(tables, chunk, work));
+      } else if constexpr (kPass == Pass::kNorms) {
         own = sum_any(work);
       } else if (work.is_left) {
         own = sum_any(work);
@@ -228,7 +267,7 @@ __device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
         own = update_any(work, PlainWork{});
       }
       if (work.takes_sums) {
-        const Sums sums = add_up(own, of_warps);
+        const Sums sums = add_up(own, of_warps, work.takes_gradient);
         if (threadIdx.x == 0) tables.sums[chunk] = sums;
       }
     }
@@ -237,7 +276,7 @@ __device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
 
   if (!is_last_thread_block(tables)) return;
   const Launch& launch = header.launch;
-  if (!kUpdate || header.track_norms) {
+  if (kPass != Pass::kStep || header.options.track_norms) {
     for (int level = 0; level < launch.levels; ++level) {
       for (int32_t n = launch.level_begin[level] + threadIdx.x; n < launch.level_end[level]; n += kThreads) {
         add_up_children(tables, n);
@@ -246,7 +285,7 @@ __device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
     }
   }
   for (int32_t t = launch.first_tensor + threadIdx.x; t < launch.end_tensor; t += kThreads) {
-    finish_tensor<kUpdate, kMixedPrecision>(args, t);
+    finish_tensor<kPass, kMixedPrecision>(args, t);
   }
   if (threadIdx.x == 0) *tables.finished_thread_blocks = 0;
 }
@@ -254,12 +293,18 @@ __device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
 // kMixedPrecision: the precision of some tensors is not plain.
 template <int kWords, bool kMixedPrecision>
 __global__ void __launch_bounds__(kThreads) step_kernel(const __grid_constant__ LaunchArgs<kWords> args) {
-  run_pass<true, kMixedPrecision>(args);
+  run_pass<Pass::kStep, kMixedPrecision>(args);
 }
 
 template <int kWords>
 __global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ LaunchArgs<kWords> args) {
-  run_pass<false, false>(args);
+  run_pass<Pass::kNorms, false>(args);
+}
+
+// Of weights and gradients of any dtypes.
+template <int kWords>
+__global__ void __launch_bounds__(kThreads) gradient_kernel(const __grid_constant__ LaunchArgs<kWords> args) {
+  run_pass<Pass::kGradients, false>(args);
 }
 
 }  // namespace cuda

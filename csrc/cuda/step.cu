@@ -42,6 +42,7 @@ int resident_thread_blocks(int device, bool mixed_precision) {
   }
   ask(norm_kernel<kSmallWords>);
   ask(norm_kernel<kLargeWords>);
+  ask(gradient_kernel<kLargeWords>);
   if (least < 1) throw std::runtime_error("CUDA: " + attempt + ": none of " + std::to_string(kThreads) + " threads");
   return least;
 }
@@ -67,7 +68,7 @@ int cuda_devices() {
 
 CudaPlan::CudaPlan(int device, PlanSpec spec) : PlanBase(std::move(spec)), device_(device) {
   for (const TensorInfo& tensor : tensors_) mixed_precision_ = mixed_precision_ || !is_plain(tensor.precision);
-  for (const LayerInfo& layer : layers_) layer_entries_.push_back({layer.rows, layer.backward_factor, layer.scaled});
+  for (const LayerInfo& layer : layers_) layer_traits_.push_back(layer);
   plan_launches();
   for (PlannedLaunch& planned : launches_) plan_tree(planned);
   lay_out_tables(0);
@@ -145,7 +146,7 @@ void CudaPlan::lay_out_tables(uint64_t begin) {
   };
   lay_out(tables_.tensors, entries_.size());
   lay_out(tables_.tensor_of_chunk, tensor_of_chunk_.size());
-  lay_out(tables_.layers, layer_entries_.size());
+  lay_out(tables_.layers, layer_traits_.size());
   lay_out(tables_.nodes, nodes_.size());
   // Those before this are fixed.
   lay_out(tables_.addresses, tensors_.size());
@@ -167,7 +168,7 @@ void CudaPlan::attach(uint64_t tables, const CarriedState& state, uint64_t strea
   };
   fill(tables_.tensors, entries_);
   fill(tables_.tensor_of_chunk, tensor_of_chunk_);
-  fill(tables_.layers, layer_entries_);
+  fill(tables_.layers, layer_traits_);
   fill(tables_.nodes, nodes_);
   send(tables_.tensors, image.data(), image.size(), stream);
 }
@@ -211,25 +212,38 @@ void CudaPlan::measure(const uint8_t* chosen_layers, uint64_t stream) {
     const auto chosen = [&](int32_t t) -> uint64_t {
       return tensors_[t].layer >= 0 && chosen_layers[tensors_[t].layer];
     };
-    launch<false>(planned, chosen, nullptr, nullptr, {}, stream);
+    launch<Pass::kNorms>(planned, chosen, nullptr, nullptr, {}, stream);
   }
 }
 
 void CudaPlan::step(const uint64_t* grads, const uint8_t* grad_dtypes, const GroupValues* groups,
                     const uint64_t* lr_addresses, const DeviceNumbers& numbers, uint64_t stream) {
+  const auto word = [&](int32_t t) { return gradient_word(t, grads, grad_dtypes); };
   for (const PlannedLaunch& planned : launches_) {
-    const auto gradient = [&](int32_t t) -> uint64_t {
-      const Precision& precision = tensors_[t].precision;
-      const DType param_dtype = is_master(precision) ? precision.param_dtype : tensors_[t].dtype;
-      const bool is_wide = static_cast<DType>(grad_dtypes[t]) != param_dtype;
-      return tensors_[t].numel && grads[t] ? grads[t] | (is_wide ? kWideGradient : 0) : 0;
-    };
-    launch<true>(planned, gradient, groups, lr_addresses, numbers, stream);
+    launch<Pass::kStep>(planned, word, groups, lr_addresses, numbers, stream);
   }
   ++steps_done_;
 }
 
-template <bool kUpdate, class Word>
+void CudaPlan::measure_gradients(const uint64_t* grads, const uint8_t* grad_dtypes, const GroupValues* groups,
+                                 const uint64_t* lr_addresses, const DeviceNumbers& numbers, uint64_t stream) {
+  const auto word = [&](int32_t t) -> uint64_t {
+    const bool is_scaled = tensors_[t].layer >= 0 && layers_[tensors_[t].layer].scaled;
+    return is_scaled ? gradient_word(t, grads, grad_dtypes) : 0;
+  };
+  for (const PlannedLaunch& planned : launches_) {
+    launch<Pass::kGradients>(planned, word, groups, lr_addresses, numbers, stream);
+  }
+}
+
+uint64_t CudaPlan::gradient_word(int32_t t, const uint64_t* grads, const uint8_t* grad_dtypes) const {
+  const Precision& precision = tensors_[t].precision;
+  const DType param_dtype = is_master(precision) ? precision.param_dtype : tensors_[t].dtype;
+  const bool is_wide = static_cast<DType>(grad_dtypes[t]) != param_dtype;
+  return tensors_[t].numel && grads[t] ? grads[t] | (is_wide ? kWideGradient : 0) : 0;
+}
+
+template <Pass kPass, class Word>
 void CudaPlan::launch(const PlannedLaunch& planned, const Word& word_of, const GroupValues* groups,
                       const uint64_t* lr_addresses, const DeviceNumbers& numbers, uint64_t stream) {
   const TensorRange range = narrowed(planned.tensors, [&](int32_t t) { return word_of(t) != 0; });
@@ -241,19 +255,14 @@ void CudaPlan::launch(const PlannedLaunch& planned, const Word& word_of, const G
   }
   words_.clear();
   for (int32_t t = range.first; t < range.end; ++t) words_.push_back(word_of(t));
-  if (kUpdate) {
+  if (kPass != Pass::kNorms) {
     for (const int32_t group : planned.groups) {
       const GroupWords sent{groups[group], reinterpret_cast<const float*>(lr_addresses[group])};
       words_.resize(words_.size() + kGroupWords);
       std::memcpy(&words_[words_.size() - kGroupWords], &sent, sizeof sent);
     }
   }
-  const LaunchHeader header{tables_,
-                            now,
-                            options_.eps,
-                            options_.shape_decay,
-                            options_.track_norms,
-                            reinterpret_cast<const float*>(numbers.grad_scale),
+  const LaunchHeader header{tables_, now, options_, reinterpret_cast<const float*>(numbers.grad_scale),
                             reinterpret_cast<const float*>(numbers.found_inf)};
   const auto run = [&](auto kernel, auto& args) {
     args.header = header;
@@ -265,19 +274,22 @@ void CudaPlan::launch(const PlannedLaunch& planned, const Word& word_of, const G
     config.gridDim = dim3(static_cast<unsigned>(thread_blocks));
     config.blockDim = dim3(kThreads);
     config.stream = as_stream(stream);
-    check(cudaLaunchKernelEx(&config, kernel, args), std::string("launching ") + (kUpdate ? "a step" : "a norm pass") +
-                                                         " over " + std::to_string(now.end_tensor - now.first_tensor) +
-                                                         " tensors on device " + std::to_string(device_));
+    check(cudaLaunchKernelEx(&config, kernel, args),
+          std::string("launching ") + (kPass == Pass::kStep ? "a step" : "a norm pass") + " over " +
+              std::to_string(now.end_tensor - now.first_tensor) + " tensors on device " + std::to_string(device_));
   };
   // The driver copies the arguments; most of the large ones' words are never written.
-  // Steps in mixed precision are compiled for the large ones alone, since that takes long.
-  if (words_.size() <= static_cast<size_t>(kSmallWords) && !(kUpdate && mixed_precision_)) {
+  // Steps in mixed precision are compiled for the large ones alone, since that takes long; so are the first steps of
+  // the relative scale.
+  const bool is_small = words_.size() <= static_cast<size_t>(kSmallWords);
+  if (is_small && (kPass == Pass::kNorms || (kPass == Pass::kStep && !mixed_precision_))) {
     LaunchArgs<kSmallWords> args;
-    run(kUpdate ? step_kernel<kSmallWords, false> : norm_kernel<kSmallWords>, args);
+    run(kPass == Pass::kStep ? step_kernel<kSmallWords, false> : norm_kernel<kSmallWords>, args);
   } else {
     LaunchArgs<kLargeWords> args;
     const auto step = mixed_precision_ ? step_kernel<kLargeWords, true> : step_kernel<kLargeWords, false>;
-    run(kUpdate ? step : norm_kernel<kLargeWords>, args);
+    const auto norms = kPass == Pass::kNorms ? norm_kernel<kLargeWords> : gradient_kernel<kLargeWords>;
+    run(kPass == Pass::kStep ? step : norms, args);
   }
 }
 

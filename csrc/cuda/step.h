@@ -50,6 +50,11 @@ class CudaPlan : public PlanBase {
   // Norm pass: takes the norms of the chosen layers from their weights, except of those whose norm is kept.
   void measure(const uint8_t* chosen_layers, uint64_t stream);
 
+  // In the relative scale, takes the squared norms of the gradients whose norms the steps before have not left, in one
+  // launch more. Arguments as in `step`.
+  void measure_gradients(const uint64_t* grads, const uint8_t* grad_dtypes, const GroupValues* groups,
+                         const uint64_t* lr_addresses, const DeviceNumbers& numbers, uint64_t stream);
+
   // One step: one launch for as many tensors and groups as fit its arguments. A null gradient leaves the tensor as it
   // is. lr_addresses holds, for each group, the address of a float on the device that is its learning rate, or null.
   void step(const uint64_t* grads, const uint8_t* grad_dtypes, const GroupValues* groups, const uint64_t* lr_addresses,
@@ -66,6 +71,8 @@ class CudaPlan : public PlanBase {
   };
 
   void plan_launches();
+  // The word of a tensor in a step.
+  uint64_t gradient_word(int32_t tensor, const uint64_t* grads, const uint8_t* grad_dtypes) const;
   // The first chunk of a tensor; of the one after the last, their number.
   int32_t first_chunk_of(int32_t tensor) const;
   void plan_tree(PlannedLaunch& planned);
@@ -73,7 +80,7 @@ class CudaPlan : public PlanBase {
   void lay_out_tables(uint64_t begin);
   void send(const void* to, const void* from, size_t bytes, uint64_t stream);
   // word_of(t) is the word of tensor t; the launch is about the tensors from the first to the last that have one.
-  template <bool kUpdate, class Word>
+  template <cuda::Pass kPass, class Word>
   void launch(const PlannedLaunch& planned, const Word& word_of, const GroupValues* groups,
               const uint64_t* lr_addresses, const DeviceNumbers& numbers, uint64_t stream);
 
@@ -82,7 +89,7 @@ class CudaPlan : public PlanBase {
   std::vector<PlannedLaunch> launches_;
   std::vector<cuda::TensorEntry> entries_;
   std::vector<int32_t> tensor_of_chunk_;
-  std::vector<cuda::LayerEntry> layer_entries_;
+  std::vector<LayerTraits> layer_traits_;
   std::vector<cuda::SumNode> nodes_;
   int64_t table_bytes_ = 0;
   cuda::Tables tables_{};

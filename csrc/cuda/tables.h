@@ -43,16 +43,12 @@ struct PrecisionEntry {
   uint64_t param;  // that a master is rounded to, or null
 };
 
-struct LayerEntry {
-  double rows;
-  double backward_factor;  // m_b
-  bool scaled;
-};
-
-// Sums of squares: of the weights before the update, and of the weights as stored.
+// Sums of squares: of the weights before the update, of the weights as stored, and of the plain gradient, which the
+// relative scale needs.
 struct alignas(16) Sums {
   double read;
   double written;
+  double gradient;
 };
 
 // Some consecutive entries of Tables::sums that are added up.
@@ -66,12 +62,15 @@ struct Tables : CarriedState {
   const Addresses* addresses;
   const PrecisionEntry* precision;  // in mixed precision only
   const int32_t* tensor_of_chunk;
-  const LayerEntry* layers;
+  const LayerTraits* layers;
   const SumNode* nodes;
   Sums* sums;           // of the chunks, then of the nodes
   Sums* sums_of_nodes;  // the latter
   unsigned* finished_thread_blocks;
 };
+
+// What a launch is for: a step, the norms of weights, or the norms of gradients.
+enum class Pass { kStep, kNorms, kGradients };
 
 // Hyperparameters of a parameter group as they stand in a launch's words.
 struct GroupWords {
@@ -98,9 +97,7 @@ struct Launch {
 struct LaunchHeader {
   Tables tables;
   Launch launch;
-  double eps;
-  bool shape_decay;
-  bool track_norms;
+  PlanOptions options;
   const float* grad_scale;  // null: 1
   const float* found_inf;   // null: 0
 };

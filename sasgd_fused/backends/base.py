@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sasgd_fused.backends.gradient_norms import KEY, GradientNorms
 from sasgd_fused.backends.masters import MasterWeights
 from sasgd_fused.backends.norms import Norms
 from sasgd_fused.backends.watch import Changes, Watch
-from sasgd_fused.factors import decay_scale, layer_scale
+from sasgd_fused.factors import decay_scale, layer_scale, relative_scale
 from sasgd_fused.hyperparameters import GroupValues, StepNumbers
 from sasgd_fused.memory import is_opaque, is_readable
 from sasgd_fused.plan import PlannedLayer, State, StepPlan
@@ -25,8 +26,8 @@ class Backend:
 
     Args:
         plan: the parameters of one device and what is fixed about them.
-        state: the optimizer's state; backends keep ``momentum_buffer``, ``master_weight``, ``rounding_step`` and
-            frozen ``row_norm_sq`` in it.
+        state: the optimizer's state; backends keep ``momentum_buffer``, ``master_weight``, ``rounding_step``,
+            ``gradient_norm_sq`` and frozen ``row_norm_sq`` in it.
     """
 
     name = "base"
@@ -36,6 +37,7 @@ class Backend:
         self.state = state
         self.masters = MasterWeights(plan, state)
         self.norms: Any = Norms(plan, state, self.measure)  # or CarriedNorms, SummedNorms: all report alike
+        self.gradient_norms: Any = GradientNorms(plan, state)  # used by the relative scale alone
         self.watch = Watch(plan, state)
         self._is_opaque = any(map(is_opaque, plan.params))
         self._stochastic = {
@@ -127,6 +129,12 @@ class Backend:
         """
         return []
 
+    def before_updates(self) -> dict[Tensor, dict[str, Any]]:
+        """Returns what the state has of norms before a parameter's first update, for those that will have any."""
+        if not self.plan.options.is_relative:
+            return self.norms.frozen.before_updates()  # type: ignore[no-any-return]
+        return {self.plan.params[planned.param]: {KEY: 0.0} for planned in self.plan.layers if planned.scaled}
+
     def report(self) -> tuple[list[float], list[int]]:
         """Returns ‖W_b‖²_{2,μ} of every layer, as the next step will use it, and how many of its steps were stale."""
         self.look()
@@ -148,6 +156,20 @@ class Backend:
         # In float64 and in one order whatever the backend: all ranks get the same bits.
         return torch.tensor(Backend.measure(self, self.plan.layers), dtype=torch.float64, device=self.plan.device)
 
+    def parts_of_gradients(self, prepared: Any, numbers: StepNumbers) -> list[float]:
+        """Returns q_b of each layer's local part, as a step would take it; 0 for those that it does not update.
+
+        Args:
+            prepared: what `prepare` returned.
+            numbers: of the step.
+        """
+        measured = self.measure_gradients(self._gradients_in(prepared), numbers.on_host(), numbers.loss_scale())
+        return [measured.get(planned.param, 0.0) for planned in self.plan.layers]
+
+    def _gradients_in(self, prepared: Any) -> Gradients:
+        grads: Gradients = prepared[0]
+        return grads
+
     def weight_of(self, index: int) -> Tensor:
         """Returns what is updated of a parameter: its master where it has one, else itself."""
         param = self.plan.params[index]
@@ -164,21 +186,55 @@ class Backend:
             entry["momentum_buffer"] = entry["momentum_buffer"].to(dtype)
         return entry["momentum_buffer"], has_started
 
-    def take_scales(self, grads: Gradients, values: Sequence[GroupValues]) -> dict[int, tuple[float, float]]:
+    def take_scales(
+        self, grads: Gradients, values: Sequence[GroupValues], loss_scale: float
+    ) -> dict[int, tuple[float, float]]:
         """Returns (s_b, d_b) of each scaled layer that has a gradient, by the index of its parameter.
 
-        Equations (22) and (24). Keeps the norms as used by a step, where norms freeze.
+        Equations (22) and (24), or the relative scale. Keeps the norms as used by a step, where norms freeze.
         """
         options, group_of = self.plan.options, self.plan.group_of
         scaled = [planned for planned in self.plan.layers if planned.scaled and grads[planned.param] is not None]
+        if options.is_relative:
+            self.gradient_norms.measured = self.measure_gradients(grads, values, loss_scale)
         found = {}
         for planned, norm in zip(scaled, self.norms.of(scaled), strict=True):
-            group = values[group_of[planned.param]]
-            self.norms.keep(planned, norm, group.lr != 0)
-            scale = layer_scale(norm, planned.backward_factor, options.eps)
-            decay = decay_scale(scale, planned.backward_factor, group.weight_decay, options.decay)
+            group, factor = values[group_of[planned.param]], planned.backward_factor
+            if options.is_relative:
+                carried = self.gradient_norms.before_step(planned)
+                scale = relative_scale(norm, factor, carried, options.eps, planned.is_vector)
+                decay = scale * group.weight_decay if self.decays_first(planned) else group.weight_decay
+            else:
+                self.norms.keep(planned, norm, group.lr != 0)
+                scale = layer_scale(norm, factor, options.eps)
+                decay = decay_scale(scale, factor, group.weight_decay, options.decay)
             found[planned.param] = scale, decay
+        self.gradient_norms.carry()
         return found
+
+    def decays_first(self, planned: PlannedLayer) -> bool:
+        """Returns whether the relative scale counts weight decay as a part of the gradient."""
+        return self.plan.options.decay == "amended" and not planned.is_vector
+
+    @torch.no_grad()
+    def measure_gradients(self, grads: Gradients, values: Sequence[GroupValues], loss_scale: float) -> dict[int, float]:
+        """Returns q_b = ‖g_b + λ W_b‖² of each scaled layer that has a gradient, in float64, by its parameter's index.
+
+        Without λ W_b for vectors and ``decay="shape"``. Of sharded layers, the sum of squares of the local part.
+        """
+        sums: dict[int, Tensor] = {}
+        dtype = torch.float32 if self.plan.device.type == "mps" else torch.float64  # which Apple's GPUs lack
+        for planned in self.plan.layers:
+            grad, group = grads[planned.param], values[self.plan.group_of[planned.param]]
+            if grad is None or not planned.scaled:
+                continue
+            g = grad.to(dtype) * ((-1.0 if group.maximize else 1.0) / loss_scale)
+            if group.weight_decay != 0 and self.decays_first(planned):
+                g = g + group.weight_decay * self.weight_of(planned.param).to(dtype)
+            sums[planned.param] = g.square().sum()
+        if not sums or not all(map(is_readable, sums.values())):
+            return dict.fromkeys(sums, math.nan)
+        return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
 
     def rounding_step_of(self, index: int) -> int:
         """Returns how many steps of a parameter have been rounded stochastically, as the state has it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from sasgd_fused.plan import State, StepPlan
 # Bits of a parameter's flags, as in csrc/plan.h.
 STARTED = 1  # the momentum buffer has taken its first gradient
 NORM_KEPT = 2  # frozen norms: the scaled layer's norm stays as it is
+GRADIENT_KNOWN = 4  # the relative scale: gradient_norm_sq is not 0
 
 # What a CUDA graph reads and writes when it is replayed, by id; nobody knows when that happens for the last time.
 _captured: dict[int, Tensor] = {}
@@ -29,8 +30,10 @@ class CarriedState(NamedTuple):
         row_norm_sq: float64 for each layer, ‖W‖²_{2,μ} as the next step will use it.
         sum_squares: float64 for each layer, of the weights as the last step or norm pass left them.
         stale_steps: int64 for each layer: how many steps used the norm of weights that had been written unseen.
-        flags: uint8 for each parameter: `STARTED`, `NORM_KEPT`.
+        flags: uint8 for each parameter: `STARTED`, `NORM_KEPT`, `GRADIENT_KNOWN`.
         rounding_steps: int64 for each parameter: how many steps were rounded stochastically.
+        gradient_norm_sq: float64 for each parameter: v_b of the relative scale; 0: not known.
+        gradient_sums: float64 for each parameter: q_b of the last step in the relative scale.
     """
 
     row_norm_sq: Tensor
@@ -38,6 +41,8 @@ class CarriedState(NamedTuple):
     stale_steps: Tensor
     flags: Tensor
     rounding_steps: Tensor
+    gradient_norm_sq: Tensor
+    gradient_sums: Tensor
 
 
 class DeviceState:
@@ -59,10 +64,12 @@ class DeviceState:
             zeros(layers, torch.int64),
             zeros(params, torch.uint8),
             zeros(params, torch.int64),
+            zeros(params, torch.float64),
+            zeros(params, torch.float64),
         )
         self.flags = Flags(self.carried)
-        self.rounding_steps = RoundingSteps(plan, state, self.carried.rounding_steps)
-        self.has_rounding = any(stored.is_stochastic for stored in plan.precisions)
+        rounded = {k: p for k, p in enumerate(plan.params) if plan.precisions[k].is_stochastic and p.numel()}
+        self.rounding_steps = CarriedEntry("rounding_step", state, rounded, self.carried.rounding_steps)
         self._device = plan.device
         self._last_stream: object = None
 
@@ -155,22 +162,27 @@ class Flags:
         return flags, norms
 
 
-class RoundingSteps:
-    """Keeps ``rounding_step`` of each parameter on the device, where a kernel counts on, and brings it into the state.
+class CarriedEntry:
+    """Keeps an entry of each parameter's state on the device, where a kernel goes on with it, and brings it back.
 
     Args:
-        plan: whose parameters need not all be rounded stochastically.
+        key: in the state, where it is a number; what is missing or 0 there is the same.
         state: the optimizer's.
-        on_device: int64 for each parameter of the plan.
+        params: those that have the entry, by their index.
+        on_device: a number for each parameter of the plan.
     """
 
-    def __init__(self, plan: StepPlan, state: State, on_device: Tensor) -> None:
+    def __init__(self, key: str, state: State, params: Mapping[int, Tensor], on_device: Tensor) -> None:
+        self._key = key
         self._state = state
-        params = zip(plan.params, plan.precisions, strict=True)
-        self._params = {k: p for k, (p, stored) in enumerate(params) if stored.is_stochastic and p.numel()}
+        self._params = params
         self._on_device = on_device
-        self._seen: list[int | None] = [None] * len(self._params)  # what the state said when it was last looked at
+        self._seen: list[float | None] = [None] * len(params)  # what the state said when it was last looked at
         self._is_ahead = False
+
+    def __bool__(self) -> bool:
+        """Returns whether any parameter has it."""
+        return bool(self._params)
 
     def are_sent(self) -> bool:
         """Returns whether the device goes by what the state says, as far as others have changed that."""
@@ -180,47 +192,45 @@ class RoundingSteps:
         """Has the device go by what others put into the state."""
         if self.are_sent():
             return
-        counts = self._in_state()
-        for index, count, seen in zip(self._params, counts, self._seen, strict=True):
-            if count != seen:
-                self._on_device[index] = count or 0
-        self._seen = counts
+        numbers = self._in_state()
+        for index, number, seen in zip(self._params, numbers, self._seen, strict=True):
+            if number != seen:
+                self._on_device[index] = number or 0
+        self._seen = numbers
 
     def note_step(self, active: Collection[int]) -> bool:
-        """Notes that the device may have counted on for these parameters.
+        """Notes that the device may have gone on with these parameters.
 
         Returns:
-            Whether it wrote a count into the state, by which it is seen if somebody empties that.
+            Whether it wrote a number into the state, by which it is seen if somebody empties that.
         """
         self._is_ahead = bool(self._params)
         if None not in self._seen:
             return False
         for index in self._params.keys() & active:
-            self._state[self._params[index]].setdefault("rounding_step", 0)
+            self._state[self._params[index]].setdefault(self._key, 0)
         self._seen = self._in_state()
         return True
 
     def learn(self, may_be_replayed: bool) -> None:
-        """Brings the device's counts into the state; waits for it.
+        """Brings the device's numbers into the state; waits for it.
 
         Args:
-            may_be_replayed: a graph may have counted on unseen.
+            may_be_replayed: a graph may have gone on unseen.
         """
         if not self._is_ahead and not (may_be_replayed and self._params):
             return
         self.send()
-        counts = self._on_device.tolist()
+        numbers = self._on_device.tolist()
         for index, param in self._params.items():
-            if counts[index]:
-                self._state[param]["rounding_step"] = counts[index]
+            if numbers[index]:
+                self._state[param][self._key] = numbers[index]
             elif param in self._state:
-                self._state[param].pop("rounding_step", None)
+                self._state[param].pop(self._key, None)
         self._seen, self._is_ahead = self._in_state(), False
 
-    def _in_state(self) -> list[int | None]:
-        return [
-            self._state[param].get("rounding_step") if param in self._state else None for param in self._params.values()
-        ]
+    def _in_state(self) -> list[float | None]:
+        return [self._state[param].get(self._key) if param in self._state else None for param in self._params.values()]
 
 
 class Readback:

@@ -29,7 +29,7 @@ class ForeachBackend(Backend):
         weights = [_widen(weight) for weight in stored]
         steps = [grads[index].to(w.dtype) for index, w in zip(active, weights, strict=True)]  # type: ignore[union-attr]
 
-        scales = self.take_scales(grads, values)
+        scales = self.take_scales(grads, values, loss_scale)
         pairs = [scales.get(index, (1.0, group.weight_decay)) for index, group in zip(active, groups, strict=True)]
         signs = [(-1.0 if group.maximize else 1.0) / loss_scale for group in groups]
         steps = list(torch._foreach_mul(steps, [sign * scale for sign, (scale, _) in zip(signs, pairs, strict=True)]))

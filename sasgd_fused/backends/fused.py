@@ -15,6 +15,7 @@ from sasgd_fused.backends.addresses import GradientTable, GradientTables, Weight
 from sasgd_fused.backends.base import Backend
 from sasgd_fused.backends.carried_norms import CarriedNorms
 from sasgd_fused.backends.device_state import STARTED, DeviceState
+from sasgd_fused.backends.gradient_norms import CarriedGradientNorms
 from sasgd_fused.backends.kernel import DTYPE_CODES, MakeKernel, SentNumbers
 from sasgd_fused.backends.momentum import MomentumBuffers
 from sasgd_fused.backends.watch import Changes
@@ -56,6 +57,7 @@ class FusedBackend(Backend):
         self.name = name
         self.device_state = DeviceState(plan, state)
         self.weights = Weights(plan)
+        self.gradient_norms = CarriedGradientNorms(plan, state, self.device_state)
         self.norms = CarriedNorms(plan, state, self.device_state, self._norm_pass, lambda: self.weights.away)
         self.kernel = make_kernel(plan, self.device_state.carried)
         self._gradients = GradientTables(plan, DTYPE_CODES)
@@ -109,11 +111,14 @@ class FusedBackend(Backend):
         norms = self.device_state.carried.row_norm_sq
         if self.plan.has_masters and kernel.is_on_host and not math.isfinite(norms.sum()):  # a device is not waited for
             self.masters.give_way()
+        values_of_groups = array("d", chain.from_iterable(values))
         must_measure, steps, stale = bytearray(self.norms.must_measure), kernel.steps, None
         try:
             if 1 in must_measure:
                 self.norms.measure_marked(active)
-            stale = kernel.step(grads, grad_dtypes, array("d", chain.from_iterable(values)), *sent)
+            if self.gradient_norms and not kernel.is_on_host and self.gradient_norms.must_measure(active):
+                kernel.measure_gradients(grads, grad_dtypes, values_of_groups, *sent)
+            stale = kernel.step(grads, grad_dtypes, values_of_groups, *sent)
         finally:
             if kernel.steps != steps:  # an interrupt comes when the kernel has run, but before this
                 self._note_step(active, only)
@@ -129,7 +134,8 @@ class FusedBackend(Backend):
         """Waits for the device, if it knows more: frozen norms, momentum buffers that have not started, counts."""
         is_noted = not self.watch.entries_changed()
         self._learn_norms()
-        self.device_state.rounding_steps.learn(may_be_replayed=self._may_be_replayed)
+        self.device_state.rounding_steps.learn(self._may_be_replayed)
+        self.gradient_norms.learn(self._may_be_replayed)
         if is_noted:
             self.watch.note_entries()
 
@@ -152,6 +158,12 @@ class FusedBackend(Backend):
             self.norms.measure_all()
         norms: Tensor = self.norms.of_parts()
         return norms
+
+    def _gradients_in(self, prepared: Prepared) -> list[Tensor | None]:
+        grads: list[Tensor | None] = [None] * len(self.plan.params)
+        for index, grad in zip(prepared.grads.active, prepared.tensors, strict=True):
+            grads[index] = grad
+        return grads
 
     def memory(self) -> list[Tensor]:
         """Returns the device memory that the kernel uses besides parameters, gradients and state."""
@@ -184,8 +196,10 @@ class FusedBackend(Backend):
             return False
         if self._momentum.must_make(prepared.grads.active, has_momentum):
             raise _not_in_a_graph("momentum buffers cannot be made")
-        if (self.masters and any(changes)) or not self.device_state.rounding_steps.are_sent():
-            raise _not_in_a_graph("master weights cannot be made, nor counts of rounding be sent,")
+        if (self.masters and any(changes)) or not (
+            self.device_state.rounding_steps.are_sent() and self.gradient_norms.entry.are_sent()
+        ):
+            raise _not_in_a_graph("master weights cannot be made, nor counts and norms from the state be sent,")
         self._may_be_replayed = True
         return True
 
@@ -218,6 +232,7 @@ class FusedBackend(Backend):
             if self._momentum.attach(active, list(has_momentum)):
                 self._is_placed = False
             self.device_state.rounding_steps.send()
+            self.gradient_norms.follow_state()
             self.watch.note_entries(only)
 
     def _place(self) -> None:
@@ -244,12 +259,15 @@ class FusedBackend(Backend):
         if self.weights.strided:
             self.weights.store_strided(active)
         self.watch.bump(active, only, is_alone=not self.weights.strided)
-        if self.device_state.has_rounding:
-            has_written = self.device_state.rounding_steps.note_step(active)
+        has_written = False
+        if rounding_steps := self.device_state.rounding_steps:
+            has_written = rounding_steps.note_step(active) or self.kernel.is_on_host
             if self.kernel.is_on_host:
-                self.device_state.rounding_steps.learn(may_be_replayed=False)
-            if has_written or self.kernel.is_on_host:
-                self.watch.note_entries(only)
+                rounding_steps.learn(may_be_replayed=False)
+        if self.gradient_norms:
+            has_written = self.gradient_norms.note_step(active) or has_written
+        if has_written:
+            self.watch.note_entries(only)
 
     def _note_update(
         self, prepared: Prepared, values: Sequence[GroupValues], lrs: Mapping[int, Tensor], is_certain: bool
@@ -262,6 +280,8 @@ class FusedBackend(Backend):
             if is_certain:
                 flags.known[index] |= sets
             kept, is_last = self.norms.note_update(index, values[group].lr != 0 or group in lrs, is_certain)
+            if not self.kernel.is_on_host and (unknown := self.gradient_norms.flag_of(index)):
+                kept, is_last = kept | unknown, False
             is_final = is_final and is_last
             if self.plan.params[index].numel():  # empty tensors have no part in a step
                 flags.note_possible(index, sets | kept)

@@ -76,6 +76,20 @@ class Kernel(Protocol):
             How many layers had a stale norm, if that is known by now.
         """
 
+    def measure_gradients(
+        self,
+        grads: array[int],
+        grad_dtypes: array[int],
+        values: array[float],
+        lrs: Mapping[int, Tensor],
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        """In the relative scale, takes the squared norms of the gradients that no step has left.
+
+        A kernel on the host does it in a step by itself. Arguments as in `step`.
+        """
+
     def memory(self) -> Sequence[Tensor]:
         """Returns the device memory that it uses besides what it is given."""
 
@@ -102,12 +116,14 @@ def kernel_plan(plan: StepPlan) -> dict[str, Any]:
                 planned.scaled,
                 *map(float, (planned.layer.rows, planned.layer.columns)),
                 planned.backward_factor,
+                planned.is_vector,
             )
             for planned in plan.layers
         ],
         "eps": plan.options.eps,
         "shape_decay": plan.options.decay == "shape",
         "track_norms": not plan.options.freezes_norms,
+        "relative": plan.options.is_relative,
         "precision": [] if plan.is_plain else list(map(_precision_of, plan.params, plan.precisions)),
     }
 
@@ -175,12 +191,23 @@ class CudaKernel:
         found_inf: Tensor | None,
     ) -> None:
         """Launches a step, whose arguments hold what changes from step to step."""
-        lr_addresses = array("Q", bytes(8 * (len(values) // len(GroupValues._fields))))
-        for group, lr in lrs.items():
-            lr_addresses[group] = lr.data_ptr()
-        numbers = (0 if number is None else number.data_ptr() for number in (grad_scale, found_inf))
+        sent = _addresses_of(lrs, len(values), grad_scale, found_inf)
         with self.on_device():
-            self._plan.step(grads, grad_dtypes, values, lr_addresses, *numbers, self.stream())
+            self._plan.step(grads, grad_dtypes, values, *sent, self.stream())
+
+    def measure_gradients(
+        self,
+        grads: array[int],
+        grad_dtypes: array[int],
+        values: array[float],
+        lrs: Mapping[int, Tensor],
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        """Launches a pass over the gradients."""
+        sent = _addresses_of(lrs, len(values), grad_scale, found_inf)
+        with self.on_device():
+            self._plan.measure_gradients(grads, grad_dtypes, values, *sent, self.stream())
 
     def memory(self) -> Sequence[Tensor]:
         """Returns the tables."""
@@ -217,6 +244,17 @@ def _precision_of(param: Tensor, precision: Precision) -> tuple[int, bool, bool,
     """Returns what kernels are told of a tensor; float32 in the place of a parameter's dtype is for no master."""
     param_dtype = param.dtype if precision.has_master else torch.float32
     return DTYPE_CODES[param_dtype], precision.has_small_momentum, precision.is_stochastic, precision.stream
+
+
+def _addresses_of(
+    lrs: Mapping[int, Tensor], values: int, grad_scale: Tensor | None, found_inf: Tensor | None
+) -> tuple[array[int], int, int]:
+    """Returns the addresses of what a launch reads on the device, 0 for nothing; of the learning rates, one a group."""
+    lr_addresses = array("Q", bytes(8 * (values // len(GroupValues._fields))))
+    for group, lr in lrs.items():
+        lr_addresses[group] = lr.data_ptr()
+    scale, found = (0 if number is None else number.data_ptr() for number in (grad_scale, found_inf))
+    return lr_addresses, scale, found
 
 
 def _on_device(index: int) -> AbstractContextManager[Any]:

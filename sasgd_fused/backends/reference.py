@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 
 from sasgd_fused.backends.base import Backend, Gradients
 from sasgd_fused.backends.rounding import bits_for_momentum, bits_for_weight, store
+from sasgd_fused.factors import LARGEST_SCALE, VECTOR_SHARE
 from sasgd_fused.hyperparameters import GroupValues
 
 
@@ -19,7 +21,10 @@ class ReferenceBackend(Backend):
     @torch.no_grad()
     def update(self, grads: Gradients, values: Sequence[GroupValues], loss_scale: float) -> None:
         """Takes the scales of all layers, and then updates one tensor after the other."""
-        scales = self._take_scales(grads, values)
+        if self.plan.options.is_relative:
+            scales = self._take_relative_scales(grads, values, loss_scale)
+        else:
+            scales = self._take_scales(grads, values)
         for index, (param, grad) in enumerate(zip(self.plan.params, grads, strict=True)):
             if grad is None:
                 continue
@@ -52,4 +57,28 @@ class ReferenceBackend(Backend):
                 scale = 1 / m * max(row_norm_sq, options.eps)  # (22), with 1 / m_{b,W} by (24)
                 decay = group.weight_decay * (scale if options.decay == "amended" else 1 / m)
                 scales[planned.param] = scale, decay
+        return scales
+
+    def _take_relative_scales(
+        self, grads: Gradients, values: Sequence[GroupValues], loss_scale: float
+    ) -> dict[int, tuple[float, float]]:
+        """Returns (s_b, d_b) of the relative scale: s_b = ‖W_b‖ / √(f_b B v_b), for vectors 0.03 √n / √(B v)."""
+        eps, depth, norms = self.plan.options.eps, self.plan.depth, self.gradient_norms
+        norms.measured = self.measure_gradients(grads, values, loss_scale)
+        scales = {}
+        for planned in self.plan.layers:
+            if planned.param not in norms.measured:
+                continue
+            elements, rows = planned.elements, planned.layer.rows
+            v = norms.before_step(planned)
+            if planned.is_vector:
+                numerator, denominator = VECTOR_SHARE * math.sqrt(elements), math.sqrt(depth * v)
+            else:
+                (row_norm_sq,) = self.norms.of([planned])
+                numerator = math.sqrt(max(row_norm_sq, eps) * rows)
+                denominator = math.sqrt(elements / rows * depth * v)
+            scale = 0.0 if v == 0 else min(numerator / denominator, LARGEST_SCALE)
+            weight_decay = values[self.plan.group_of[planned.param]].weight_decay
+            scales[planned.param] = scale, weight_decay * (scale if self.decays_first(planned) else 1.0)
+        norms.carry()
         return scales

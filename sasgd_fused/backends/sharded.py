@@ -38,6 +38,7 @@ class ShardedBackend(Backend):
         held = [b for b, planned in enumerate(plan.layers) if self._locals[planned.param].numel()]
         self._inner = make(self._local_plan(held), self._local_state)
         self.norms = SummedNorms(plan, state, self._inner, held)
+        self.gradient_norms = self.norms.gradients
         self._versions_after_step: list[int] = []  # versions of the parameters after the last step
         self.name = self._inner.name
 
@@ -77,7 +78,7 @@ class ShardedBackend(Backend):
             if is_set_anywhere(numbers.found_inf, self.plan.params):
                 return
             numbers = replace(numbers, found_inf=None)
-        self.norms.before_step(numbers)
+        self.norms.before_step(active, of_parts, numbers)
         try:
             self._inner.step(of_parts, numbers)
         finally:  # after an interrupt too: the local parts may be written
@@ -85,12 +86,13 @@ class ShardedBackend(Backend):
             params = [self.plan.params[index] for index in active]
             torch.autograd.graph.increment_version([param for param in params if is_sharded(param)])
             self._versions_after_step = self._versions()
-        self.norms.after_step()
+        self.norms.after_step(active)
 
     def sync_state(self) -> None:
         """Brings into the state what only the device knows of the local parts."""
         self._inner.sync_state()
         self._take_state_back()
+        self.norms.sync_state()
 
     def not_started(self) -> list[Tensor]:
         """Returns those of which the backend of the local parts says it."""
@@ -127,8 +129,9 @@ class ShardedBackend(Backend):
         return local_as(grad, param)  # of a sequence-parallel layer it may be a partial sum
 
     def _lend_state(self, param: Tensor, local: Tensor) -> None:
-        # Frozen norms stay here: the inner backend is given norms, and keeps none.
-        lent = {key: value for key, value in self.state.get(param, {}).items() if key != "row_norm_sq"}
+        # Norms stay here: the inner backend is given them, and keeps none.
+        kept = ("row_norm_sq", "gradient_norm_sq")
+        lent = {key: value for key, value in self.state.get(param, {}).items() if key not in kept}
         if is_sharded(param):
             lent = {key: local_as(v, param) if isinstance(v, Tensor) else v for key, v in lent.items()}
         if lent:

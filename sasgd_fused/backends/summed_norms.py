@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sasgd_fused.backends.base import Backend
 from sasgd_fused.backends.norms import FrozenNorms
+from sasgd_fused.backends.summed_gradient_norms import SummedGradientNorms
 from sasgd_fused.hyperparameters import StepNumbers
 from sasgd_fused.plan import State, StepPlan
 from sasgd_fused.shards import SumOverRanks
@@ -33,23 +35,45 @@ class SummedNorms:
         self._inner = inner
         self._held = held
         self._places = torch.tensor(held, dtype=torch.int64).to(plan.device)  # `held`, on the device
-        self._sum = SumOverRanks([plan.params[planned.param] for planned in plan.layers], plan.device)
+        self.gradients = SummedGradientNorms(plan, state)
+        params = [plan.params[planned.param] for planned in plan.layers]
+        # Weights and, in the relative scale, gradients share a transfer.
+        self._sum = SumOverRanks(params * (2 if self.gradients else 1), plan.device)
+        self._pending: Sequence[int] | None = None  # the parameters of a step whose gradients are being summed
         self._kept: list[float] = []  # what the inner backend goes by where norms are frozen
         self._version_sum = -1  # of the weights whose norms are known; -1: of none, as after an interrupt
 
-    def before_step(self, numbers: StepNumbers) -> None:
-        """Gives the inner backend the norms for a step."""
+    def before_step(self, active: Sequence[int], prepared: Any, numbers: StepNumbers) -> None:
+        """Gives the inner backend the norms for a step.
+
+        Args:
+            active: the parameters that it updates.
+            prepared: what the inner backend is to be given.
+            numbers: of the step.
+        """
         if self.frozen.is_on:
             self._give_frozen(numbers)
         else:
             self._inner.norms.give(self._current()[self._places])
+        if self.gradients:
+            norms = self.gradients.before_step(active, lambda: self._measure_gradients(prepared, numbers))
+            self._inner.gradient_norms.give(norms[self._places])
         self._version_sum = -1
 
-    def after_step(self) -> None:
+    def after_step(self, active: Sequence[int]) -> None:
         """Begins to sum what a step has left; the norms are known when they are next asked for."""
-        if not self.frozen.is_on:
-            self._sum.start(self._spread(self._inner.parts_of_norms(anew=False)))
-            self._version_sum = self._sum_of_versions()
+        if self.frozen.is_on:
+            return
+        parts = self._inner.parts_of_norms(anew=False)
+        self._start(parts, self._inner.gradient_norms.of_parts() if self.gradients else None)
+        self._pending = active
+        self._version_sum = self._sum_of_versions()
+
+    def sync_state(self) -> None:
+        """Brings the gradients' norms into the state."""
+        if self.gradients:
+            self._take_gradients()
+            self.gradients.learn()
 
     def report(self) -> tuple[list[float], list[int]]:
         """Returns the norms of the whole weights, and the stale steps that this rank has seen in its parts."""
@@ -79,15 +103,41 @@ class SummedNorms:
 
     def _current(self) -> Tensor:
         """Returns the norms as the last step left them, or takes them anew if others have written since."""
+        self._take_gradients()
         if self._version_sum != self._sum_of_versions():
-            self._sum.start(self._spread(self._inner.parts_of_norms(anew=True)))
+            self._start(self._inner.parts_of_norms(anew=True))
             self._version_sum = self._sum_of_versions()
-        norms = self._sum.wait()
+        sums = self._sum.wait()
+        norms = sums[: len(self._plan.layers)]
         if not norms.isfinite().all():
             # Others may have put other weights in the place of those, unseen. Ranks that share a sum all see this.
-            self._sum.start_anew(self._spread(self._inner.parts_of_norms(anew=True)), ~norms.isfinite())
-            norms = self._sum.wait()
+            parts, chosen = (
+                self._spread(self._inner.parts_of_norms(anew=True)),
+                torch.zeros_like(sums, dtype=torch.bool),
+            )
+            chosen[: len(norms)] = ~norms.isfinite()
+            self._sum.start_anew(torch.cat((parts, sums[len(norms) :])), chosen)
+            norms = self._sum.wait()[: len(norms)]
         return norms
+
+    def _start(self, of_weights: Tensor, of_gradients: Tensor | None = None) -> None:
+        """Begins to sum the parts of this rank."""
+        parts = [self._spread(of_weights)]
+        if self.gradients:
+            parts.append(torch.zeros_like(parts[0]) if of_gradients is None else self._spread(of_gradients))
+        self._sum.start(torch.cat(parts))
+
+    def _take_gradients(self) -> None:
+        """Takes the sums of the last step's gradients, if they were not taken."""
+        if self.gradients and self._pending is not None:
+            self.gradients.after_step(self._pending, self._sum.wait()[len(self._plan.layers) :])
+            self._pending = None
+
+    def _measure_gradients(self, prepared: Any, numbers: StepNumbers) -> Tensor:
+        """Returns q_b of a step that is to come, summed over the ranks."""
+        parts = torch.tensor(self._inner.parts_of_gradients(prepared, numbers), dtype=torch.float64)
+        self._start(torch.zeros_like(self._places, dtype=torch.float64), parts.to(self._plan.device))
+        return self._sum.wait()[len(self._plan.layers) :]
 
     def _give_frozen(self, numbers: StepNumbers) -> None:
         values, layers, params = numbers.on_host(), self._plan.layers, self._plan.params

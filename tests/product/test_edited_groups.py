@@ -73,7 +73,7 @@ def test_what_is_left_keeps_its_factors() -> None:
     params = [Parameter(torch.ones(8, 4)), Parameter(torch.ones(4, 8)), Parameter(torch.ones(2, 4))]
     optimizer = ScaleAmendedSGD([{"params": [p]} for p in params], head="plain")
 
-    def rows() -> list[tuple[int, bool, float]]:
+    def rows() -> list[tuple[int, bool, float | None]]:
         return [(row.rows, row.scaled, row.backward_factor) for row in optimizer.layer_report()]
 
     assert rows() == [(8, True, 0.25), (4, True, 0.5), (2, False, 1.0)]
