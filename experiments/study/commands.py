@@ -55,7 +55,7 @@ def _study(args: argparse.Namespace, parser: Parser) -> int:
     }
     console = Console()
     with parser.error_of("--journal", OSError, ValueError):
-        journal = Journal(path)
+        journal = Journal(path, SETTINGS)
     try:
         with journal, _terminated_as_interrupted():
             for phase in (args.phase,) if args.phase else PHASES:

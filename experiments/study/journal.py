@@ -1,4 +1,4 @@
-"""The journal of the study: a file with one line of JSON for each run that is done."""
+"""The journal of the study: a file with one line of JSON for each run that is done, and one for what a setting is."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from experiments.study.run import Outcome
+from experiments.study.settings import Setting
 
 DIGITS = 6  # of losses and times in a line, so that a journal of many thousand runs stays small
 
@@ -38,23 +39,30 @@ class Run:
 
 
 class Journal:
-    """A journal that runs are added to; the file and its folder are made when the first is.
+    """A journal that runs are added to.
 
     A run is on the disk before `add` returns. Of a line that was cut off when the machine or the process ended nothing
     is left.
 
     Args:
-        path: where the file is or belongs.
+        path: of the file, which is made if it is not there.
+        settings: those that runs will be of.
 
     Attributes:
         outcomes: of the runs that are done.
 
     Raises:
-        ValueError: the file holds something else.
+        OSError: the file cannot be read or written.
+        ValueError: it is no journal, or has runs of a setting that was another.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.outcomes: dict[Run, Outcome] = read_journal(path) if path.exists() else {}
+    def __init__(self, path: Path, settings: Mapping[str, Setting]) -> None:
+        self.outcomes, self._defined = _read(path) if path.exists() else ({}, {})
+        # As JSON has it, which knows no tuples.
+        self._definitions = {name: json.loads(json.dumps(asdict(setting))) for name, setting in settings.items()}
+        for name, definition in self._defined.items():
+            if name in settings and definition != self._definitions[name]:
+                raise ValueError(f"got {path} with runs of {name} as {definition}, want {self._definitions[name]}")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by __exit__
         self._file.truncate(_end_of_lines(path.read_bytes()))
@@ -68,11 +76,17 @@ class Journal:
         self._file.close()
 
     def add(self, run: Run, outcome: Outcome) -> None:
-        """Writes down that a run is done."""
-        line = _to_json(run, outcome)
-        self._file.write(line.encode() + b"\n")
+        """Writes down that a run is done, and before the first of a setting what this is."""
+        name, line = run.setting, _to_json(run, outcome)
+        if name not in self._defined:
+            self._write(json.dumps({"setting": name, "definition": self._definitions[name]}))
+            self._defined[name] = self._definitions[name]
+        self._write(line)
         os.fsync(self._file.fileno())
-        _, self.outcomes[run] = _from_json(line)
+        _, self.outcomes[run] = _from_json(json.loads(line))
+
+    def _write(self, line: str) -> None:
+        self._file.write(line.encode() + b"\n")
 
 
 def read_journal(path: Path) -> dict[Run, Outcome]:
@@ -82,15 +96,24 @@ def read_journal(path: Path) -> dict[Run, Outcome]:
         OSError: the file cannot be read.
         ValueError: it is no journal.
     """
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[dict[Run, Outcome], dict[str, Any]]:
+    """Returns the runs, and what their settings were."""
     content = path.read_bytes()
     outcomes: dict[Run, Outcome] = {}
+    definitions: dict[str, Any] = {}
     for number, line in enumerate(content[: _end_of_lines(content)].splitlines(), 1):
         try:
-            run, outcome = _from_json(line)
+            entry = json.loads(line)
+            if "definition" in entry:
+                definitions.setdefault(entry["setting"], entry["definition"])
+            else:
+                outcomes.setdefault(*_from_json(entry))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"got {line[:80]!r} in line {number} of {path}, want a run of `study`") from error
-        outcomes.setdefault(run, outcome)
-    return outcomes
+    return outcomes, definitions
 
 
 def _end_of_lines(content: bytes) -> int:
@@ -104,8 +127,7 @@ def _to_json(run: Run, outcome: Outcome) -> str:
     return json.dumps({**asdict(run), **measured}, allow_nan=False)
 
 
-def _from_json(line: str | bytes) -> tuple[Run, Outcome]:
-    entry: Mapping[str, Any] = json.loads(line)
+def _from_json(entry: Mapping[str, Any]) -> tuple[Run, Outcome]:
     lr, weight_decay = float(entry["lr"]), float(entry["weight_decay"])
     run = Run(str(entry["setting"]), str(entry["method"]), lr, weight_decay, int(entry["seed"]), bool(entry["tuning"]))
     loss = math.inf if entry["train_loss"] is None else float(entry["train_loss"])

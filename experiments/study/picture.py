@@ -19,6 +19,7 @@ from experiments.study.methods import StudiedMethod
 from experiments.study.settings import Setting
 
 CLIP = 20.0  # points above the best, beyond which a curve is not followed
+COUNTS = -1.2  # where below zero the counts stand
 COLUMNS = 4
 
 
@@ -30,6 +31,8 @@ def draw_rates(
     above: Mapping[str, Mapping[Rates, Mapping[str, float]]],
 ) -> None:
     """Draws tuning errors against the learning rate, one panel for each method and one curve for each setting.
+
+    Below each rate stands how many settings have their lowest error there.
 
     Args:
         path: of the picture.
@@ -49,22 +52,25 @@ def draw_rates(
     for axes, (name, method) in zip(panels, methods.items(), strict=False):
         chosen = tuned[name].for_all
         assert chosen is not None
-        axes.axvline(chosen.lr, color="#999999", linewidth=2.5, alpha=0.6)
+        axes.vlines(chosen.lr, 0, CLIP, color="#999999", linewidth=2.5, alpha=0.6)
         rates = sorted(method.rates)
+        lowest = []
         for setting in above[name][chosen]:
             colour, dash = styles[settings[setting].varies]
             errors = [above[name][Rates(lr, chosen.weight_decay)][setting] for lr in rates]
+            lowest.append(rates[errors.index(min(errors))])
             _draw_curve(axes, rates, errors, colour, dash)
+        for lr in set(lowest):
+            axes.text(lr, COUNTS, str(lowest.count(lr)), ha="center", va="center", fontsize=8)
         axes.set_title(f"{method.label}: {chosen.lr:.3g}", fontsize=9)
         _set_scales(axes, rates, decades)
     for axes in panels[len(methods) :]:
         axes.remove()
     handles = [Line2D([], [], color=colour, linestyle=dash, label=name) for name, (colour, dash) in styles.items()]
-    handles.append(Line2D([], [], color="black", linestyle="", marker="o", markersize=3, label="lowest of a setting"))
     handles.append(Line2D([], [], color="black", linestyle="", marker="^", markersize=4, label=f"above {CLIP:g}"))
     handles.append(Line2D([], [], color="#999999", linewidth=2.5, alpha=0.6, label="the one rate for all"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
-    figure.supxlabel("learning rate", fontsize=10)
+    figure.legend(handles=handles, loc="outside upper center", ncols=8, frameon=False, fontsize=8)
+    figure.supxlabel("learning rate; the numbers say how many settings have their lowest error there", fontsize=10)
     figure.supylabel("test error in tuning, points above the best of all methods", fontsize=10)
     figure.savefig(path, dpi=150)
 
@@ -72,10 +78,9 @@ def draw_rates(
 def _draw_curve(axes: Axes, rates: list[float], errors: list[float], colour: str, dash: Any) -> None:
     clipped = [min(error, CLIP) for error in errors]
     axes.plot(rates, clipped, color=colour, linestyle=dash, linewidth=0.8, alpha=0.8)
-    lowest = errors.index(min(errors))
-    axes.plot(rates[lowest], clipped[lowest], "o", color=colour, markersize=3)
-    beyond = [rate for rate, error in zip(rates, errors, strict=True) if error > CLIP]
-    axes.plot(beyond, [CLIP] * len(beyond), "^", color=colour, markersize=3.5, clip_on=False)
+    for rate, error in zip(rates, errors, strict=True):
+        if error > CLIP:
+            axes.plot(rate, CLIP, "^", color=colour, markersize=3.5, clip_on=False)
 
 
 def _set_scales(axes: Axes, rates: list[float], decades: float) -> None:
@@ -83,7 +88,9 @@ def _set_scales(axes: Axes, rates: list[float], decades: float) -> None:
     axes.set_xscale("log")
     middle, half = math.sqrt(rates[0] * rates[-1]), 10 ** (decades / 2 + 0.1)
     axes.set_xlim(middle / half, middle * half)
-    axes.set_ylim(-0.5, CLIP)
+    axes.set_ylim(2 * COUNTS, CLIP)
+    axes.set_yticks(range(0, int(CLIP) + 1, 5))
+    axes.axhline(0, color="black", linewidth=0.6)
     axes.xaxis.set_major_locator(LogLocator())
     axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.xaxis.set_minor_formatter(NullFormatter())

@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.report import INTERVALS
 from experiments.resume import replacing
-from experiments.study.choice import Tuned, tune
+from experiments.study.choice import Tuned, grid, tune
 from experiments.study.journal import Run
 from experiments.study.methods import StudiedMethod
 from experiments.study.picture import draw_rates
@@ -27,8 +27,8 @@ INTRODUCTION = """# One learning rate for every network
 
 Each method has one learning rate and weight decay for all settings: those of its grid with the lowest mean error. They,
 those for each setting and the best method of each setting were chosen by runs of two seeds, tested on images for
-tuning. The errors that are compared are of five other seeds and other images, so that none of them is too low for having
-been chosen as the best of many.
+tuning. The errors that are compared are of five other seeds and other images, so that none of them is too low for
+having been chosen as the best of many.
 
 """
 
@@ -61,7 +61,7 @@ def write_study_report(
     evaluated = evaluate(outcomes, of_methods)
     figures: dict[str, Any] = {
         "settings": {name: asdict(setting) for name, setting in settings.items()},
-        "methods": {name: _describe_tuning(of_method) for name, of_method in tuned.items()},
+        "methods": {name: _describe_tuning((methods | variants)[name], of_method) for name, of_method in tuned.items()},
         "best": evaluated.best,
     }
     parts = [INTRODUCTION + INTERVALS, _progress(outcomes, settings, studied, methods | variants)]
@@ -172,12 +172,11 @@ def _describe(for_all: Mapping[str, Excess], for_each: Mapping[str, Excess]) -> 
     return {name: {"for all": asdict(for_all[name]), "for each": asdict(for_each[name])} for name in for_all}
 
 
-def _describe_tuning(tuned: Tuned) -> dict[str, Any]:
+def _describe_tuning(method: StudiedMethod, tuned: Tuned) -> dict[str, Any]:
     return {
-        "for all": tuned.for_all and tuned.for_all._asdict(),
-        "for each": {setting: rates._asdict() for setting, rates in tuned.for_each.items()},
-        "tuning errors": {
-            setting: [{**rates._asdict(), "error": error} for rates, error in errors.items()]
-            for setting, errors in tuned.errors.items()
-        },
+        "label": method.label,
+        "grid of lr and weight decay": grid(method),
+        "tuning errors": {setting: list(errors.values()) for setting, errors in tuned.errors.items()},
+        "for all": tuned.for_all,
+        "for each": tuned.for_each,
     }

@@ -23,20 +23,19 @@ def make_excess_table(
 ) -> Table:
     """Says how far every method is above a reference: with its rates for all settings, and with those for each."""
     rows = []
-    for name, method in methods.items():
-        chosen = tuned[name].for_all
+    for name in sorted(methods, key=lambda name: for_all[name].mean.mean):
+        method, chosen = methods[name], tuned[name].for_all
         assert chosen is not None
         rates = [f"{chosen.lr:.3g}{' (edge)' if at_edge(method, chosen.lr) else ''}", f"{chosen.weight_decay:.3g}"]
         rows.append([method.label, *rates, *_cells(for_all[name]), *_cells(for_each[name])])
     count = len(next(iter(for_all.values())).by_setting)
-    columns = "mean", "worst", "where", f"within {NEAR:g} of {count}"
-    heading = [f"{column}, {kind}" for kind in ("one for all", "tuned for each") for column in columns]
+    columns = "mean", "worst", f"within {NEAR:g} point, of {count}"
     return Table(
-        ("method", "lr", "weight decay", *heading),
+        ("method", "lr", "weight decay", *columns, *(f"tuned for each: {column}" for column in columns)),
         rows,
-        f"Points of test error above {reference}, paired by seed. First with the method's one learning rate and weight "
-        f"decay for all settings, then with those tuned for each. Mean ± half of its 95 % interval over {count} "
-        "settings; at the worst setting, over the seeds. (edge): the lowest or highest rate that was tried.",
+        f"Points of test error above {reference}, paired by seed: with the method's one learning rate and weight decay "
+        f"for all settings, which the table says, then with those tuned for each. Means of {count} settings ± half of "
+        "the 95 % interval over them; at the worst setting, over the seeds. (edge): the lowest or highest rate tried.",
     )
 
 
@@ -100,4 +99,4 @@ def at_edge(method: StudiedMethod, lr: float) -> bool:
 
 def _cells(excess: Excess) -> list[str]:
     worst = excess.by_setting[excess.worst]
-    return [excess.mean.format(2, "+"), worst.format(2, "+"), excess.worst, str(excess.near)]
+    return [excess.mean.format(2, "+"), f"{worst.format(2, '+')}, {excess.worst}", str(excess.near)]
