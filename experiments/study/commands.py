@@ -57,7 +57,7 @@ def _study(args: argparse.Namespace, parser: Parser) -> int:
     with parser.error_of("--journal", OSError, ValueError):
         journal = Journal(path, SETTINGS)
     try:
-        with journal, _terminated_as_interrupted():
+        with journal, terminated_as_interrupted():
             for phase in (args.phase,) if args.phase else PHASES:
                 if phase == "tuning":
                     runs = plan_tuning(SETTINGS, methods)
@@ -86,7 +86,7 @@ def _write(out: Path, journal: Path) -> int:
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
+def terminated_as_interrupted() -> Iterator[None]:
     """Has SIGTERM interrupt as Ctrl-C does."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
