@@ -36,7 +36,7 @@ def draw_rates(
 
     Args:
         path: of the picture.
-        settings: what they vary gives the curves their colour.
+        settings: the curves; what they vary gives them their colour.
         methods: the panels.
         tuned: their rates for all settings; the weight decay of the curves is the one of these.
         above: the errors, in points above the lowest of each setting, by method, rates and setting.
@@ -55,9 +55,9 @@ def draw_rates(
         axes.vlines(chosen.lr, 0, CLIP, color="#999999", linewidth=2.5, alpha=0.6)
         rates = sorted(method.rates)
         lowest = []
-        for setting in above[name][chosen]:
-            colour, dash = styles[settings[setting].varies]
-            errors = [above[name][Rates(lr, chosen.weight_decay)][setting] for lr in rates]
+        for setting in settings.values():
+            colour, dash = styles[setting.varies]
+            errors = [above[name][Rates(lr, chosen.weight_decay)][setting.name] for lr in rates]
             lowest.append(rates[errors.index(min(errors))])
             _draw_curve(axes, rates, errors, colour, dash)
         for lr in set(lowest):
@@ -71,7 +71,7 @@ def draw_rates(
     handles.append(Line2D([], [], color="#999999", linewidth=2.5, alpha=0.6, label="the one rate for all"))
     figure.legend(handles=handles, loc="outside upper center", ncols=8, frameon=False, fontsize=8)
     figure.supxlabel("learning rate; the numbers say how many settings have their lowest error there", fontsize=10)
-    figure.supylabel("test error in tuning, points above the best of all methods", fontsize=10)
+    figure.supylabel("test error in tuning,\npoints above the best of all methods", fontsize=10)
     figure.savefig(path, dpi=150)
 
 

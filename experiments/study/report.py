@@ -17,7 +17,7 @@ from experiments.study.picture import draw_rates
 from experiments.study.plan import plan_evaluation, plan_tuning
 from experiments.study.run import Outcome
 from experiments.study.settings import Setting
-from experiments.study.summary import Evaluated, Excess, above_best, compare, evaluate
+from experiments.study.summary import Evaluated, Excess, above_best, compare, evaluate, tuned_by_all
 from experiments.study.tables import make_excess_table, make_group_table, make_progress_table, make_sharpness_table
 
 SGD = ("sgd", "sgd-decay")  # what methods are held against besides the best of a setting
@@ -135,15 +135,15 @@ def _learning_rates(
     tuned: Mapping[str, Tuned],
 ) -> list[str]:
     """Shows how sharp the choice of the one rate is."""
-    above = above_best(tuned)
-    count = len(next(iter(next(iter(above.values()), {}).values()), {}))
-    if not count:
+    tried = {name: settings[name] for name in tuned_by_all(tuned)}
+    if not tried:
         return ["## Learning rates\n\nNo setting has all runs for tuning of all methods begun yet.\n"]
-    draw_rates(picture, settings, methods, tuned, above)
+    above = above_best(tuned, tried)
+    draw_rates(picture, tried, methods, tuned, above)
     return [
         "## Learning rates\n",
         make_sharpness_table(methods, tuned, above).to_markdown(),
-        f"![Error against learning rate, one curve for each of {count} settings]({picture.name})\n",
+        f"![Error against learning rate, one curve for each of {len(tried)} settings]({picture.name})\n",
     ]
 
 

@@ -8,7 +8,7 @@ than it is (the winner's curse).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from experiments.analysis import NEAR, Estimate
@@ -69,7 +69,7 @@ def evaluate(outcomes: Mapping[Run, Outcome], tuned: Mapping[str, Tuned]) -> Eva
             with_all, with_own = (_test_errors(outcomes, setting, name, rates) for rates in (of_method.for_all, own))
             if with_all and with_own:
                 for_all[name][setting], for_each[name][setting] = with_all, with_own
-    settings = in_all(for_all)
+    settings = _in_all(for_all)
     best = {setting: min(tuned, key=lambda name: min(tuned[name].errors[setting].values())) for setting in settings}
     return Evaluated(settings, for_all, for_each, best)
 
@@ -85,13 +85,17 @@ def compare(errors: BySetting, reference: BySetting, settings: Sequence[str]) ->
     return Excess(by_setting, Estimate.of(list(means.values())), max(means, key=lambda name: means[name]), near)
 
 
-def above_best(tuned: Mapping[str, Tuned]) -> dict[str, dict[Rates, dict[str, float]]]:
+def tuned_by_all(tuned: Mapping[str, Tuned]) -> list[str]:
+    """Returns the settings where all methods have all runs for tuning."""
+    return _in_all({name: of_method.errors for name, of_method in tuned.items()})
+
+
+def above_best(tuned: Mapping[str, Tuned], settings: Iterable[str]) -> dict[str, dict[Rates, dict[str, float]]]:
     """Returns the tuning errors above the lowest that any method has at a setting, by method, rates and setting.
 
-    They are of the settings where all methods have all runs for tuning. As the lowest of many errors is too low by
-    chance, they are too high.
+    As the lowest of many errors is too low by chance, they are too high.
     """
-    settings = in_all({name: of_method.errors for name, of_method in tuned.items()})
+    settings = list(settings)
     lowest = {
         setting: min(min(of_method.errors[setting].values()) for of_method in tuned.values()) for setting in settings
     }
@@ -104,7 +108,7 @@ def above_best(tuned: Mapping[str, Tuned]) -> dict[str, dict[Rates, dict[str, fl
     }
 
 
-def in_all(entries: Mapping[str, Mapping[str, object]]) -> list[str]:
+def _in_all(entries: Mapping[str, Mapping[str, object]]) -> list[str]:
     """Returns the settings that every method has an entry for, in the order of the first."""
     first, *others = entries.values() or ({},)
     return [setting for setting in first if all(setting in other for other in others)]

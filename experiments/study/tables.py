@@ -23,7 +23,7 @@ def make_excess_table(
 ) -> Table:
     """Says how far every method is above a reference: with its rates for all settings, and with those for each."""
     rows = []
-    for name in sorted(methods, key=lambda name: for_all[name].mean.mean):
+    for name in _from_the_best(for_all):
         method, chosen = methods[name], tuned[name].for_all
         assert chosen is not None
         rates = [f"{chosen.lr:.3g}{' (edge)' if at_edge(method, chosen.lr) else ''}", f"{chosen.weight_decay:.3g}"]
@@ -34,8 +34,8 @@ def make_excess_table(
         ("method", "lr", "weight decay", *columns, *(f"tuned for each: {column}" for column in columns)),
         rows,
         f"Points of test error above {reference}, paired by seed: with the method's one learning rate and weight decay "
-        f"for all settings, which the table says, then with those tuned for each. Means of {count} settings ± half of "
-        "the 95 % interval over them; at the worst setting, over the seeds. (edge): the lowest or highest rate tried.",
+        "for all settings, which the table says, then with those tuned for each. Means over the settings ± half of the "
+        "95 % interval over these; at the worst setting, over the seeds. (edge): the lowest or highest rate tried.",
     )
 
 
@@ -44,10 +44,10 @@ def make_group_table(
 ) -> Table:
     """Shows the mean excess of each method over the settings that vary the same; `groups` are their names."""
     rows = []
-    for name, method in methods.items():
+    for name in _from_the_best(for_all):
         excess = for_all[name].by_setting
         means = (fmean(excess[setting].mean for setting in group) for group in groups.values())
-        rows.append([method.label, *(f"{mean:+.2f}" for mean in means)])
+        rows.append([methods[name].label, *(f"{mean:+.2f}" for mean in means)])
     return Table(
         ("method", *(f"{varied} ({len(group)})" for varied, group in groups.items())),
         rows,
@@ -95,6 +95,10 @@ def make_progress_table(methods: Mapping[str, StudiedMethod], done: Mapping[str,
 def at_edge(method: StudiedMethod, lr: float) -> bool:
     """Whether a rate is the lowest or highest that a method is tried with."""
     return lr in (min(method.rates), max(method.rates))
+
+
+def _from_the_best(excesses: Mapping[str, Excess]) -> list[str]:
+    return sorted(excesses, key=lambda name: excesses[name].mean.mean)
 
 
 def _cells(excess: Excess) -> list[str]:

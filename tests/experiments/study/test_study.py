@@ -15,6 +15,7 @@ from rich.console import Console
 from experiments.study.journal import Journal, Run, read_journal
 from experiments.study.plan import plan_tuning
 from experiments.study.run import Outcome
+from experiments.study.settings import Setting
 from experiments.study.study import run_missing
 from tests.experiments.study.made_up import METHODS, SETTINGS, make_setting, use_threads, valley
 from tests.experiments.study.measures import killed_once
@@ -77,7 +78,7 @@ def test_what_is_under_way_at_an_interruption_is_kept(tmp_path: Path, monkeypatc
     assert set(done) <= set(RUNS[:8])
 
 
-def study_in(folder: Path) -> tuple[dict[str, object], list[Run]]:
+def study_in(folder: Path) -> tuple[dict[str, Setting], list[Run]]:
     settings = {str(folder): make_setting(str(folder), "width")}
     return settings, [Run(str(folder), "sgd", 0.5, 0.0, seed, True) for seed in range(5)]
 

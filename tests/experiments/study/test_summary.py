@@ -13,8 +13,8 @@ from experiments.study.journal import Run
 from experiments.study.methods import StudiedMethod
 from experiments.study.plan import EVALUATION_SEEDS
 from experiments.study.run import Outcome
-from experiments.study.summary import above_best, compare, evaluate
-from tests.experiments.study.made_up import METHODS, SETTINGS, build, make_setting, noise, run_all, valley
+from experiments.study.summary import above_best, compare, evaluate, tuned_by_all
+from tests.experiments.study.made_up import METHODS, SETTINGS, build, make_setting, noise, run_all
 
 
 def test_an_excess_is_paired_by_seed() -> None:
@@ -76,14 +76,15 @@ def test_only_settings_with_all_runs_of_all_methods_are_compared() -> None:
     del outcomes[Run("d1", "relative", 1.0, 5e-4, 100, True)]
     tuned = tune(outcomes, SETTINGS, METHODS)
     assert list(evaluate(outcomes, tuned).settings) == ["w1", "w3", "d2"]
-    assert list(above_best(tuned)["sgd"][Rates(0.3, 5e-4)]) == ["w1", "w2", "w3", "d2"]
+    assert tuned_by_all(tuned) == ["w1", "w2", "w3", "d2"]
+    assert list(above_best(tuned, ["d2", "w1"])["sgd"][Rates(0.3, 5e-4)]) == ["d2", "w1"]
     assert evaluate({}, tune({}, SETTINGS, METHODS)).settings == []
     assert evaluate({}, {}).settings == []
 
 
 def test_tuning_errors_are_above_the_lowest_of_all_methods() -> None:
-    tuned = tune({run: valley(run) for run in run_all(SETTINGS, METHODS)}, SETTINGS, METHODS)
-    above = above_best(tuned)
+    tuned = tune(run_all(SETTINGS, METHODS), SETTINGS, METHODS)
+    above = above_best(tuned, SETTINGS)
     step = 4 * math.log10(1 / 0.3)
     for setting in SETTINGS:
         assert above["relative"][Rates(0.3, 5e-4)][setting] == 0
