@@ -88,12 +88,11 @@ class RelativeSGD(Optimizer):
     def _update(self, param: Tensor, grad: Tensor, lr: float, momentum: float, weight_decay: float) -> None:
         is_block = param in self._blocks
         is_vector = not is_block and param is not self._head
+        shrinkage = 1.0
         if self._decay == "decoupled":
-            param.mul_(1 - lr * weight_decay)
-            weight_decay = 0.0
-        if is_block and self._decay == "amended":
-            grad = grad.add(param, alpha=weight_decay)
-            weight_decay = 0.0
+            shrinkage, weight_decay = 1 - lr * weight_decay, 0.0
+        elif is_block and self._decay == "amended":
+            grad, weight_decay = grad.add(param, alpha=weight_decay), 0.0
         scale = 1.0
         if is_block:
             size = math.sqrt(max(_square(param), EPS * len(param)))
@@ -107,7 +106,7 @@ class RelativeSGD(Optimizer):
         if "momentum_buffer" in state:
             direction = state["momentum_buffer"].mul_(momentum).add_(direction)
         state["momentum_buffer"] = direction
-        param.sub_(direction, alpha=lr)
+        param.mul_(shrinkage).sub_(direction, alpha=lr)
 
     def _per_norm(self, param: Tensor, grad: Tensor) -> float:
         """Returns 1 / √v times the factor of the depth, and brings v up to date."""

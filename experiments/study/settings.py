@@ -77,7 +77,7 @@ _ALL = [
         depthwise={"network": "affine-depthwise", "width": 16, "depth": 4},
         layernorm={"network": "layernorm-mlp", "width": 64, "depth": 4},
         unnormalized={"network": "unnormalized-mlp", "width": 64, "depth": 3},
-        transformer={"network": "transformer", "width": 32, "depth": 2, "epochs": 10},
+        transformer={"network": "transformer", "width": 32, "depth": 2},
     ),
     *_varied(
         _MNIST,

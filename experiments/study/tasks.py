@@ -60,20 +60,29 @@ def load_task(name: str, *, tuning: bool, classes: int | None = None) -> Dataset
     return data
 
 
-def _teacher(tuning: bool, classes: int) -> Dataset:
-    """Draws normal inputs, which a random network of two hidden layers labels; one training label in ten is random.
-
-    What is tuned by and what is evaluated on are labelled by the same teacher and share no input.
-    """
+def make_teacher(classes: int) -> Callable[[Tensor], Tensor]:
+    """Makes a random network of two hidden layers, which gives labels to inputs, all about as often."""
     generator = torch.Generator().manual_seed(SEED)
     layers = [torch.randn(size, generator=generator) for size in ((INPUTS, HIDDEN), (HIDDEN, HIDDEN))]
     head = torch.randn(HIDDEN, classes, generator=generator)
-    inputs = hidden = torch.randn(2 * (TRAINING + TESTING), INPUTS, generator=generator)
-    for layer in layers:
-        hidden = torch.tanh(hidden @ layer * len(layer) ** -0.5)
-    outputs = hidden @ head
-    # Standardised, so that classes are about as frequent as each other.
-    labels = ((outputs - outputs.mean(0)) / outputs.std(0)).argmax(1)
+
+    def outputs(inputs: Tensor) -> Tensor:
+        for layer in layers:
+            inputs = torch.tanh(inputs @ layer * len(layer) ** -0.5)
+        return inputs @ head
+
+    std, mean = torch.std_mean(outputs(torch.randn(TRAINING, INPUTS, generator=generator)), dim=0)
+    return lambda inputs: ((outputs(inputs) - mean) / std).argmax(1)
+
+
+def _teacher(tuning: bool, classes: int) -> Dataset:
+    """Draws normal inputs, which a teacher labels; one training label in ten is random.
+
+    What is tuned by and what is evaluated on are labelled by the same teacher and share no input.
+    """
+    generator = torch.Generator().manual_seed(SEED + 1)
+    inputs = torch.randn(2 * (TRAINING + TESTING), INPUTS, generator=generator)
+    labels = make_teacher(classes)(inputs)
     noisy_labels = _with_wrong(labels, TEACHER_WRONG_LABELS, classes, generator)
     start = TRAINING + TESTING if tuning else 0
     train, test = slice(start, start + TRAINING), slice(start + TRAINING, start + TRAINING + TESTING)
