@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from rich.console import Console
 
 from experiments.analysis import Comparison
+from experiments.arguments import Parser, integer, take_folder
 from experiments.cifar import ArchiveError
 from experiments.compare import KINDS, Settings, choose, compare
 from experiments.data import DATASETS, ROOT
@@ -25,21 +25,10 @@ from experiments.report import describe, write_report, write_results
 from experiments.resume import Unfinished, UnfinishedError
 from experiments.search import SAMPLERS, SearchSettings, equal_budgets, measure, open_studies, search
 from experiments.search_report import make_search_table, take_best, write_search_json
+from experiments.study.commands import add_commands
 from experiments.tables import make_summary
 from sasgd_fused import ScaleAmendedSGD
 from sasgd_fused.backends import BACKENDS
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser for arguments that can turn out to be wrong when they are used."""
-
-    @contextmanager
-    def error_of(self, argument: str, *kinds: type[Exception]) -> Iterator[None]:
-        """Has an exception of some kinds end the program with a message that names the argument."""
-        try:
-            yield
-        except kinds as error:
-            self.error(f"argument {argument}: {error}")
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +55,7 @@ def _compare(args: argparse.Namespace, parser: Parser) -> int:
         ScaleAmendedSGD([torch.zeros(1, device=settings.device)], backend=cast(Any, settings.backend))
     methods = _tune(args, parser, settings)
     console = Console()
-    out = _take_folder(args.out or Path(f"runs/compare-{args.preset}"), parser)
+    out = take_folder(args.out or Path(f"runs/compare-{args.preset}"), parser)
     with parser.error_of("--out", UnfinishedError), parser.error_of("--root", ArchiveError):
         torch.set_num_threads(args.threads)
         unfinished = Unfinished(out / "unfinished", describe(settings, methods), args.resume)
@@ -82,7 +71,7 @@ def _compare(args: argparse.Namespace, parser: Parser) -> int:
 
 
 def _report(args: argparse.Namespace, parser: Parser) -> int:
-    out = _take_folder(args.out, parser)
+    out = take_folder(args.out, parser)
     with parser.error_of("results", OSError, ValueError):
         print(f"report: {write_report(out, args.results)}")
     return 0
@@ -94,7 +83,7 @@ def _search(args: argparse.Namespace, parser: Parser) -> int:
     runs = _take_settings(args, parser, dataset=f"{PRESETS[args.preset].settings.dataset}-tuning")
     settings = SearchSettings(runs, args.sampler, args.sampler_seed)
     methods = _take_methods(args, parser)
-    out = _take_folder(args.out or Path(f"runs/search-{args.preset}"), parser)
+    out = take_folder(args.out or Path(f"runs/search-{args.preset}"), parser)
     out.mkdir(parents=True, exist_ok=True)
     journal, best = out / "search.journal", out / "search.json"
     with parser.error_of("--out", ValueError):
@@ -135,14 +124,6 @@ def _take_methods(args: argparse.Namespace, parser: Parser) -> list[str]:
     return names
 
 
-def _take_folder(path: Path, parser: Parser) -> Path:
-    """Returns a folder that can be made, if it is not there."""
-    there = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if not there.is_dir():
-        parser.error(f"argument --out: got {path}, but {there} is a file: want a folder")
-    return path
-
-
 def _tune(args: argparse.Namespace, parser: Parser, settings: Settings) -> dict[str, Tuned]:
     """Returns the methods with the rates that the command line gives, else a search, else the preset."""
     names = _take_methods(args, parser)
@@ -170,17 +151,6 @@ def _tune(args: argparse.Namespace, parser: Parser, settings: Settings) -> dict[
     return tuned
 
 
-def _integer(least: int) -> Callable[[str], int]:
-    """Returns the type of an argument that is an integer from a number on."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"got {text!r}, want an integer from {least} on")
-        return int(text)
-
-    return parse
-
-
 def _method_value(text: str) -> tuple[str, float]:
     """Parses an argument METHOD=VALUE."""
     name, _, number = text.partition("=")
@@ -206,9 +176,9 @@ def _make_parser() -> Parser:
     # One thread: batches are too small to gain much from more, and the bits of a run depend on their number.
     for add in (tuning.add_argument, command.add_argument):
         add("--preset", choices=PRESETS, default="digits", help="data set, network and settings; default: digits")
-        add("--epochs", type=_integer(1), help=f"passes over the training images; {preset}")
+        add("--epochs", type=integer(1), help=f"passes over the training images; {preset}")
         add("--device", help=f"where to train, cuda for example; {preset}, cpu")
-        add("--threads", type=_integer(1), default=1, help="of torch, in each process; default: 1")
+        add("--threads", type=integer(1), default=1, help="of torch, in each process; default: 1")
         add("--root", type=Path, default=ROOT, help=f"folder of the archives of CIFAR; default: {ROOT}")
         methods = f"any of {plain}, and {variants}; default: those of the preset"
         add("--methods", choices=METHODS, nargs="+", metavar="METHOD", help=methods)
@@ -216,18 +186,18 @@ def _make_parser() -> Parser:
     tuning.set_defaults(run=_search)
     add = tuning.add_argument
     seeds = "a trial is one run for each; default: 100 101 102"
-    add("--seeds", type=_integer(0), nargs="+", default=[100, 101, 102], help=seeds)
-    add("--trials", type=_integer(1), default=30, help="the budget of each method; default: 30")
+    add("--seeds", type=integer(0), nargs="+", default=[100, 101, 102], help=seeds)
+    add("--trials", type=integer(1), default=30, help="the budget of each method; default: 30")
     add("--sampler", choices=SAMPLERS, default="tpe", help="what draws the next trial; default: tpe")
-    add("--sampler-seed", type=_integer(0), default=0, help="of its draws; default: 0")
-    add("--workers", type=_integer(1), default=1, help="processes that train; default: 1")
+    add("--sampler-seed", type=integer(0), default=0, help="of its draws; default: 0")
+    add("--workers", type=integer(1), default=1, help="processes that train; default: 1")
     journal = "folder for the journal, which a search goes on from; default: runs/search-PRESET"
     add("--out", type=Path, help=journal)
 
     command.set_defaults(run=_compare)
     add = command.add_argument
     add("--dataset", choices=DATASETS, help=f"the preset's or its -tuning; {preset}")
-    add("--seeds", type=_integer(0), nargs="+", help=f"one run for each; {preset}")
+    add("--seeds", type=integer(0), nargs="+", help=f"one run for each; {preset}")
     add("--vary", choices=KINDS, nargs="+", default=[], help="also with other values of these; default: none")
     add("--backend", choices=BACKENDS, help="of ScaleAmendedSGD; default: the fastest that works")
     add("--settings", type=Path, help="learning rates and weight decays: search.json of `search`")
@@ -241,4 +211,6 @@ def _make_parser() -> Parser:
     add = again.add_argument
     add("results", type=Path, nargs="+", metavar="FILE", help="a results.json of `compare`")
     add("--out", type=Path, default=Path("runs/report"), help="folder for report and pictures; default: runs/report")
+
+    add_commands(commands)
     return parser

@@ -1,0 +1,95 @@
+"""The commands `study`, which runs the study or goes on with it, and `study-report`, which says what came out."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from experiments.arguments import Parser, integer, take_folder
+from experiments.study.journal import Journal, read_journal
+from experiments.study.methods import ABLATIONS, STUDIED
+from experiments.study.plan import plan_evaluation, plan_tuning
+from experiments.study.report import write_study_report
+from experiments.study.settings import SETTINGS
+from experiments.study.study import run_missing
+
+PHASES = ("tuning", "evaluation")
+OUT = Path("runs/study")
+JOURNAL = "one-learning-rate.jsonl"
+
+
+def add_commands(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Adds both to the commands of a parser."""
+    study = commands.add_parser("study", help="train every network with every method at every rate; goes on if stopped")
+    report = commands.add_parser("study-report", help="make tables and picture of the study again from its journal")
+    study.set_defaults(run=_study)
+    add = study.add_argument
+    questions = list(dict.fromkeys(setting.varies for setting in SETTINGS.values()))
+    settings = f"settings, or all of a question: {', '.join(questions)}; default: all"
+    add("--settings", nargs="+", choices=[*questions, *SETTINGS], metavar="SETTING", default=questions, help=settings)
+    methods = f"any of {', '.join(STUDIED)}; or ablations, or any of {', '.join(ABLATIONS)}; default: the first"
+    choices = ["studied", *STUDIED, "ablations", *ABLATIONS]
+    add("--methods", nargs="+", choices=choices, metavar="METHOD", default=["studied"], help=methods)
+    add("--phase", choices=PHASES, help="only this part; default: one after the other")
+    add("--workers", type=integer(1), default=1, help="processes that train, of one thread each; default: 1")
+    for command, what in ((study, "file that it goes on with"), (report, "file of `study`")):
+        command.add_argument("--out", type=Path, default=OUT, help=f"folder for the report; default: {OUT}")
+        command.add_argument("--journal", type=Path, help=f"{what}; default: {JOURNAL} in this folder")
+    report.set_defaults(run=_report)
+
+
+def _study(args: argparse.Namespace, parser: Parser) -> int:
+    out = take_folder(args.out, parser)
+    path = args.journal or out / JOURNAL
+    settings = {name for name, setting in SETTINGS.items() if {name, setting.varies} & set(args.settings)}
+    methods = {
+        name: method
+        for of_kind, kind in ((STUDIED, "studied"), (ABLATIONS, "ablations"))
+        for name, method in of_kind.items()
+        if {name, kind} & set(args.methods)
+    }
+    console = Console()
+    with parser.error_of("--journal", OSError, ValueError):
+        journal = Journal(path, SETTINGS)
+    try:
+        with journal, terminated_as_interrupted():
+            for phase in (args.phase,) if args.phase else PHASES:
+                if phase == "tuning":
+                    runs = plan_tuning(SETTINGS, methods)
+                else:
+                    runs = plan_evaluation(SETTINGS, methods, journal.outcomes)
+                chosen = [run for run in runs if run.setting in settings]
+                run_missing(chosen, journal, workers=args.workers, console=console)
+    except KeyboardInterrupt:
+        console.print("Interrupted. The same command goes on.")
+        return 130
+    return _write(out, path)
+
+
+def _report(args: argparse.Namespace, parser: Parser) -> int:
+    out = take_folder(args.out, parser)
+    path = args.journal or out / JOURNAL
+    with parser.error_of("--journal", OSError, ValueError):
+        read_journal(path)
+    return _write(out, path)
+
+
+def _write(out: Path, journal: Path) -> int:
+    report = write_study_report(out, journal.stem, read_journal(journal), SETTINGS, STUDIED, ABLATIONS)
+    print(f"report: {report}")
+    return 0
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Has SIGTERM interrupt as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
