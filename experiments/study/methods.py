@@ -60,7 +60,11 @@ def _unit(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
     return ScaleAmendedSGD(groups, lr, MOMENTUM, weight_decay=weight_decay, head="plain", factors=factors)
 
 
-def _relative(options: dict[str, Any], model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+def _relative(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    return ScaleAmendedSGD(parameter_groups(model), lr, MOMENTUM, weight_decay=weight_decay, scale="relative")
+
+
+def _changed(options: dict[str, Any], model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
     return RelativeSGD(parameter_groups(model), lr, MOMENTUM, weight_decay, **options)
 
 
@@ -79,7 +83,7 @@ STUDIED: dict[str, StudiedMethod] = {
     "plain-head": StudiedMethod("plain head", half_decades(0.095), (DECAY,), partial(_known, "paper+plain-head")),
     "recommended": StudiedMethod("recommended", half_decades(0.3), (DECAY,), _recommended),
     "unit": StudiedMethod("unit", half_decades(0.3), (DECAY,), _unit),
-    "relative": StudiedMethod("relative", _RELATIVE_RATES, (DECAY,), partial(_relative, {})),
+    "relative": StudiedMethod("relative", _RELATIVE_RATES, (DECAY,), _relative),
     "lars": StudiedMethod("LARS", half_decades(0.0095), (DECAY,), partial(_known, "lars")),
     "adamw": StudiedMethod("AdamW", half_decades(0.0095), (DECOUPLED_DECAY,), partial(_known, "adamw")),
     "muon": StudiedMethod("Muon", half_decades(0.0095), (DECOUPLED_DECAY,), partial(_known, "muon")),
@@ -101,12 +105,12 @@ STUDIED: dict[str, StudiedMethod] = {
 
 
 def _ablation(label: str, decays: tuple[float, ...] = (DECAY,), **options: Any) -> StudiedMethod:
-    return StudiedMethod(label, _RELATIVE_RATES, decays, partial(_relative, options))
+    return StudiedMethod(label, _RELATIVE_RATES, decays, partial(_changed, options))
 
 
 # What is changed of "relative", one thing at a time.
 ABLATIONS: dict[str, StudiedMethod] = {
-    "no-fan-in": StudiedMethod("without 1/√f", half_decades(0.03), (DECAY,), partial(_relative, {"fan_in": False})),
+    "no-fan-in": StudiedMethod("without 1/√f", half_decades(0.03), (DECAY,), partial(_changed, {"fan_in": False})),
     "depth-linear": _ablation("1/B", depth="linear"),
     "depth-none": _ablation("without 1/√B", depth="none"),
     "beta-0": _ablation("β = 0", beta=0.0),
