@@ -96,7 +96,8 @@ def _progress(
     begun = f"Not begun: {', '.join(absent)}.\n" if absent else ""
     if complete:
         return f"All {total} runs of these methods are done.\n{begun}"
-    return f"The study is not finished.\n{begun}\n{make_progress_table(methods, done).to_markdown()}"
+    so_far = "The study is not finished. Each method's one rate is so far that of the settings where it is tuned.\n"
+    return f"{so_far}{begun}\n{make_progress_table(methods, done).to_markdown()}"
 
 
 def _comparisons(
