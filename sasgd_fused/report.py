@@ -40,7 +40,7 @@ class LayerRow:
         growth: q_b / v_b of the last step: by how much its gradient was larger than those before.
         output_change: lr √(q_b / v_b) / √B of the last step, the fraction of its output by which that changed a layer,
             momentum aside; None for a vector.
-        layer_scale: s_b, 1 for a layer that is not scaled.
+        layer_scale: s_b, 1 for a layer that is not scaled; in the relative scale NaN before the first gradient.
         effective_lr: lr · s_b.
         decay_per_step: lr · d_b, or lr · λ for a layer that is not scaled.
         stale_steps: steps that used the norm of weights that had been written unseen.

@@ -234,3 +234,6 @@ def assert_same_run(case: Case, backend: str, steps: int = 3) -> None:
             wanted = torch.float32 if case.options.get("master_weights") and not is_small else case.carried
             assert ours[key].dtype == theirs[key].dtype == wanted
             assert_close(ours[key], theirs[key], case.carried, f"{key} {index}")
+        if "gradient_norm_sq" in ours:
+            rounding = 10 * TOLERANCE[case.carried]
+            assert ours["gradient_norm_sq"] == pytest.approx(theirs["gradient_norm_sq"], rel=rounding), index

@@ -196,7 +196,7 @@ class Backend:
         options, group_of = self.plan.options, self.plan.group_of
         scaled = [planned for planned in self.plan.layers if planned.scaled and grads[planned.param] is not None]
         if options.is_relative:
-            self.gradient_norms.measured = self.measure_gradients(grads, values, loss_scale)
+            self.gradient_norms.note(self.measure_gradients(grads, values, loss_scale))
         found = {}
         for planned, norm in zip(scaled, self.norms.of(scaled), strict=True):
             group, factor = values[group_of[planned.param]], planned.backward_factor

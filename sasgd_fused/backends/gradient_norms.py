@@ -33,11 +33,12 @@ class GradientNorms:
         state: the optimizer's.
 
     Attributes:
-        measured: q_b by the index of the parameter, of those that the last step updated.
+        measured: q_b by the index of the parameter, of the last step that updated it.
     """
 
     def __init__(self, plan: StepPlan, state: State) -> None:
         self.measured: dict[int, float] = {}
+        self._now: Mapping[int, float] = {}
         self._plan = plan
         self._state = state
         self._given: dict[int, float] | None = None
@@ -47,6 +48,11 @@ class GradientNorms:
         if self._given is not None:
             return self._given[planned.param]
         return norm_in(self._state.get(self._plan.params[planned.param], {}))
+
+    def note(self, measured: Mapping[int, float]) -> None:
+        """Takes q_b of the parameters that a step updates."""
+        self._now = measured
+        self.measured.update(measured)
 
     def before_step(self, planned: PlannedLayer) -> float:
         """Returns the v_b that a step uses: q_b itself where it was not known."""
@@ -58,7 +64,7 @@ class GradientNorms:
         if self._given is not None:
             return
         for planned in self._plan.layers:
-            if planned.param in self.measured and planned.scaled:
+            if planned.param in self._now:
                 entry = self._state[self._plan.params[planned.param]]
                 entry[KEY] = next_gradient_norm_sq(self.of(planned), self.measured[planned.param])
 

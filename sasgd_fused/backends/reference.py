@@ -64,10 +64,11 @@ class ReferenceBackend(Backend):
     ) -> dict[int, tuple[float, float]]:
         """Returns (s_b, d_b) of the relative scale: s_b = ‖W_b‖ / √(f_b B v_b), for vectors 0.03 √n / √(B v)."""
         eps, depth, norms = self.plan.options.eps, self.plan.depth, self.gradient_norms
-        norms.measured = self.measure_gradients(grads, values, loss_scale)
+        measured = self.measure_gradients(grads, values, loss_scale)
+        norms.note(measured)
         scales = {}
         for planned in self.plan.layers:
-            if planned.param not in norms.measured:
+            if planned.param not in measured:
                 continue
             elements, rows = planned.elements, planned.layer.rows
             v = norms.before_step(planned)

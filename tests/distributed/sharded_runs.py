@@ -16,6 +16,7 @@ RULES: dict[str, dict[str, Any]] = {
     "track": {},
     "freeze": {"norms": "freeze", "head": "plain", "decay": "shape"},
     "product": {"factors": "product"},
+    "relative": {"scale": "relative"},
 }
 BATCH = 8
 
@@ -83,10 +84,12 @@ def whole(tensor: Any) -> Tensor:
 def outcome(model: nn.Module, optimizer: ScaleAmendedSGD) -> dict[str, Any]:
     """Weights, state and report, all of them whole."""
     params = list(model.parameters())
+    optimizer.state_dict()  # brings the state up to date
     return {
         "weights": [whole(param) for param in params],
         "momentum": [whole(optimizer.state[param]["momentum_buffer"]) for param in params],
         "frozen norms": [optimizer.state[param].get("row_norm_sq") for param in params],
+        "gradient norms": [optimizer.state[param].get("gradient_norm_sq") for param in params],
         "norms": [row.row_norm_sq for row in optimizer.layer_report()],
         "stale": [row.stale_steps for row in optimizer.layer_report()],
     }

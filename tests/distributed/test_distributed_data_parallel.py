@@ -30,6 +30,7 @@ RULES: dict[str, dict[str, Any]] = {
     "track": {},
     "freeze": {"norms": "freeze", "head": "plain", "decay": "shape"},
     "product": {"factors": "product"},
+    "relative": {"scale": "relative"},
 }
 RANKS = [2, pytest.param(4, marks=pytest.mark.nightly)]
 WRAPPERS: list[dict[str, Any]] = [{}, {"gradient_as_bucket_view": True}, {"static_graph": True}]

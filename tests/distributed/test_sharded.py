@@ -32,7 +32,7 @@ def assert_outcome(actual: dict[str, Any], expected: dict[str, Any], what: str) 
     for key in ("weights", "momentum"):
         for index, (a, e) in enumerate(zip(actual[key], expected[key], strict=True)):
             assert_close(a, e, torch.float32, f"{what}, {key} {index}")
-    for key in ("norms", "frozen norms"):
+    for key in ("norms", "frozen norms", "gradient norms"):
         for a, e in zip(actual[key], expected[key], strict=True):
             assert a == pytest.approx(e, rel=1e-6) if e is not None else a is None, f"{what}, {key}"
     assert not any(actual["stale"]), what

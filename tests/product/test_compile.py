@@ -21,7 +21,7 @@ from tests.unchanged import bits
 # Of torch's own, about the profiler and about dynamo itself.
 pytestmark = pytest.mark.filterwarnings("ignore")
 INDUCTOR = pytest.param("inductor", marks=pytest.mark.nightly)
-OPTIONS: list[dict[str, Any]] = [{}, {"norms": "freeze"}]
+OPTIONS: list[dict[str, Any]] = [{}, {"norms": "freeze"}, {"scale": "relative"}]
 
 
 class Training:
@@ -74,7 +74,7 @@ def compiled(function: Callable[..., Any], compiler: str = "eager") -> tuple[Cal
 
 @thin(slow=1)
 @pytest.mark.parametrize("backend", backends())
-@pytest.mark.parametrize("options", OPTIONS, ids=["track", "freeze"])
+@pytest.mark.parametrize("options", OPTIONS, ids=["track", "freeze", "relative"])
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
 def test_a_compiled_step(compiler: str, options: dict[str, Any], backend: str) -> None:
     ours, theirs = Training(backend, **options), Training(backend, **options)

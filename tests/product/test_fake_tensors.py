@@ -17,6 +17,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"backend": "foreach"},
     {"backend": "reference"},
     {"norms": "freeze", "head": "plain", "decay": "shape"},
+    {"scale": "relative"},
+    {"scale": "relative", "backend": "reference"},
     {"fused": True},
 ]
 

@@ -22,6 +22,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"momentum": 0.9, "dampening": 0.5, "weight_decay": 0.01},
     {"momentum": 0.9, "nesterov": True, "maximize": True},
     {"momentum": 0.9, "dampening": 0.5, "norms": "freeze", "head": "plain", "decay": "shape"},
+    {"momentum": 0.9, "weight_decay": 0.01, "scale": "relative"},
 ]
 SCALE = 16.0  # a power of two, as after every overflow: scaling changes no digit
 

@@ -28,6 +28,8 @@ RULES: tuple[dict[str, Any], ...] = (
     {"factors": "product", "decay": "shape"},
     {"factors": "product", "norms": "freeze", "output_width": 7},
     {"head": "plain", "maximize": True},
+    {"scale": "relative"},
+    {"scale": "relative", "head": "plain", "decay": "shape", "depth": 7, "maximize": True},
 )
 NETWORK = [(6, 3, 3, 3), (6,), (1, 9), (11, 6), (0, 4), (11,), (), (5, 11)]
 

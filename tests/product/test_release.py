@@ -20,6 +20,7 @@ RULES: dict[str, dict[str, Any]] = {
     "track": TRACK,
     "freeze": {**TRACK, "norms": "freeze", "head": "plain", "decay": "shape"},
     "product": {"lr": 1e-3, "factors": "product"},
+    "relative": {**TRACK, "scale": "relative"},
 }
 
 

@@ -33,6 +33,7 @@ RULES: tuple[dict[str, Any], ...] = (
     {"momentum": 0.9, "dampening": 0.5, "head": "plain", "maximize": True},
     {"momentum": 0.9, "nesterov": True, "norms": "freeze", "decay": "shape"},
     {"weight_decay": 0.05, "factors": "product"},
+    {"momentum": 0.9, "weight_decay": 0.05, "scale": "relative"},
 )
 NETWORK = [(6, 3, 3, 3), (6,), (1, 9), (11, 6), (0, 4), (11,), (), (5, 11)]
 # Around 8, 16 and 1024 elements and the chunks of both kernels, 8192 and 16384.

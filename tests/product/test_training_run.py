@@ -18,6 +18,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "paper": {},
     "recommended": {"norms": "freeze", "head": "plain", "decay": "shape"},
     "product": {"factors": "product", "head": "plain"},
+    "relative": {"scale": "relative", "lr": 0.3},
 }
 
 
@@ -31,9 +32,8 @@ def train(backend: str, options: str, dtype: torch.dtype) -> tuple[float, float]
     torch.manual_seed(0)
     model = nn.Sequential(*layers(1, 8), *layers(8, 12), nn.Flatten(), nn.Linear(48, 5)).to(DEVICE, dtype)
     images, labels = randn((64, 1, 8, 8)).to(dtype), torch.randint(5, (64,)).to(DEVICE)
-    optimizer = ScaleAmendedSGD(
-        parameter_groups(model), lr=0.01, momentum=0.9, weight_decay=5e-3, backend=backend, **OPTIONS[options]
-    )
+    hyperparameters = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-3, **OPTIONS[options]}
+    optimizer = ScaleAmendedSGD(parameter_groups(model), backend=backend, **hyperparameters)
     criterion = nn.CrossEntropyLoss()
     with torch.no_grad():
         first = criterion(model(images), labels)
