@@ -82,7 +82,7 @@ STUDIED: dict[str, StudiedMethod] = {
     "relative": StudiedMethod("relative", _RELATIVE_RATES, (DECAY,), partial(_relative, {})),
     "lars": StudiedMethod("LARS", half_decades(0.0095), (DECAY,), partial(_known, "lars")),
     "adamw": StudiedMethod("AdamW", half_decades(0.0095), (DECOUPLED_DECAY,), partial(_known, "adamw")),
-    "muon": StudiedMethod("Muon", half_decades(0.0095), (DECOUPLED_DECAY,), partial(_known, "muon")),
+    "muon": StudiedMethod("Muon", half_decades(0.0095, 5), (DECOUPLED_DECAY,), partial(_known, "muon")),
     "prodigy": StudiedMethod(
         "Prodigy",
         _FREE_RATES,
@@ -113,7 +113,7 @@ ABLATIONS: dict[str, StudiedMethod] = {
     "beta-0.5": _ablation("β = 0.5", beta=0.5),
     "beta-0.99": _ablation("β = 0.99", beta=0.99),
     "exact": _ablation("exact norms", exact=True),
-    "plain-head": _ablation("plain head", head="plain"),
+    "head-plain": _ablation("plain head", head="plain"),
     "vectors-0.1": _ablation("vectors 0.1", vector_share=0.1),
     "vectors-0.01": _ablation("vectors 0.01", vector_share=0.01),
     "vectors-plain": _ablation("vectors plain", vectors="plain", vector_share=1.0),
