@@ -82,7 +82,7 @@ STUDIED: dict[str, StudiedMethod] = {
     "relative": StudiedMethod("relative", _RELATIVE_RATES, (DECAY,), partial(_relative, {})),
     "lars": StudiedMethod("LARS", half_decades(0.0095), (DECAY,), partial(_known, "lars")),
     "adamw": StudiedMethod("AdamW", half_decades(0.0095), (DECOUPLED_DECAY,), partial(_known, "adamw")),
-    "muon": StudiedMethod("Muon", half_decades(0.0095, 5), (DECOUPLED_DECAY,), partial(_known, "muon")),
+    "muon": StudiedMethod("Muon", half_decades(0.0095), (DECOUPLED_DECAY,), partial(_known, "muon")),
     "prodigy": StudiedMethod(
         "Prodigy",
         _FREE_RATES,

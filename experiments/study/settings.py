@@ -50,7 +50,7 @@ def _varied(base: Setting, varies: str, **variations: dict[str, Any]) -> list[Se
     ]
 
 
-_MLP = Setting("mlp", "teacher", "mlp", width=64, depth=4, batch_size=128, epochs=10)
+_MLP = Setting("mlp", "teacher", "mlp", width=64, depth=4, batch_size=128, epochs=20)
 _VGG = Setting("vgg", "noisy-digits", "vgg", width=8, depth=6, batch_size=50, epochs=20)
 _MNIST = Setting("mnist", "mnist14", "affine-vgg", width=8, depth=6, epochs=8)
 
@@ -62,7 +62,7 @@ _ALL = [
     *_varied(_MLP, "classes", classes_3={"classes": 3}, classes_40={"classes": 40}),
     *_varied(_MLP, "batch", batch_32={"batch_size": 32}, batch_512={"batch_size": 512}),
     *_varied(_MLP, "init", times_10={"init": "times 10"}, times_0_1={"init": "times 0.1"}, random={"init": "random"}),
-    *_varied(_MLP, "length", short={"epochs": 5}, long={"epochs": 40}),
+    *_varied(_MLP, "length", short={"epochs": 10}, long={"epochs": 80}),
     *_varied(_MLP, "schedule", constant={"schedule": "constant"}, step={"schedule": "step"}),
     _VGG,
     *_varied(_VGG, "width", width_4={"width": 4}, width_16={"width": 16}),

@@ -18,7 +18,7 @@ from experiments.data import DATASETS, Dataset
 SEED = 0  # of what belongs to a task: the teacher, the order of MNIST's images, noise
 # The teacher
 INPUTS, HIDDEN = 32, 64
-TRAINING, TESTING = 8000, 2000
+TRAINING, TESTING = 4000, 2000
 TEACHER_WRONG_LABELS = 0.1
 # MNIST: 5,000 images of the 70,000
 MNIST_FILE = "data/data/mnist_5k.csv.gz"

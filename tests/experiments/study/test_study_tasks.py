@@ -44,7 +44,7 @@ def test_images_that_both_train_on_are_found_to_be_the_same(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "counts"),
-    [("teacher", (8000, 2000, 2000)), ("noisy-digits", (898, 449, 450)), ("mnist14", (2500, 1000, 1500))],
+    [("teacher", (4000, 2000, 2000)), ("noisy-digits", (898, 449, 450)), ("mnist14", (2500, 1000, 1500))],
 )
 def test_as_many_images_are_trained_on_in_both(name: str, counts: tuple[int, int, int]) -> None:
     evaluation, tuning = load_task(name, tuning=False), load_task(name, tuning=True)
@@ -82,7 +82,7 @@ def test_only_training_labels_of_digits_are_wrong() -> None:
 @pytest.mark.parametrize("classes", [3, 10, 40])
 def test_the_teacher_gives_every_label_about_as_often(classes: int) -> None:
     counts = torch.bincount(load_task("teacher", tuning=False, classes=classes).train[1], minlength=classes)
-    assert counts.min() > 0.4 * 8000 / classes
+    assert counts.min() > 0.4 * 4000 / classes
 
 
 def test_images_of_mnist_have_their_labels() -> None:
