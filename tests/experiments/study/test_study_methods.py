@@ -68,6 +68,10 @@ def test_every_method_has_a_label_of_its_own_and_its_rates_in_order() -> None:
                 assert high / low == pytest.approx(10**0.5, rel=0.03)
 
 
+def test_no_ablation_has_the_key_of_a_method() -> None:
+    assert not set(STUDIED) & set(ABLATIONS)
+
+
 def test_half_decades_surround_the_middle() -> None:
     assert half_decades(0.3, 5) == (0.03, 0.095, 0.3, 0.95, 3.0)
     assert half_decades(1.0, 3) == (0.32, 1.0, 3.2)
