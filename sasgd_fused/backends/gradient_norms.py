@@ -73,9 +73,10 @@ class GradientNorms:
         params = (planned.param for planned in self._plan.layers)
         self._given = dict(zip(params, norms.tolist(), strict=True))
 
-    def of_parts(self) -> list[float]:
-        """Returns q_b of the last step for each layer, 0 for those that it did not update."""
-        return [self.measured.get(planned.param, 0.0) for planned in self._plan.layers]
+    def of_parts(self) -> Tensor:
+        """Returns q_b of each layer's last step, 0 before that."""
+        measured = [self.measured.get(planned.param, 0.0) for planned in self._plan.layers]
+        return torch.tensor(measured, dtype=torch.float64, device=self._plan.device)
 
     def report(self) -> Sequence[tuple[float, float]]:
         """Returns v_b and q_b of each layer, NaN where one is not known."""

@@ -18,7 +18,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "paper": {},
     "recommended": {"norms": "freeze", "head": "plain", "decay": "shape"},
     "product": {"factors": "product", "head": "plain"},
-    "relative": {"scale": "relative", "lr": 0.3},
+    "relative": {"scale": "relative", "lr": 0.03},
 }
 
 
