@@ -34,16 +34,17 @@ def test_places_beyond_32_bits(has_master: bool, backend: str) -> None:
 
     steps = torch.tensor([rounding_step])
     flags = torch.ones(1, dtype=torch.uint8)  # started
-    nothing = torch.zeros(0, dtype=torch.float64)
+    nothing, norms = torch.zeros(0, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     plan = TritonKernel(
         torch.device("cpu"),
-        CarriedState(nothing, nothing, nothing.long(), flags, steps),
+        CarriedState(nothing, nothing, nothing.long(), flags, steps, norms, norms.clone()),
         tensors=[(count, 0, 0 if has_master else 1)],
         layers=[],
         precision=[(int(has_master), has_master, True, stream)],
         eps=1.0,
         shape_decay=False,
         track_norms=True,
+        relative=False,
     )
     plan._tensors[0, columns.FIRST_CHUNK.value] -= absent
     plan._tensors[0, columns.NUMEL.value] += offset
@@ -72,4 +73,4 @@ def test_tensors_of_one_dtype_are_stored_alike(storage: list[tuple[int, bool, bo
 
     tensors = [(1, 0, 0 if copy else 1) for copy, *_ in storage]
     with pytest.raises(ValueError, match=r"^precision: tensor 1 is stored otherwise"):
-        variant_of(tensors, storage)
+        variant_of(tensors, storage, relative=False)

@@ -30,6 +30,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 KERNELS = ("step_kernel", "finish_step_kernel", "norm_kernel", "finish_norm_kernel")
+GRADIENT_KERNELS = ("gradient_kernel", "finish_gradient_kernel")  # in the relative scale besides
 DTYPES = range(3)  # their codes
 CHUNK = columns.CHUNK.value
 MOMENTUM = GroupValues(0.1, 0.9, 0.0, 5e-4, False, False)
@@ -89,7 +90,8 @@ def use(
     track_norms: bool = True,
     variant: Variant = PLAIN,
 ) -> None:
-    """A norm pass and a step of a model; the dtypes, which are the parameters', take turns."""
+    """All passes and a step of a model; the dtypes, which are the parameters', take turns."""
+    is_plain = variant._replace(is_relative=False) == PLAIN
     codes = [dtypes[t % len(dtypes)] for t in range(len(numels))]
     plan = kernel.TritonKernel(
         torch.device("cpu"),
@@ -99,26 +101,26 @@ def use(
             torch.zeros(len(layers), dtype=torch.int64),
             torch.zeros(len(numels), dtype=torch.uint8),
             torch.zeros(len(numels), dtype=torch.int64),
+            torch.zeros(len(numels), dtype=torch.float64),
+            torch.zeros(len(numels), dtype=torch.float64),
         ),
         tensors=[(n, 0, 0 if variant.has_masters else code) for n, code in zip(numels, codes, strict=True)],
-        precision=[] if variant == PLAIN else [stored(code, variant) for code in codes],
-        layers=[(tensor, True, 4.0, 2.0, 1.0) for tensor in layers],
+        precision=[] if is_plain else [stored(code, variant) for code in codes],
+        layers=[(tensor, True, 4.0, 2.0, 1.0, False) for tensor in layers],
         eps=1e-3,
         shape_decay=shape_decay,
         track_norms=track_norms,
+        relative=variant.is_relative,
     )
     addresses = array("Q", [address] * len(numels))
     nowhere = array("Q", bytes(8 * len(numels)))
     plan.place(addresses, addresses if values.momentum else nowhere, addresses if variant.has_masters else nowhere)
     plan.measure(bytearray(b"\1" * len(layers)))
-    plan.step(
-        addresses,
-        array("Q", [0] * len(numels) if wide else codes),
-        array("d", values),
-        lrs or {},
-        grad_scale,
-        found_inf,
-    )
+    grad_dtypes = array("Q", [0] * len(numels) if wide else codes)
+    numbers = array("d", values), lrs or {}, grad_scale, found_inf
+    if variant.is_relative:
+        plan.measure_gradients(addresses, grad_dtypes, *numbers)
+    plan.step(addresses, grad_dtypes, *numbers)
 
 
 UNALIGNED = torch.ones(4)[1]
@@ -177,7 +179,11 @@ def told_of(uses: Mapping[str, Mapping[str, Any]], driver: Driver) -> dict[str, 
         use(**arguments)
         launches[case] = {name: specialization(name, arguments) for name, arguments in driver.launches}
         driver.launches.clear()
-    return {"launches": launches, "kernels": {name: compiled(name) for name in KERNELS}}
+    names = next(iter(launches.values()))
+    return {
+        "launches": launches,
+        "kernels": {name: compiled(name) for name in (*KERNELS, *GRADIENT_KERNELS) if name in names},
+    }
 
 
 def main() -> None:

@@ -21,6 +21,8 @@ VARIANTS = {
     "small momentum, stochastic rounding": (Variant(has_small_momentum=True, is_stochastic=True), (0, 1)),
     "masters, small momentum": (Variant(has_masters=True, has_small_momentum=True), (0, 1, 2)),
     "masters, small momentum, stochastic rounding": (Variant(True, True, True), (0, 1, 2)),
+    "relative": (Variant(is_relative=True), (0, 1, 2)),
+    "relative, masters, small momentum, stochastic rounding": (Variant(True, True, True, True), (0, 1, 2)),
 }
 
 

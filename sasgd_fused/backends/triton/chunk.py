@@ -1,4 +1,4 @@
-"""What a program does with one chunk: the loops of the step and of the norm pass.
+"""What a program does with one chunk: the loops of the step and of the passes that take norms.
 
 A lane takes elements by their place in the chunk alone, whether memory is aligned or not and in tails too. Vectors of
 16 bytes come first; a second loop takes what is left element by element: the last few of a tail, or all of a misaligned
@@ -17,6 +17,7 @@ from sasgd_fused.backends.triton.update_rule import (
     direction,
     next_momentum,
     next_weight,
+    plain_gradient,
     random_bits,
     rounded,
 )
@@ -63,10 +64,13 @@ def update_tiles(
     memory, first, end, vectors, count, sums, c, random, W: tl.constexpr, G: tl.constexpr, M: tl.constexpr,
     C: tl.constexpr, as_vectors: tl.constexpr, grad_as_vectors: tl.constexpr,
 ):  # fmt: skip
-    """Updates the tiles from vector `first` to `end`; adds the squares of what was read and is stored to the sums."""
+    """Updates the tiles from vector `first` to `end`; adds the squares of what was read and is stored to the sums.
+
+    In the relative scale those of the plain gradient too.
+    """
     weight, grad, momentum_buffer, param = memory
-    read, written = sums
-    grad_scale, decay_scale, decays, carry, share, momentum, lr, is_left, has_momentum, nesterov = c
+    read, written, gradient = sums
+    grad_scale, decay_scale, decays, carry, share, momentum, lr, is_left, has_momentum, nesterov, plain = c
     per_vector: tl.constexpr = 128 // W.primitive_bitwidth  # elements that are 16 bytes
     for at in range(first, end, LANES * ELEMENTS // per_vector):
         places, mask = tile(at, vectors, count, per_vector, as_vectors)
@@ -93,7 +97,10 @@ def update_tiles(
         after = tl.where(is_left, before, stored.to(tl.float32))
         read = add_in_order(read, before * before, per_vector)
         written = add_in_order(written, after * after, per_vector)
-    return read, written
+        if plain is not None:
+            unscaled = plain_gradient(g, before, plain)
+            gradient = add_in_order(gradient, unscaled * unscaled, per_vector)
+    return read, written, gradient
 
 
 @triton.jit
@@ -101,7 +108,7 @@ def update_chunk(
     memory, count, c, random, P: tl.constexpr, G: tl.constexpr, has_masters: tl.constexpr,
     has_small_momentum: tl.constexpr,
 ):  # fmt: skip
-    """Updates a chunk; returns the sums of squares of what was read and of what is stored.
+    """Updates a chunk; returns its sums of squares.
 
     Args:
         memory: addresses of weights, gradient, momentum buffer and the parameters of masters, None if there are none.
@@ -112,6 +119,9 @@ def update_chunk(
         G: dtype of the gradient.
         has_masters: whether all weights are float32: masters of the parameters with 16 bits, if they have these.
         has_small_momentum: whether the momentum of float32 weights is bfloat16.
+
+    Returns:
+        The sums of what was read and of what is stored, and twice that of the plain gradient, or None.
     """
     weight, grad, momentum_buffer, param = memory
     W: tl.constexpr = tl.float32 if has_masters else P
@@ -123,7 +133,9 @@ def update_chunk(
     else:
         all_addresses |= param
     per_vector: tl.constexpr = 128 // W.primitive_bitwidth  # elements that are 16 bytes
-    sums = (tl.zeros([LANES], tl.float32), tl.zeros([LANES], tl.float32))
+    takes_gradient: tl.constexpr = c[-1] is not None
+    zeros = tl.zeros([LANES], tl.float32)
+    sums = (zeros, zeros, zeros if takes_gradient else None)
     vectors = tl.where(allows_vectors(all_addresses), count // per_vector, 0)
     # Gradients are often views of one flat buffer (DDP): weights and momentum need not suffer for it.
     if allows_vectors(grad):
@@ -132,8 +144,8 @@ def update_chunk(
         sums = update_tiles(memory, 0, vectors, vectors, count, sums, c, random, W, G, M, P, True, False)
     rest, end = rest_of(vectors, count, per_vector)
     sums = update_tiles(memory, rest, end, vectors, count, sums, c, random, W, G, M, P, False, False)
-    read, written = sums
-    return add_up_lanes(read, written)
+    read, written, gradient = sums
+    return add_up_lanes(read, written), add_up_lanes(gradient, gradient) if takes_gradient else None
 
 
 @triton.jit
@@ -163,4 +175,32 @@ def sum_chunk(weight, count, W: tl.constexpr):
     sums = sum_tiles(weight, 0, vectors, vectors, count, sums, W, True)
     rest, end = rest_of(vectors, count, per_vector)
     sums = sum_tiles(weight, rest, end, vectors, count, sums, W, False)
+    return add_up_lanes(sums, sums)
+
+
+@triton.jit
+def sum_gradient_tiles(
+    weight, grad, first, end, vectors, count, sums, plain, W: tl.constexpr, G: tl.constexpr, as_vectors: tl.constexpr
+):
+    """Adds the squares of the plain gradient in the tiles from vector `first` to `end` to the sums."""
+    per_vector: tl.constexpr = 128 // W.primitive_bitwidth  # elements that are 16 bytes
+    for at in range(first, end, LANES * ELEMENTS // per_vector):
+        places, mask = tile(at, vectors, count, per_vector, as_vectors)
+        w = tl.load(pointers(weight, places, W, as_vectors), mask, other=0.0).to(tl.float32)
+        g = tl.load(pointers(grad, places, G, as_vectors), mask, other=0.0).to(tl.float32)
+        unscaled = plain_gradient(g, w, plain)
+        sums = add_in_order(sums, unscaled * unscaled, per_vector)
+    return sums
+
+
+@triton.jit
+def sum_gradient_chunk(weight, grad, count, plain, P: tl.constexpr, G: tl.constexpr, has_masters: tl.constexpr):
+    """The sum of squares of a chunk's plain gradient, twice, as `update_chunk` would return it."""
+    W: tl.constexpr = tl.float32 if has_masters else P
+    per_vector: tl.constexpr = 128 // W.primitive_bitwidth  # elements that are 16 bytes
+    sums = tl.zeros([LANES], tl.float32)
+    vectors = tl.where(allows_vectors(weight | grad), count // per_vector, 0)
+    sums = sum_gradient_tiles(weight, grad, 0, vectors, vectors, count, sums, plain, W, G, True)
+    rest, end = rest_of(vectors, count, per_vector)
+    sums = sum_gradient_tiles(weight, grad, rest, end, vectors, count, sums, plain, W, G, False)
     return add_up_lanes(sums, sums)

@@ -5,6 +5,8 @@ Chunks, lanes and the tree of sums are those of csrc/cuda/tables.h and csrc/cuda
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from triton.language import constexpr
 
 from sasgd_fused.backends import device_state
@@ -31,6 +33,7 @@ SCALED = constexpr(1)  # a layer whose gradient is amended
 SHAPE_DECAY = constexpr(2)
 TRACKED = constexpr(4)  # a layer whose norm follows its weights
 STOCHASTIC = constexpr(8)  # its steps are counted, because random numbers are made from the count
+VECTOR = constexpr(16)  # in the relative scale: the norm of the weights has no part in it
 
 # A row of float64 for each layer, fixed in a plan.
 ROWS = constexpr(0)
@@ -59,3 +62,40 @@ GROUP_WORDS = constexpr(7)
 # Bits of a tensor's flags.
 STARTED = constexpr(device_state.STARTED)
 NORM_KEPT = constexpr(device_state.NORM_KEPT)
+GRADIENT_KNOWN = constexpr(device_state.GRADIENT_KNOWN)
+
+
+def tensor_rows(
+    tensors: Sequence[tuple[int, int, int]], dtypes: Sequence[int], traits: Sequence[int], layers: Sequence[int]
+) -> list[tuple[int, ...]]:
+    """Returns the row of each tensor, which deals out chunks and, to layers, nodes.
+
+    Args:
+        tensors: those of `kernel.TritonKernel`.
+        dtypes: dtype code of each parameter.
+        traits: of each tensor.
+        layers: the tensors that are layers, in the layers' order.
+    """
+    rows: list[tuple[int, ...]] = []
+    first_chunk = first_node = 0
+    layer_of = {tensor: layer for layer, tensor in enumerate(layers)}
+    for t, (numel, group, _) in enumerate(tensors):
+        chunks = chunks_of(numel)
+        rows.append((numel, first_chunk, chunks, first_node, group, layer_of.get(t, -1), dtypes[t], traits[t]))
+        first_chunk += chunks
+        first_node += tree_nodes(chunks) if t in layer_of else 0
+    return rows
+
+
+def chunks_of(numel: int) -> int:
+    """Returns how many chunks a tensor has."""
+    return -(-numel // int(CHUNK.value))
+
+
+def tree_nodes(chunks: int) -> int:
+    """Returns how many nodes the tree over so many chunks has, see `sums.add_up_tree`."""
+    nodes = 0
+    while chunks > 1:
+        chunks = -(-chunks // FAN_IN.value)
+        nodes += chunks
+    return nodes

@@ -25,8 +25,9 @@ _DTYPES = {
     "loss_scale": torch.float32,
     "found_inf": torch.float32,
 }
-_FOR_CHUNKS = ("step_kernel", "norm_kernel")
-_FOR_TENSORS = ("finish_step_kernel", "finish_norm_kernel")
+_FOR_CHUNKS = ("step_kernel", "norm_kernel", "gradient_kernel")
+_FOR_TENSORS = ("finish_step_kernel", "finish_norm_kernel", "finish_gradient_kernel")
+_OF_GRADIENTS = ("gradient_kernel", "finish_gradient_kernel")  # launched in the relative scale alone
 
 
 def is_interpreted() -> bool:
@@ -41,15 +42,15 @@ def compiled_kernels(device: torch.device, variant: Variant = PLAIN) -> dict[str
     Returns:
         Name → what takes a grid of three numbers, and then the arguments.
     """
+    names = [name for name in (*_FOR_CHUNKS, *_FOR_TENSORS) if variant.is_relative or name not in _OF_GRADIENTS]
     if is_interpreted():
-        return {name: getattr(kernels, name) for name in (*_FOR_CHUNKS, *_FOR_TENSORS)}
-    return {
-        **{name: _compile(getattr(kernels, name), variant, **_options_for_chunks()) for name in _FOR_CHUNKS},
-        **{name: _compile(getattr(kernels, name), variant, num_warps=4) for name in _FOR_TENSORS},
-    }
+        return {name: getattr(kernels, name) for name in names}
+    return {name: _compile(getattr(kernels, name), variant, **_options_of(name)) for name in names}
 
 
-def _options_for_chunks() -> dict[str, int]:
+def _options_of(name: str) -> dict[str, int]:
+    if name in _FOR_TENSORS:
+        return {"num_warps": 4}
     target = triton.runtime.driver.active.get_current_target()
     options = {"num_warps": columns.LANES.value // target.warp_size}
     if target.backend == "cuda" and target.arch < 100:  # where it costs no spills
@@ -59,12 +60,14 @@ def _options_for_chunks() -> dict[str, int]:
 
 def _compile(kernel: Any, variant: Variant, **options: int) -> Any:
     for_rounding = torch.int64 if variant.is_stochastic else None
+    of_gradients = torch.float64 if variant.is_relative else None
     known = {
         **_DTYPES,
         "all_chunks": 0,
         "params_of_masters": torch.int64 if variant.has_masters else None,
         "streams": for_rounding,
         "rounding_steps": for_rounding,
+        **dict.fromkeys(("gradient_parts", "gradient_norm_sq", "gradient_sums"), of_gradients),
         "has_masters": variant.has_masters,
         "has_small_momentum": variant.has_small_momentum,
     }

@@ -9,12 +9,24 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sasgd_fused import factors
+
+CARRIED_SHARE = tl.constexpr(factors.CARRIED_SHARE)
+LARGEST_SCALE = tl.constexpr(factors.LARGEST_SCALE)
+
 
 @triton.jit
 def amended_gradient(grad, weight, grad_scale, decay_scale, decays):
     """What is to be descended: g = s_b grad + d_b W. Without decay the weight has no part in it: it may be infinite."""
     scaled = grad_scale * grad
     return tl.where(decays, scaled + decay_scale * weight, scaled)
+
+
+@triton.jit
+def plain_gradient(grad, weight, plain):
+    """The gradient with decay as a part of it, before any scale: what the squared norms q_b are taken of."""
+    grad_scale, weight_decay, decays = plain
+    return amended_gradient(grad, weight, grad_scale, weight_decay, decays)
 
 
 @triton.jit
@@ -74,9 +86,37 @@ def rounded(values, T: tl.constexpr, random):
 
 
 @triton.jit
+def floored_row_norm_sq(row_norm_sq, eps):
+    """‖W‖²_{2,μ}, or eps if that is more; NaN stays NaN."""
+    return tl.where(row_norm_sq < eps, eps, row_norm_sq)
+
+
+@triton.jit
 def layer_scale(row_norm_sq, backward_factor, eps):
-    """1 / m / m_{b,W} with m_{b,W} = 1 / ‖W‖²_{2,μ}, equations (22) and (24); NaN stays NaN."""
-    return tl.where(row_norm_sq < eps, eps, row_norm_sq) / backward_factor
+    """1 / m / m_{b,W} with m_{b,W} = 1 / ‖W‖²_{2,μ}, equations (22) and (24)."""
+    return floored_row_norm_sq(row_norm_sq, eps) / backward_factor
+
+
+@triton.jit
+def relative_scale(row_norm_sq, backward_factor, gradient_norm_sq, eps, is_vector):
+    """s_b = √(max(‖W_b‖²_{2,μ}, eps) / (m_b v_b)); of a vector √(1 / (m v)).
+
+    0 for a gradient of zeros, which v_b = 0 means where it is known. A vanishing gradient is not scaled by infinity.
+    """
+    is_zero = gradient_norm_sq == 0
+    divisor = tl.where(is_zero, 1.0, backward_factor * gradient_norm_sq)
+    scale = tl.sqrt(tl.where(is_vector, 1.0, floored_row_norm_sq(row_norm_sq, eps)) / divisor)
+    scale = tl.where(scale > LARGEST_SCALE, LARGEST_SCALE, scale)
+    return tl.where(is_zero, 0.0, scale)
+
+
+@triton.jit
+def next_gradient_norm_sq(before, measured):
+    """v_b after a step: a running mean of q_b; q_b itself if v_b was not known; v_b if q_b is not finite."""
+    kept = tl.full([], CARRIED_SHARE, tl.float64)
+    mean = kept * before + (1.0 - kept) * measured
+    is_finite = measured - measured == 0
+    return tl.where(is_finite, tl.where(before == 0, measured, mean), before)
 
 
 @triton.jit
