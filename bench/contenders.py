@@ -55,6 +55,24 @@ def _ours(*, refresh: bool = False, **options: Any) -> Contender:
     return make
 
 
+def _first_step(parameters: list[Tensor]) -> tuple[torch.optim.Optimizer, Step]:
+    """Returns a step of the relative scale that knows no norms: each begins with passes over weights and gradients."""
+    from sasgd_fused import ScaleAmendedSGD
+
+    optimizer = ScaleAmendedSGD(
+        parameters, lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, backend="native", scale="relative"
+    )
+    (backend,) = optimizer._current_backends()
+    norms = backend.device_state.carried.gradient_norm_sq  # type: ignore[attr-defined]
+
+    def step() -> None:
+        norms.zero_()
+        optimizer.refresh_norms()
+        optimizer.step()
+
+    return optimizer, step
+
+
 def _with_instructions(instruction_set: str) -> Contender:
     """Returns the native step with other vector instructions than the best that the processor has."""
 
@@ -141,6 +159,8 @@ OURS: dict[str, Contender] = {
     "native": _ours(backend="native"),
     "native, frozen norms": _ours(backend="native", norms="freeze"),
     "native, norm pass": _ours(backend="native", refresh=True),
+    "native, relative": _ours(backend="native", scale="relative"),
+    "native, relative, first step": _first_step,
     "native, bfloat16 momentum": _ours(backend="native", momentum_dtype=torch.bfloat16, rounding="stochastic"),
     "native, nearest bfloat16 momentum": _ours(backend="native", momentum_dtype=torch.bfloat16),
     "native, baseline": _with_instructions("baseline"),

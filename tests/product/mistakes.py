@@ -67,7 +67,10 @@ MISTAKES = {
         "test_algorithm.py foreach",
     ),
     "scales a plain head": Mistake(
-        "plan", 'and not (is_head and options.head == "plain")', "", "test_algorithm.py foreach"
+        "plan",
+        'layer.amend and not (options.head == "plain" and id(_param_of(groups, layer)) in heads_of_all)',
+        "layer.amend",
+        "test_algorithm.py foreach",
     ),
     "takes a gradient of any shape": Mistake(
         "plan", "if grad.shape != param.shape:", "if grad.numel() != param.numel():", "test_errors.py foreach"
@@ -110,6 +113,47 @@ MISTAKES = {
     ),
     "takes gaps for memory of its own": Mistake(
         "backends.addresses", "if not is_dense(p)}", "if False}", "test_parity.py native"
+    ),
+    "divides by the elements of a row twice": Mistake(
+        "factors",
+        "elements / layer.rows * depth / layer.rows",
+        "elements / layer.rows * depth",
+        "test_relative.py foreach",
+    ),
+    "forgets the depth": Mistake(
+        "factors", "return depth / (VECTOR_SHARE**2", "return 1 / (VECTOR_SHARE**2", "test_relative.py foreach"
+    ),
+    "carries a gradient that is not finite": Mistake(
+        "factors", "if not math.isfinite(measured):", "if False:", "test_relative.py foreach"
+    ),
+    "takes the new norm before the step": Mistake(
+        "backends.gradient_norms", "return self.of(planned) or (measured", "return (measured",
+        "test_relative.py computed_by_hand and foreach",
+    ),
+    "counts a vector's decay in its norm": Mistake(
+        "backends.base", 'options.decay == "amended" and not planned.is_vector', 'options.decay == "amended"',
+        "test_relative.py reference or foreach",
+    ),
+    "does not divide by the loss scale": Mistake(
+        "backends.base", "if group.maximize else 1.0) / loss_scale)\n            if group.weight_decay",
+        "if group.maximize else 1.0))\n            if group.weight_decay",
+        "test_grad_scaler.py foreach",
+    ),
+    "counts a plain head": Mistake(
+        "plan", "max(sum(scaled.values()), 1)", "max(len(scaled), 1)", "test_relative.py plain_head and foreach"
+    ),
+    "does not follow an emptied state": Mistake(
+        "backends.fused", "            self.gradient_norms.follow_state()\n", "", "test_relative.py empties and native"
+    ),
+    "keeps no trace of the gradient norms in the state": Mistake(
+        "backends.fused",
+        "        self.gradient_norms.learn(self._may_be_replayed)\n",
+        "",
+        "test_resume.py native and relative",
+    ),
+    "forgets a rank's part of the gradient": Mistake(
+        "backends.summed_norms", "else self._spread(of_gradients))", "else torch.zeros_like(parts[0]))",
+        "../distributed/test_sharded.py one_process and native",
     ),
     "reads every layout as if it were the weights'": Mistake(
         "backends.addresses", "or not has_layout_of(grad, param)", "", "test_parity.py native"

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sasgd_fused import ScaleAmendedSGD
-from tests.helpers import ALL_BACKENDS, LAYOUTS, LOW_PRECISION, Case, assert_close, backends, states_of
+from tests.helpers import ALL_BACKENDS, LAYOUTS, LOW_PRECISION, TOLERANCE, Case, assert_close, backends, states_of
 from tests.tiers import SLOW_BACKENDS
 
 EVENTS = ("", "write", "vanish", "resume", "refresh")
@@ -47,6 +47,9 @@ def cases(draw: st.DrawFn) -> Case:
         "eps": draw(st.sampled_from([1e-3, 1.0])),
         "output_width": draw(st.sampled_from([None, 10])),
     }
+    if draw(st.booleans()):
+        options = {**options, "scale": "relative", "depth": draw(st.sampled_from([None, 10]))}
+        options |= {"factors": "width", "norms": "track", "output_width": None}
     split = draw(st.integers(0, len(shapes)))
     groups = [
         (range(split), {**draw(hyperparameters()), "amend": draw(st.booleans())}),
@@ -69,7 +72,9 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def largest_scale(optimizer: ScaleAmendedSGD) -> float:
-    return max([1.0, *(row.layer_scale for row in optimizer.layer_report())])
+    # In the relative scale a step has the length of lr, whatever the scale is.
+    is_relative = optimizer.defaults["scale"] == "relative"
+    return max([1.0, *(row.layer_scale for row in optimizer.layer_report() if not is_relative)])
 
 
 def play(case: Case, backend: str, history: list[str]) -> tuple[list[torch.nn.Parameter], Any]:
@@ -104,6 +109,9 @@ def assert_follows_the_reference(backend: str, case: Case, history: list[str]) -
         assert ours.keys() == theirs.keys()
         if "momentum_buffer" in ours:
             assert_close(ours["momentum_buffer"], theirs["momentum_buffer"], case.dtype, f"momentum {index}", scale)
+        if "gradient_norm_sq" in ours:
+            rounding = 100 * TOLERANCE[case.dtype]
+            assert ours["gradient_norm_sq"] == pytest.approx(theirs["gradient_norm_sq"], rel=rounding)
         if "row_norm_sq" in ours:
             assert ours["row_norm_sq"] == pytest.approx(theirs["row_norm_sq"], rel=1e-5, nan_ok=True)
 
