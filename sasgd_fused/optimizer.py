@@ -58,6 +58,10 @@ class ScaleAmendedSGD(Optimizer):
     more dimensions; rows and columns are its first two, unless its group gives them. Other parameters take the plain
     SGD step.
 
+    With ``scale="relative"``, which is not the paper's, s_b = ‖W_b‖ / √(f_b B v_b), with f_b = elements / rows, B the
+    number of scaled layers, and v_b = 0.9 v_b + 0.1 ‖g_b + λ W_b‖² of the steps before. Other parameters of n elements
+    are scaled by s = 0.03 √n / √(B v) then. See docs/algorithm.md.
+
     Args:
         params: tensors, groups, or named parameters, as torch takes them; `parameter_groups` makes groups from a
             model. float32, bfloat16, float16 or float64, dense, on any device; frozen ones may be of any kind.
@@ -76,9 +80,8 @@ class ScaleAmendedSGD(Optimizer):
         fused: True for the ``"native"`` backend or, where it cannot run, ``"triton"``.
         backend: ``"native"``, ``"triton"``, ``"foreach"``, ``"reference"``, or None for the first of them that can run
             the parameters.
-        scale: ``"amended"``, the paper's; or ``"relative"``, which divides by the gradient's norm too, so that lr is
-            the fraction by which one step changes a layer's output, over the root of the number of layers, and 0.3
-            is a first try for every network. `factors`, `norms` and `output_width` have no part in it.
+        scale: ``"amended"``, the paper's; or ``"relative"``, with which lr has no unit: the fraction of a layer's output
+            that one step changes at most, times √B. `factors`, `norms` and `output_width` have no part in it.
         factors: the backward factors m_b: ``"width"``, n_B / rows_b, equal to the paper's wherever widths match;
             ``"product"``, equations (22)-(24) literally in the order of the parameters; or a mapping from a
             parameter or its name to m_b.
