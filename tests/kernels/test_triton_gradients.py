@@ -45,10 +45,9 @@ def after_each(events: list[Event], backend: str) -> list[list[dict[str, Any]]]:
     found = []
     for step, (factor, found_inf, loss_scale) in enumerate(events):
         CASE.set_grads(params, step)
-        for param in params[::2]:
-            param.grad = None if factor is None else param.grad * factor
-        for param in params:
-            param.grad = None if param.grad is None else param.grad * loss_scale
+        for index, param in enumerate(params):
+            times = factor if index % 2 == 0 else 1.0
+            param.grad = None if times is None else param.grad * (times * loss_scale)
         give_scaler(optimizer, torch.tensor(found_inf), torch.tensor(loss_scale))
         optimizer.step()
         states = states_of(optimizer, params)
