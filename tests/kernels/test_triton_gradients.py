@@ -47,7 +47,7 @@ def after_each(events: list[Event], backend: str) -> list[list[dict[str, Any]]]:
         CASE.set_grads(params, step)
         for index, param in enumerate(params):
             times = factor if index % 2 == 0 else 1.0
-            param.grad = None if times is None else param.grad * (times * loss_scale)
+            param.grad = None if times is None else param.grad.mul(times * loss_scale)
         give_scaler(optimizer, torch.tensor(found_inf), torch.tensor(loss_scale))
         optimizer.step()
         states = states_of(optimizer, params)
