@@ -17,6 +17,7 @@ from tests.kernels.native_programs import HUNG, give_up
 ROOT = Path(__file__).parents[2]
 CHUNK_KERNELS = ("step_kernel", "norm_kernel")
 KERNELS = (*CHUNK_KERNELS, "finish_step_kernel", "finish_norm_kernel")
+GRADIENT_KERNELS = ("gradient_kernel", "finish_gradient_kernel")  # in the relative scale besides
 
 # Bytes of a weight and of a gradient that the step has loops for.
 STEP_SIZES = ((4, 4), (2, 2), (2, 4), (2, 2), (2, 4))

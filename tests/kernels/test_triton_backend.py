@@ -20,12 +20,16 @@ pytestmark = [cpu_only("Triton's interpreter runs there"), pytest.mark.parametri
 
 # The output width keeps the scales small, and so the momentum finite in float16.
 TRACK = {"lr": 1e-3, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.01, "output_width": 10_000}
+RELATIVE = {"scale": "relative", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
 RULES: dict[str, dict[str, Any]] = {
     "track": TRACK,
     "freeze": {**TRACK, "norms": "freeze", "head": "plain", "decay": "shape"},
     "product": {**TRACK, "factors": "product", "output_width": 10**9, "maximize": True},
     "nesterov": {**TRACK, "dampening": 0.0, "nesterov": True},
     "without momentum": {"lr": 1e-3, "output_width": 10_000},
+    "relative": RELATIVE,
+    "relative, shape": {**RELATIVE, "decay": "shape", "head": "plain", "nesterov": True},
+    "relative, without momentum": {**RELATIVE, "momentum": 0.0, "maximize": True},
 }
 # Besides shapes with less than a lane's share and with several chunks: more than one level of the tree.
 DEEP = [*SHAPES, (3, 8192 * 6)]
@@ -63,6 +67,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
 
 STEP = {"step_kernel": 1, "finish_step_kernel": 1}
 NORM_PASS = {"norm_kernel": 1, "finish_norm_kernel": 1}
+GRADIENT_PASS = {"gradient_kernel": 1, "finish_gradient_kernel": 1}
 
 
 over_dtypes = pytest.mark.parametrize("dtype", LOW_PRECISION, ids=str)
@@ -80,10 +85,14 @@ def test_it_has_the_bits_of_cuda(
     assert_same_bits(Case(SHAPES, dtype, layout, grad_layout="misaligned", options=rule), (backend, twin))
 
 
+@thin(slow=1)
 @beside_cuda
 @over_dtypes
-def test_its_sums_over_many_chunks_have_the_bits_of_cuda(dtype: torch.dtype, twin: str, backend: str) -> None:
-    assert_same_bits(Case(DEEP, dtype, options=TRACK), (backend, twin))
+@pytest.mark.parametrize("rule", [TRACK, RELATIVE], ids=["track", "relative"])
+def test_its_sums_over_many_chunks_have_the_bits_of_cuda(
+    rule: dict[str, Any], dtype: torch.dtype, twin: str, backend: str
+) -> None:
+    assert_same_bits(Case(DEEP, dtype, options=rule), (backend, twin))
 
 
 def assert_same_bits(case: Case, names: Sequence[str]) -> None:
@@ -122,6 +131,23 @@ def test_a_norm_pass_is_two_more(launches: Launches, backend: str) -> None:
         params[0].mul_(2)
     optimizer.step()
     assert {key: count for key, count in launches.new().items() if "words" not in key} == {**STEP, **NORM_PASS}
+
+
+def test_a_pass_over_the_gradients_is_two_more_as_long_as_a_norm_is_unknown(launches: Launches, backend: str) -> None:
+    def launched() -> dict[str, int]:
+        optimizer.step()
+        return {key: count for key, count in launches.new().items() if "words" not in key}
+
+    case = Case(SHAPES, options=RELATIVE)
+    params = case.params()
+    optimizer = case.optimizer(params, backend)
+    case.set_grads(params, 0)
+    grad, params[1].grad = params[1].grad, torch.zeros_like(params[1])  # a vector's, of which decay is no part
+    assert launched() == {**NORM_PASS, **GRADIENT_PASS, **STEP}
+    assert launched() == {**GRADIENT_PASS, **STEP}
+    params[1].grad = grad
+    assert launched() == {**GRADIENT_PASS, **STEP}
+    assert launched() == STEP
 
 
 def test_only_what_changed_is_sent(launches: Launches, backend: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -33,6 +33,7 @@ STORED: dict[str, tuple[dict[str, Any], tuple[torch.dtype, ...]]] = {
     "stochastic, without momentum": ({**STOCHASTIC, "momentum": 0.0, "dampening": 0.0}, (BF16,)),
 }
 RULE = {"lr": 0.01, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.02, "output_width": 10_000}
+RELATIVE = {"scale": "relative", "lr": 0.1, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.02}
 # With tails, several chunks, nothing, and one element; layers, and vectors, whose scale is 1.
 SHAPES = [(6, 3, 3, 3), (7, 2400), (11,), (0, 4), (), (5, 11), (2, 37)]
 VECTORS = [(5,), (2 * 8192 + 3,), (1,), (8192,), (777,)]
@@ -47,6 +48,7 @@ class Run:
     shapes: list[tuple[int, ...]]
     layout: str = "contiguous"
     wide: bool = False  # float32 gradients
+    rule: dict[str, Any] = field(default_factory=lambda: RULE)
 
     def __post_init__(self) -> None:
         options, dtypes = STORED[self.stored]
@@ -55,7 +57,7 @@ class Run:
         for index, shape in enumerate(self.shapes):
             place = LAYOUTS[self.layout](shape, dtypes[index % len(dtypes)])
             self.params.append(Parameter(place.copy_(torch.randn(shape, generator=generator))))
-        self.optimizer = ScaleAmendedSGD(self.params, backend=self.backend, **{**RULE, **options})
+        self.optimizer = ScaleAmendedSGD(self.params, backend=self.backend, **{**self.rule, **options})
         self.taken = 0
 
     def step(self, times: int = 1) -> Run:
@@ -89,12 +91,17 @@ def assert_same_bits(ours: Run, theirs: Run) -> None:
         assert torch.equal(words, other_words), name
 
 
+over_rules = pytest.mark.parametrize("rule", [RULE, RELATIVE], ids=["amended", "relative"])
+
+
 @thin(slow=1)
 @pytest.mark.parametrize("twin", backends([EMULATED_CUDA]))
+@over_rules
 @pytest.mark.parametrize("layout", ["contiguous", "misaligned"])
 @pytest.mark.parametrize("stored", STORED)
-def test_it_has_the_bits_of_cuda(stored: str, layout: str, twin: str, backend: str) -> None:
-    ours, theirs = (Run(stored, name, SHAPES, layout, wide=layout == "misaligned").step(2) for name in (backend, twin))
+def test_it_has_the_bits_of_cuda(stored: str, layout: str, rule: dict[str, Any], twin: str, backend: str) -> None:
+    wide = layout == "misaligned"
+    ours, theirs = (Run(stored, name, SHAPES, layout, wide, rule).step(2) for name in (backend, twin))
     assert_same_bits(ours, theirs)
     assert ours.optimizer.layer_report() == theirs.optimizer.layer_report()
 
@@ -107,11 +114,12 @@ def test_it_has_the_bits_of_the_cpu_where_no_norm_is_taken(stored: str, wide: bo
 
 
 @thin(slow=1)
+@over_rules
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "every_second"])
 @pytest.mark.parametrize("stored", STORED)
-def test_it_does_what_the_reference_does(stored: str, layout: str, backend: str) -> None:
+def test_it_does_what_the_reference_does(stored: str, layout: str, rule: dict[str, Any], backend: str) -> None:
     """Which computes in float64: so now and then another value of 16 bits is the nearest, or falls to chance."""
-    ours, theirs = (Run(stored, name, SHAPES, layout).step(2).tensors() for name in (backend, "reference"))
+    ours, theirs = (Run(stored, name, SHAPES, layout, rule=rule).step(2).tensors() for name in (backend, "reference"))
     assert ours.keys() == theirs.keys()
     for name, expected in theirs.items():
         assert ours[name].dtype == expected.dtype, name

@@ -29,8 +29,6 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-KERNELS = ("step_kernel", "finish_step_kernel", "norm_kernel", "finish_norm_kernel")
-GRADIENT_KERNELS = ("gradient_kernel", "finish_gradient_kernel")  # in the relative scale besides
 DTYPES = range(3)  # their codes
 CHUNK = columns.CHUNK.value
 MOMENTUM = GroupValues(0.1, 0.9, 0.0, 5e-4, False, False)
@@ -180,10 +178,7 @@ def told_of(uses: Mapping[str, Mapping[str, Any]], driver: Driver) -> dict[str, 
         launches[case] = {name: specialization(name, arguments) for name, arguments in driver.launches}
         driver.launches.clear()
     names = next(iter(launches.values()))
-    return {
-        "launches": launches,
-        "kernels": {name: compiled(name) for name in (*KERNELS, *GRADIENT_KERNELS) if name in names},
-    }
+    return {"launches": launches, "kernels": {name: compiled(name) for name in names}}
 
 
 def main() -> None:

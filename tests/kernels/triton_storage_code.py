@@ -1,4 +1,4 @@
-"""Has the Triton backend compile its kernels for plans with mixed storage; see triton_code.
+"""Has the Triton backend compile its kernels for plans with mixed storage or the relative scale; see triton_code.
 
 It takes a target and the name of a variant:
 
@@ -11,7 +11,7 @@ import json
 import sys
 
 from sasgd_fused.backends.triton.variant import Variant
-from tests.kernels.triton_code import MANY, TARGETS, begin, told_of
+from tests.kernels.triton_code import MANY, TARGETS, UNALIGNED, begin, told_of
 
 # All that options can make, with the dtypes of the parameters that they are for.
 VARIANTS = {
@@ -30,7 +30,8 @@ def main() -> None:
     """Prints a JSON object, as `triton_code` does."""
     variant, dtypes = VARIANTS[sys.argv[2]]
     model = {"numels": MANY, "dtypes": dtypes, "layers": range(0, len(MANY), 2), "variant": variant}
-    uses = {"gradients as the parameters": model, "gradients in float32": {**model, "wide": True, "address": 18}}
+    misaligned = {"address": 18, "grad_scale": UNALIGNED, "found_inf": UNALIGNED}
+    uses = {"gradients as the parameters": model, "gradients in float32": {**model, "wide": True, **misaligned}}
     print(json.dumps(told_of(uses, begin(TARGETS[sys.argv[1]]))))
 
 

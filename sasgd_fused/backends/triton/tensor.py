@@ -65,10 +65,11 @@ def decays_first(traits):
 
 
 @triton.jit
-def signed_inverse(group, loss_scale):
-    """1 / the loss scale, negated for maximize."""
+def gradient_scale(group, scale, loss_scale):
+    """What the gradient is multiplied by: a scale, negated for maximize, divided by the loss scale."""
+    signed = tl.where(tl.load(group + MAXIMIZE) != 0, -scale, scale)
     inverse = 1.0 / tl.load(loss_scale).to(tl.float64)
-    return tl.where(tl.load(group + MAXIMIZE) != 0, -inverse, inverse)
+    return (signed * inverse).to(tl.float32)
 
 
 @triton.jit
@@ -76,7 +77,8 @@ def plain_coefficients(tensor, group, loss_scale):
     """The coefficients of a scaled layer's plain gradient, rounded once from float64."""
     weight_decay = tl.load(group + WEIGHT_DECAY)
     decay = tl.where(decays_first(tl.load(tensor + TRAITS)), weight_decay, 0.0)
-    return signed_inverse(group, loss_scale).to(tl.float32), decay.to(tl.float32), weight_decay != 0
+    scale = gradient_scale(group, tl.full([], 1.0, tl.float64), loss_scale)
+    return scale, decay.to(tl.float32), weight_decay != 0
 
 
 @triton.jit
@@ -110,7 +112,7 @@ def coefficients(tensor, group, has_momentum, has_started, layers, row_norm_sq, 
             scale = relative_scale(norm, m, tl.load(gradient_norm_sq), eps, (traits & VECTOR) != 0)
             decay = tl.where(decays_first(traits), scale * weight_decay, weight_decay)
     return (
-        (scale * signed_inverse(group, loss_scale)).to(tl.float32),
+        gradient_scale(group, scale, loss_scale),
         decay.to(tl.float32),
         weight_decay != 0,
         tl.where(has_started, momentum, 0.0).to(tl.float32),
