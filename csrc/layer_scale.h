@@ -34,9 +34,10 @@ SASGD_HOST_DEVICE double relative_scale(double row_norm_sq, const LayerTraits& l
 
 SASGD_HOST_DEVICE bool is_finite(double x) { return x - x == 0.0; }
 
-// v_b after a step: a running mean of q_b; q_b itself if v_b was not known; v_b if q_b is not finite.
+// v_b after a step: a running mean of q_b; q_b itself if v_b was not known; v_b if q_b is 0 or not finite. See
+// factors.py.
 SASGD_HOST_DEVICE double next_gradient_norm_sq(double before, double measured) {
-  if (!is_finite(measured)) return before;
+  if (measured == 0 || !is_finite(measured)) return before;
   return before == 0 ? measured : kCarriedShare * before + (1 - kCarriedShare) * measured;
 }
 

@@ -101,13 +101,15 @@ def relative_scale(row_norm_sq: float, factor: float, gradient_norm_sq: float, e
 
 
 def next_gradient_norm_sq(before: float, measured: float) -> float:
-    """v_b after a step: β v_b + (1 - β) q_b; q_b itself if v_b was not known; v_b if q_b is not finite.
+    """v_b after a step: β v_b + (1 - β) q_b; q_b itself if v_b was not known; v_b if q_b is 0 or not finite.
+
+    Zeros do not count, or the scale would grow by 5 % with each, and the first gradient after them be scaled by that.
 
     Args:
         before: v_b; 0 if it is not known.
         measured: q_b, the squared norm of the step's gradient.
     """
-    if not math.isfinite(measured):
+    if measured == 0 or not math.isfinite(measured):
         return before
     return CARRIED_SHARE * before + (1 - CARRIED_SHARE) * measured if before else measured
 

@@ -58,7 +58,7 @@ class SummedGradientNorms:
         updated = torch.tensor([self._scaled.get(b) in active for b in range(len(self._norms))]).to(self._plan.device)
         before = self._norms
         carried = torch.where(before == 0, measured, CARRIED_SHARE * before + (1 - CARRIED_SHARE) * measured)
-        before.copy_(torch.where(updated & measured.isfinite(), carried, before))
+        before.copy_(torch.where(updated & measured.isfinite() & (measured != 0), carried, before))
         self._sums.copy_(torch.where(updated, measured, self._sums))
         self._entry.note_step(self._scaled)
 

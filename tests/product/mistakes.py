@@ -124,7 +124,7 @@ MISTAKES = {
         "factors", "return depth / (VECTOR_SHARE**2", "return 1 / (VECTOR_SHARE**2", "test_relative.py foreach"
     ),
     "carries a gradient that is not finite": Mistake(
-        "factors", "if not math.isfinite(measured):", "if False:", "test_relative.py foreach"
+        "factors", "if measured == 0 or not math.isfinite(measured):", "if measured == 0:", "test_relative.py foreach"
     ),
     "takes the new norm before the step": Mistake(
         "backends.gradient_norms", "return self.of(planned) or (measured", "return (measured",

@@ -130,6 +130,18 @@ def test_a_gradient_of_zeros_moves_nothing(backend: str) -> None:
 
 
 @EVERY
+def test_zeros_in_between_do_not_raise_the_scale(backend: str) -> None:
+    """A scale that went on falling would make the next step as much longer."""
+    generator = torch.Generator().manual_seed(0)
+    grad, zeros = randn((3, 4), generator), torch.zeros(3, 4, device=DEVICE)
+    idle: list[list[Tensor | None]] = [[zeros, None]] * 20
+    params, optimizer = steps(backend, [[grad, None], *idle])
+    (expected, _), other = steps(backend, [[grad, None]])
+    assert torch.equal(params[0], expected)
+    assert states_of(optimizer, params)[0] == states_of(other, [expected])[0]
+
+
+@EVERY
 def test_a_gradient_that_is_not_finite_leaves_the_norm(backend: str) -> None:
     """Weights put right afterwards go on with the norm of the steps before."""
     generator = torch.Generator().manual_seed(0)

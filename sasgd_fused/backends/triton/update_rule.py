@@ -112,11 +112,11 @@ def relative_scale(row_norm_sq, backward_factor, gradient_norm_sq, eps, is_vecto
 
 @triton.jit
 def next_gradient_norm_sq(before, measured):
-    """v_b after a step: a running mean of q_b; q_b itself if v_b was not known; v_b if q_b is not finite."""
+    """v_b after a step: a running mean of q_b; q_b itself if v_b was not known; v_b if q_b is 0 or not finite."""
     kept = tl.full([], CARRIED_SHARE, tl.float64)
     mean = kept * before + (1.0 - kept) * measured
-    is_finite = measured - measured == 0
-    return tl.where(is_finite, tl.where(before == 0, measured, mean), before)
+    counts = (measured - measured == 0) & (measured != 0)
+    return tl.where(counts, tl.where(before == 0, measured, mean), before)
 
 
 @triton.jit
