@@ -80,8 +80,8 @@ class ScaleAmendedSGD(Optimizer):
         fused: True for the ``"native"`` backend or, where it cannot run, ``"triton"``.
         backend: ``"native"``, ``"triton"``, ``"foreach"``, ``"reference"``, or None for the first of them that can run
             the parameters.
-        scale: ``"amended"``, the paper's; or ``"relative"``, with which lr has no unit: the fraction of a layer's output
-            that one step changes at most, times √B. `factors`, `norms` and `output_width` have no part in it.
+        scale: ``"amended"``, the paper's; or ``"relative"``, with which lr has no unit: it is the fraction of a layer's
+            output that one step changes at most, times √B. `factors`, `norms` and `output_width` have no part in it.
         factors: the backward factors m_b: ``"width"``, n_B / rows_b, equal to the paper's wherever widths match;
             ``"product"``, equations (22)-(24) literally in the order of the parameters; or a mapping from a
             parameter or its name to m_b.
