@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
+from sasgd_fused import ScaleAmendedSGD
 from sasgd_fused.backends.fused import FusedBackend
 from tests.helpers import Case, assert_close, backends, cpu_only, states_of
 from tests.kernels.emulated_cuda import EMULATED_CUDA
@@ -17,6 +19,7 @@ from tests.kernels.test_triton_backend import RELATIVE
 pytestmark = [cpu_only("Triton's interpreter runs there"), pytest.mark.parametrize("backend", backends(["triton"]))]
 
 CASE = Case(SHAPES, options=RELATIVE)
+WITHOUT_DECAY = Case(SHAPES, options={**RELATIVE, "weight_decay": 0.0})
 
 
 class Event(NamedTuple):
@@ -38,13 +41,13 @@ EVENTS = {
 TINY = [Event(1e-30), Event(1e-30), Event()]
 
 
-def after_each(events: list[Event], backend: str) -> list[list[dict[str, Any]]]:
+def after_each(events: list[Event], backend: str, case: Case = CASE) -> list[list[dict[str, Any]]]:
     """The parameters and their states after each step."""
-    params = CASE.params()
-    optimizer = CASE.optimizer(params, backend)
+    params = case.params()
+    optimizer = case.optimizer(params, backend)
     found = []
     for step, (factor, found_inf, loss_scale) in enumerate(events):
-        CASE.set_grads(params, step)
+        case.set_grads(params, step)
         for index, param in enumerate(params):
             times = factor if index % 2 == 0 else 1.0
             param.grad = None if times is None else param.grad.mul(times * loss_scale)
@@ -62,7 +65,8 @@ def cloned(state: dict[str, Any]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("twin", backends([EMULATED_CUDA]))
 @pytest.mark.parametrize("events", [*EVENTS.values(), TINY], ids=[*EVENTS, "tiny gradients"])
 def test_it_has_the_bits_of_cuda(events: list[Event], twin: str, backend: str) -> None:
-    for ours, theirs in zip(after_each(events, backend), after_each(events, twin), strict=True):
+    case = WITHOUT_DECAY if events is TINY else CASE  # beside decay they would leave no trace
+    for ours, theirs in zip(after_each(events, backend, case), after_each(events, twin, case), strict=True):
         for mine, other in zip(ours, theirs, strict=True):
             assert mine.keys() == other.keys()
             assert all(torch.equal(mine[key], other[key]) for key in mine)
@@ -81,19 +85,45 @@ def test_it_does_what_the_reference_does(events: list[Event], backend: str) -> N
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_a_gradient_that_is_not_finite_leaves_the_norm_as_it_was(value: float, backend: str) -> None:
     params, optimizer = begun(CASE, backend=backend)
-    before = [state.get("gradient_norm_sq") for state in states_of(optimizer, params)]
+    before = norms_of(optimizer, params)
     params[0].grad[0] = value
     optimizer.step()
-    after = [state.get("gradient_norm_sq") for state in states_of(optimizer, params)]
+    after = norms_of(optimizer, params)
     assert before[0] == after[0] > 0
     assert before[2] != after[2] > 0
-    with torch.no_grad():
-        params[0].fill_(1.0)  # somebody puts the weights right
-    optimizer.state[params[0]]["momentum_buffer"].zero_()
+
+
+def test_a_step_that_leaves_a_layer_leaves_its_gradients_norm(backend: str) -> None:
+    params, optimizer = begun(CASE, backend=backend)
+    params[0].grad[0] = float("nan")
+    optimizer.step()
+    before = norms_of(optimizer, params)
+    params[0].data.fill_(1.0)  # put right, which no version counter shows
+    optimizer.state[params[0]]["momentum_buffer"].data.zero_()
     CASE.set_grads(params, 3)
     optimizer.step()
-    assert params[0].isfinite().all()
-    assert after[0] != states_of(optimizer, params)[0]["gradient_norm_sq"] > 0
+    assert bool((params[0] == 1.0).all())
+    assert norms_of(optimizer, params)[0] == before[0]
+    optimizer.step()
+    assert not (params[0] == 1.0).any()
+    assert norms_of(optimizer, params)[0] != before[0]
+
+
+def test_a_skipped_step_takes_no_norm_that_is_unknown(backend: str) -> None:
+    params, optimizer = begun(CASE, backend=backend)
+    for state in optimizer.state.values():
+        state.pop("gradient_norm_sq", None)
+    give_scaler(optimizer, torch.ones(()))
+    optimizer.step()
+    assert not any(norms_of(optimizer, params))
+    give_scaler(optimizer, torch.zeros(()))
+    optimizer.step()
+    assert norms_of(optimizer, params)[0] > 0
+
+
+def norms_of(optimizer: ScaleAmendedSGD, params: list[Parameter]) -> list[float]:
+    """v_b of each parameter, 0 where it is not known."""
+    return [state.get("gradient_norm_sq", 0.0) for state in states_of(optimizer, params)]
 
 
 def test_a_captured_step_takes_unknown_norms(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
