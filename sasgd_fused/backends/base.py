@@ -72,7 +72,7 @@ class Backend:
         else:
             grads = [None] * len(self.plan.params)
             grads[only] = self.plan.gradient_of(only)
-        self.plan.check_state(self.state)
+        self.plan.check_state(self.state, [index for index, grad in enumerate(grads) if grad is not None])
         return grads, only
 
     def look(self, only: int | None = None) -> Changes:

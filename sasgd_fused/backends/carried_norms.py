@@ -26,7 +26,7 @@ class CarriedNorms:
         state: the optimizer's.
         device: where the kernel keeps norms and flags.
         norm_pass: takes the norms of the layers whose byte is 1 from their weights.
-        away: returns the indices of the parameters whose memory was taken away.
+        not_measurable: returns the indices of the parameters of whose weights no norm can be taken now.
 
     Attributes:
         must_measure: 1 for each layer whose carried norm is not the one to be used. Where norms track the weights, a
@@ -40,14 +40,14 @@ class CarriedNorms:
         state: State,
         device: DeviceState,
         norm_pass: Callable[[bytearray], None],
-        away: Callable[[], Collection[int]],
+        not_measurable: Callable[[], Collection[int]],
     ) -> None:
         self.frozen = FrozenNorms(plan, state)
         self._plan = plan
         self._state = state
         self._device = device
         self._norm_pass = norm_pass
-        self._away = away
+        self._not_measurable = not_measurable
         self._layer_of = {planned.param: b for b, planned in enumerate(plan.layers)}
         self.must_measure = bytearray(b"\1" * len(plan.layers))
         self._is_given = False
@@ -134,7 +134,7 @@ class CarriedNorms:
 
     def measure_all(self) -> None:
         """Measures all norms, which gives the bits that a step would leave."""
-        self._norm_pass(bytearray(b"\1" * len(self.must_measure)))
+        self._measure(range(len(self.must_measure)))
 
     def report(self) -> tuple[list[float], list[int]]:
         """Returns the norm of every layer, as the next step will use it, and how many steps used stale ones.
@@ -186,8 +186,8 @@ class CarriedNorms:
             self.mark()
 
     def _measure(self, layers: Sequence[int]) -> None:
-        away = self._away()
-        there = [layer for layer in layers if self._plan.layers[layer].param not in away] if away else layers
+        without = self._not_measurable()
+        there = [layer for layer in layers if self._plan.layers[layer].param not in without] if without else layers
         if not there:
             return
         chosen = bytearray(len(self.must_measure))

@@ -58,7 +58,7 @@ class FusedBackend(Backend):
         self.device_state = DeviceState(plan, state)
         self.weights = Weights(plan)
         self.gradient_norms = CarriedGradientNorms(plan, state, self.device_state)
-        self.norms = CarriedNorms(plan, state, self.device_state, self._norm_pass, lambda: self.weights.away)
+        self.norms = CarriedNorms(plan, state, self.device_state, self._norm_pass, self._not_measurable)
         self.kernel = make_kernel(plan, self.device_state.carried)
         self._gradients = GradientTables(plan, DTYPE_CODES)
         self._momentum = MomentumBuffers(plan, state, self.device_state.flags)
@@ -84,8 +84,8 @@ class FusedBackend(Backend):
             table = gradients.table
         if self.weights.away:
             self.weights.check_presence(table.active)
-        if changes.entries:
-            self.plan.check_state(self.state)
+        if changes.entries or table.active is not self._momentum.active:
+            self.plan.check_state(self.state, table.active)
         return Prepared(changes, table, tensors, only)
 
     def step(self, prepared: Prepared, numbers: StepNumbers) -> None:
@@ -220,10 +220,10 @@ class FusedBackend(Backend):
         """
         if any(changes):
             self.masters.compare()
-        if self.masters.follow():
-            self.weights.place_masters(self.masters.items())
+        if self.masters.must_compare:
             self.norms.mark()
             self._is_placed = False
+            self.masters.follow()
         if changes.written:
             self.norms.mark(self.watch.note_written())
             self.norms.mark(self.plan.overlaid)
@@ -238,8 +238,13 @@ class FusedBackend(Backend):
     def _place(self) -> None:
         if self.kernel.is_capturing():
             raise _not_in_a_graph("tables of addresses cannot be sent to the device")
+        self.weights.place_masters(dict(self.masters.items()))
         self.kernel.place(self.weights.table, self._momentum.table, self.weights.params)
         self._is_placed, self.device_state.flags.settled = True, None
+
+    def _not_measurable(self) -> set[int]:
+        """Returns the indices of the parameters of whose weights no norm can be taken now."""
+        return self.weights.away | self.masters.misfits()
 
     def _norm_pass(self, chosen: bytearray) -> None:
         if not self.kernel.is_capturing():

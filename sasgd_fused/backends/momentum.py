@@ -37,17 +37,20 @@ class MomentumBuffers:
         self.has_momentum: list[bool] = []
 
     def are_attached(self, active: list[int], has_momentum: list[bool]) -> bool:
-        """Returns whether the table holds all that a step needs, if the state has not changed.
+        """Returns whether the table holds all that a step needs, if the state has not changed. If so, it is for that step.
 
         Args:
             active: the parameters that are updated.
             has_momentum: of each group, whether its momentum is not 0.
         """
         group_of, params = self._plan.group_of, self._plan.params
-        return has_momentum == self.has_momentum and all(
+        if has_momentum != self.has_momentum or not all(
             self.table[i] or not has_momentum[group_of[i]] or (i in self._buffers and not params[i].numel())
             for i in active
-        )
+        ):
+            return False
+        self.active = active
+        return True
 
     def must_make(self, active: list[int], has_momentum: list[bool]) -> bool:
         """Returns whether `attach` would make buffers, or lay them out anew."""

@@ -184,7 +184,7 @@ MISTAKES = {
         "test_norms.py native",
     ),
     "checks what no step touches": Mistake(
-        "plan", "if kept is None or param.grad is None:", "if kept is None:", "test_idle_parameters.py foreach"
+        "plan", "for index in active:", "for index in range(len(self.params)):", "test_idle_parameters.py foreach"
     ),
     "leaves names where they stood": Mistake(
         "group_lists", "self._of_param[key].get(param, ", "{}.get(param, ", "test_edited_groups.py"

@@ -158,6 +158,25 @@ def test_a_master_that_does_not_fit(backend: str, wrong: Tensor) -> None:
 
 
 @pytest.mark.parametrize("backend", backends())
+def test_a_master_that_does_not_fit_is_found_when_it_is_needed(backend: str) -> None:
+    """It was put in while its parameter had no gradient; a kernel must not read behind its end."""
+    case = Case([(64, 64), (8, 64)], BFLOAT16, options=OPTIONS)
+    params, optimizer = case.run(backend)
+    optimizer.state[params[0]]["master_weight"] = torch.zeros(1, device=DEVICE)
+    params[0].grad = None
+    optimizer.step()
+    second = optimizer.layer_report()[1].row_norm_sq
+    assert second == pytest.approx(float(masters(optimizer, params)[1].double().square().sum()) / 8)
+    before = [param.detach().clone() for param in params]
+    with pytest.raises(ValueError, match=r"^master_weight of parameter 0 of group 0: got shape \(1,\), want"):
+        step(optimizer, params, 3, case)
+    assert all(param.equal(old) for param, old in zip(params, before, strict=True))
+    del optimizer.state[params[0]]["master_weight"]
+    step(optimizer, params, 3, case)
+    assert not params[0].equal(before[0])
+
+
+@pytest.mark.parametrize("backend", backends())
 def test_masters_that_somebody_puts_in(backend: str) -> None:
     """Of another dtype or layout, or where they were none: they are what counts, as far as the parameters agree."""
     params, optimizer = CASE.run(backend)

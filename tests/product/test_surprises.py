@@ -219,3 +219,21 @@ def test_rows_cut_off_in_place(backend: str) -> None:
     assert [row.rows for row in optimizer.layer_report()] == [2]
     assert torch.equal(kept[2:], whole[2:])
     assert (kept[:2] < whole[:2]).all()
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_a_momentum_buffer_that_does_not_fit_is_found_when_it_is_needed(backend: str) -> None:
+    """It was put in while its parameter had no gradient."""
+    weight, other = Parameter(torch.ones(2, 3)), Parameter(torch.ones(2))
+    optimizer = ScaleAmendedSGD([weight, other], lr=0.1, momentum=0.9, backend=backend)
+    for param in (weight, other):
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    before = weight.detach().clone()
+    optimizer.state[weight]["momentum_buffer"] = torch.ones(1)
+    weight.grad = None
+    optimizer.step()
+    weight.grad = torch.ones_like(weight)
+    with pytest.raises(ValueError, match=r"^momentum_buffer of parameter 0 of group 0: got shape \(1,\), want"):
+        optimizer.step()
+    assert torch.equal(weight, before)
