@@ -72,6 +72,8 @@ class FusedBackend(Backend):
             if not self.fits():
                 return None
             self._find_weights()
+        if any(changes):
+            self.masters.compare()
         seen = gradients.watch.look() if only is None else None
         if seen is None and not self.plan.is_current(only):
             return None
@@ -102,7 +104,8 @@ class FusedBackend(Backend):
             is_captured = self._begin(prepared, numbers.has_momentum)
             sent = self._send(numbers)
         is_same = active is momentum.active and numbers.has_momentum == momentum.has_momentum
-        if any(changes) or not (is_same or momentum.are_attached(active, numbers.has_momentum)):
+        has_news = any(changes) or self.masters.must_compare
+        if has_news or not (is_same or momentum.are_attached(active, numbers.has_momentum)):
             self._follow(changes, active, numbers.has_momentum, only)
         if not self._is_placed:
             self._place()
@@ -180,7 +183,7 @@ class FusedBackend(Backend):
 
     def _follow_weights(self) -> None:
         """Has masters and norms follow what others have written, without a step."""
-        changes = self.watch.look()
+        changes = self.look()
         if changes.moved:
             self._find_weights()
         self.weights.load_strided()
@@ -196,7 +199,7 @@ class FusedBackend(Backend):
             return False
         if self._momentum.must_make(prepared.grads.active, has_momentum):
             raise _not_in_a_graph("momentum buffers cannot be made")
-        if (self.masters and any(changes)) or not (
+        if self.masters.must_compare or not (
             self.device_state.rounding_steps.are_sent() and self.gradient_norms.entry.are_sent()
         ):
             raise _not_in_a_graph("master weights cannot be made, nor counts and norms from the state be sent,")
@@ -218,8 +221,6 @@ class FusedBackend(Backend):
             has_momentum: of each group, whether its momentum is not 0.
             only: the index of the one parameter that was looked at, if it is not all.
         """
-        if any(changes):
-            self.masters.compare()
         if self.masters.must_compare:
             self.norms.mark()
             self._is_placed = False

@@ -36,7 +36,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Makes masters where there are none, and takes over what others wrote into the parameters, if `must_compare`."""
+        """If `must_compare`: makes masters where there are none, takes over what others wrote into the parameters."""
         if not self.must_compare:
             return
         for param in self._params.values():

@@ -37,7 +37,7 @@ class MomentumBuffers:
         self.has_momentum: list[bool] = []
 
     def are_attached(self, active: list[int], has_momentum: list[bool]) -> bool:
-        """Returns whether the table holds all that a step needs, if the state has not changed. If so, it is for that step.
+        """Returns whether the table holds all that a step needs, if the state has not changed; then is for that step.
 
         Args:
             active: the parameters that are updated.

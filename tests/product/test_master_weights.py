@@ -67,6 +67,20 @@ def test_what_others_write_is_taken_over(backend: str, unseen: bool) -> None:
 
 
 @pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("norms", ["track", "freeze"])
+def test_what_is_written_unseen_is_taken_over_without_a_report(norms: str, backend: str) -> None:
+    case = Case(CASE.shapes, BFLOAT16, options={**OPTIONS, "norms": norms})
+    params, optimizer = case.run(backend, steps=2)
+    for param in params:
+        param.data.fill_(4.0)
+    optimizer.refresh_norms()
+    optimizer.param_groups[0].update(lr=0.0)
+    step(optimizer, params, 2, case)
+    assert all(param.eq(4).all() for param in params)
+    assert all(master.eq(4).all() for master in masters(optimizer, params))
+
+
+@pytest.mark.parametrize("backend", backends())
 def test_a_model_loaded_after_its_optimizer_wins(backend: str) -> None:
     params, optimizer = CASE.run(backend, steps=2)
     with torch.no_grad():
