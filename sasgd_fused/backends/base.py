@@ -63,7 +63,7 @@ class Backend:
             ValueError: a gradient, a momentum buffer or a master does not fit its parameter.
         """
         changes = self.look(only)
-        if changes.moved or self._is_opaque:
+        if changes.moved or self._is_opaque or not self.plan.is_current(only):
             if not self.fits():
                 return None
             self.watch.note_places()

@@ -53,6 +53,27 @@ def test_a_parameter_cut_short_in_place(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", backends())
+def test_rows_cut_off_where_the_address_and_the_strides_stay(backend: str) -> None:
+    """The factors of the layer before are others then."""
+    weights = [Parameter(torch.full((4, 4), k + 1.0)) for k in range(2)]
+    optimizer = ScaleAmendedSGD(weights, lr=0.01, factors="product", backend=backend)
+    for weight in weights:
+        weight.grad = torch.ones(4, 4)
+    optimizer.step()
+    weights[1].grad = None
+    weights[1].data = weights[1].data[:2]
+    weights[1].grad = torch.ones(2, 4)
+    expected = [Parameter(weight.detach().clone()) for weight in weights]
+    fresh = ScaleAmendedSGD(expected, lr=0.01, factors="product", backend="reference")
+    for weight, other in zip(weights, expected, strict=True):
+        other.grad = weight.grad
+    optimizer.step()
+    fresh.step()
+    for weight, other in zip(weights, expected, strict=True):
+        assert_close(weight, other, torch.float32)
+
+
+@pytest.mark.parametrize("backend", backends())
 def test_the_head_stays_the_head_when_a_group_loses_a_parameter(backend: str) -> None:
     body, head = Parameter(torch.ones(3, 2)), Parameter(torch.ones(2, 3))
     optimizer = ScaleAmendedSGD([body, head], backend=backend, head="plain")
