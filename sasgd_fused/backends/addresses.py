@@ -134,18 +134,30 @@ class GradientTables:
             if _must_convert(grad, params[index], dtype):
                 converted[k] = dtype
             dtypes[index] = self._dtype_codes[dtype]
-        self.watch.note(params, grads)
+        self.watch.forget()  # an interrupt before the end leaves nothing that looks as if it were done
         self.converted = converted
         self.table = GradientTable(active, array("Q"), dtypes)
-        return self.rewrite(found)
+        tensors = self.rewrite(found, list(map(Tensor.data_ptr, found)))
+        self.watch.note(params, grads)
+        return tensors
 
-    def rewrite(self, grads: list[Tensor]) -> list[Tensor]:
-        """Writes the addresses of gradients that look like those that were bound; returns what they point to."""
+    def rewrite(self, grads: list[Tensor], places: list[int]) -> list[Tensor]:
+        """Writes the addresses of gradients that look like those that were bound.
+
+        Args:
+            grads: one for each active parameter.
+            places: where they lie.
+
+        Returns:
+            What the table points to.
+        """
         active, _, dtypes = self.table
-        grads = list(grads)
-        for k, dtype in self.converted.items():
-            grads[k] = in_layout_of(grads[k], self._plan.params[active[k]], dtype)
-        found = map(Tensor.data_ptr, grads)
+        tensors, found = grads, places
+        if self.converted:
+            tensors = list(grads)
+            for k, dtype in self.converted.items():
+                tensors[k] = in_layout_of(grads[k], self._plan.params[active[k]], dtype)
+            found = list(map(Tensor.data_ptr, tensors))
         if len(active) == len(self._plan.params):
             addresses = array("Q", found)
         else:
@@ -154,7 +166,8 @@ class GradientTables:
                 addresses[index] = address
         if addresses != self.table.addresses:
             self.table = GradientTable(active, addresses, dtypes)
-        return grads
+        self.watch.places = places
+        return tensors
 
     def bind_one(self, index: int) -> tuple[GradientTable, list[Tensor]]:
         """Takes and checks the gradient of one parameter; returns a table of it alone, and what that points to.

@@ -80,9 +80,12 @@ class FusedBackend(Backend):
         if only is not None:
             table, tensors = gradients.bind_one(only)
         else:
-            tensors, are_in_place = seen or (gradients.bind(), True)
-            if not are_in_place or gradients.converted:
-                tensors = gradients.rewrite(tensors)
+            if seen is None:
+                tensors = gradients.bind()
+            else:
+                tensors, places = seen
+                if places is not gradients.watch.places or gradients.converted:
+                    tensors = gradients.rewrite(tensors, places)
             table = gradients.table
         if self.weights.away:
             self.weights.check_presence(table.active)

@@ -150,23 +150,27 @@ class Watch:
 
 
 class GradientWatch:
-    """Looks at the gradients of the parameters that had one in the step before."""
+    """Looks at the gradients of the parameters that had one in the step before.
+
+    Attributes:
+        places: the addresses that were written down for the kernel.
+    """
 
     def __init__(self) -> None:
         self._active: list[Tensor] = []
         self._idle: list[Tensor] = []
         self._facts: list[list[object]] = []
-        self._addresses: list[int] = []
+        self.places: list[int] = []
         self._is_typed = False
         self._are_contiguous = False
 
-    def look(self) -> tuple[list[Tensor], bool] | None:
-        """Returns the gradients and whether they lie where they were; None if they do not look as they were noted."""
+    def look(self) -> tuple[list[Tensor], list[int]] | None:
+        """Returns the gradients and where they lie, `places` itself if that is there; None if they look otherwise."""
         try:
             grads = list(map(_grad_of, self._active))
             # Gradients in the same places, such as those that are zeroed in place, need only half a look: torch saw
             # to it that they have the dtype and the shape of their parameters.
-            is_same = self._is_typed and _all_equal(Tensor.data_ptr, grads, self._addresses)
+            is_same = self._is_typed and _all_equal(Tensor.data_ptr, grads, self.places)
             if is_same:
                 if not _all_equal(Tensor.numel, grads, self._facts[0]) or not (
                     all(map(Tensor.is_contiguous, grads))
@@ -176,13 +180,12 @@ class GradientWatch:
                     return None
             elif _facts_of(grads) != self._facts:
                 return None
-            addresses = self._addresses if is_same else list(map(Tensor.data_ptr, grads))
+            places = self.places if is_same else list(map(Tensor.data_ptr, grads))
         except (AttributeError, TypeError, RuntimeError):  # a gradient vanished, or has no plain memory
             return None
         if list(map(_grad_of, self._idle)).count(None) != len(self._idle):
             return None
-        self._addresses = addresses  # only now: what failed must fail again
-        return grads, is_same
+        return grads, places
 
     def note(self, params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         """Notes gradients that were looked at closely."""
@@ -190,7 +193,6 @@ class GradientWatch:
         self._active = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
         self._idle = [param for param, grad in zip(params, grads, strict=True) if grad is None]
         self._facts = _facts_of(found)
-        self._addresses = list(map(Tensor.data_ptr, found))
         self._is_typed = not any(getattr(param, "grad_dtype", param.dtype) is None for param in params)
         self._are_contiguous = all(map(Tensor.is_contiguous, found))
 
