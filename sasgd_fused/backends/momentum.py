@@ -85,8 +85,11 @@ class MomentumBuffers:
             else:
                 buffer.data = in_layout_of(buffer, param, dtype)  # the same tensor, so that its flags stay true
                 found[index] = buffer
+        lost = [k for k, buffer in self._buffers.items() if self._entry(k).get("momentum_buffer") is not buffer]
+        self._flags.change(STARTED, set_in=[], clear_in=lost)
+        for index in lost:
+            del self._buffers[index]
         # Before anybody finds a new buffer in the state and takes it for one that was brought.
-        self._flags.change(STARTED, set_in=[], clear_in=[index for index in made if index in self._buffers])
         self._buffers.update((index, found[index]) for index in made)
         brought = [index for index, buffer in found.items() if buffer is not self._buffers.get(index)]
         self._flags.change(STARTED, set_in=brought, clear_in=[])  # by others, with what they have taken
