@@ -76,9 +76,9 @@ class Backend:
         return grads, only
 
     def look(self, only: int | None = None) -> Changes:
-        """Returns what others have changed since the last step. Masters are compared if that is anything."""
+        """Returns what others have changed since the last step; has masters compared if that may concern them."""
         changes = self.watch.look(only)
-        if any(changes):
+        if changes.may_part_masters():
             self.masters.compare()
         return changes
 

@@ -72,7 +72,7 @@ class FusedBackend(Backend):
             if not self.fits():
                 return None
             self._find_weights()
-        if any(changes):
+        if any(changes) and changes.may_part_masters():
             self.masters.compare()
         seen = gradients.watch.look() if only is None else None
         if seen is None and not self.plan.is_current(only):
@@ -181,8 +181,11 @@ class FusedBackend(Backend):
         self._gradients.watch.forget()
         self._momentum.forget()
         self.masters.compare()
-        self.norms.mark(self.watch.note_places())
         self._is_placed = False
+        self.norms.mark(self.watch.moved())
+        self.norms.mark(self.watch.written())  # the sum of the counters need not show it: a parameter may be another
+        self.watch.note_written()
+        self.watch.note_places()
 
     def _follow_weights(self) -> None:
         """Has masters and norms follow what others have written, without a step."""
@@ -229,8 +232,9 @@ class FusedBackend(Backend):
             self._is_placed = False
             self.masters.follow()
         if changes.written:
-            self.norms.mark(self.watch.note_written())
+            self.norms.mark(self.watch.written())
             self.norms.mark(self.plan.overlaid)
+            self.watch.note_written()
         self.norms.follow_state(self._learn_norms)
         if active is not None:
             if self._momentum.attach(active, list(has_momentum)):

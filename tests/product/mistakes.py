@@ -156,7 +156,7 @@ MISTAKES = {
         "plan", "kind = ranks.get(k, 0), param", "kind = 0, param", "test_shared_memory.py foreach"
     ),
     "goes by the order of the state alone": Mistake(
-        "backends.watch", "self._state != self._noted or ", "", "test_surprises.py native"
+        "backends.watch", " and list(self._state) == self._owners", "", "test_surprises.py native"
     ),
     "notes nothing after an interrupt": Mistake(
         "backends.fused",
@@ -165,10 +165,11 @@ MISTAKES = {
         "test_interrupts.py native",
     ),
     "takes buffers of one element for the same": Mistake(
-        "backends.watch", "if t.numel() == 1]", "if False]", "test_surprises.py native"
+        "backends.watch", "(addresses and not _all_equal(self._address_of, found, addresses))", "False",
+        "test_surprises.py native",
     ),
     "does not see momentum move": Mistake(
-        "backends.watch", " or not _all_equal(self._address_of, self._tensors, self._addresses)", "",
+        "backends.watch", "(addresses and not _all_equal(self._address_of, found, addresses))", "False",
         "test_training_scripts.py native",
     ),
     "overlooks what was written between two released gradients": Mistake(
