@@ -62,6 +62,7 @@ class FusedBackend(Backend):
         self.kernel = make_kernel(plan, self.device_state.carried)
         self._gradients = GradientTables(plan, DTYPE_CODES)
         self._momentum = MomentumBuffers(plan, state, self.device_state.flags)
+        self._carries_entries = bool(self.device_state.rounding_steps or self.gradient_norms)
         self._is_placed = False  # whether the kernel has the addresses
         self._may_be_replayed = False
 
@@ -118,17 +119,23 @@ class FusedBackend(Backend):
         if self.plan.has_masters and kernel.is_on_host and not math.isfinite(norms.sum()):  # a device is not waited for
             self.masters.give_way()
         values_of_groups = array("d", chain.from_iterable(values))
+        flags, is_written = self.device_state.flags, False
         must_measure, steps, stale = bytearray(self.norms.must_measure), kernel.steps, None
         try:
             if 1 in must_measure:
                 self.norms.measure_marked(active)
-            if self.gradient_norms and not kernel.is_on_host and self.gradient_norms.must_measure(active):
+            if not kernel.is_on_host and self.gradient_norms and self.gradient_norms.must_measure(active):
                 kernel.measure_gradients(grads, grad_dtypes, values_of_groups, *sent)
+            # Noted before the kernel runs, since an interrupt may come between that and any line behind it.
+            if not is_captured and flags.settled is not active:
+                flags.begin_step()
+            if self._carries_entries:
+                is_written = self._begin_entries(active)
             stale = kernel.step(grads, grad_dtypes, values_of_groups, *sent)
         finally:
-            if kernel.steps != steps:  # an interrupt comes when the kernel has run, but before this
-                self._note_step(active, only)
-                if not is_captured and self.device_state.flags.settled is not active:
+            if kernel.steps != steps:  # after an interrupt too
+                self._note_step(active, only, is_written)
+                if not is_captured and flags.settled is not active:
                     self._note_update(prepared, values, sent.lrs, is_certain=sent.found_inf is None)
             if is_captured:  # nothing happens before the graph is replayed, if it is
                 self.norms.must_measure = must_measure
@@ -268,18 +275,19 @@ class FusedBackend(Backend):
         scale, found_inf = (None if n is None else sent(n) for n in (numbers.grad_scale, numbers.found_inf))
         return SentNumbers({group: sent(lr) for group, lr in numbers.device_lrs.items()}, scale, found_inf)
 
-    def _note_step(self, active: list[int], only: int | None) -> None:
+    def _begin_entries(self, active: list[int]) -> bool:
+        """Notes that the device may go on with counts and norms in the state; returns whether that was written."""
+        is_written = self.device_state.rounding_steps.note_step(active)
+        return self.gradient_norms.note_step(active) or is_written
+
+    def _note_step(self, active: list[int], only: int | None, is_written: bool) -> None:
         if self.weights.strided:
             self.weights.store_strided(active)
         self.watch.bump(active, only, is_alone=not self.weights.strided)
-        has_written = False
-        if rounding_steps := self.device_state.rounding_steps:
-            has_written = rounding_steps.note_step(active) or self.kernel.is_on_host
-            if self.kernel.is_on_host:
-                rounding_steps.learn(may_be_replayed=False)
-        if self.gradient_norms:
-            has_written = self.gradient_norms.note_step(active) or has_written
-        if has_written:
+        if self._carries_entries and self.kernel.is_on_host and self.device_state.rounding_steps:
+            self.device_state.rounding_steps.learn(may_be_replayed=False)
+            is_written = True
+        if is_written:
             self.watch.note_entries(only)
 
     def _note_update(
@@ -298,6 +306,7 @@ class FusedBackend(Backend):
             is_final = is_final and is_last
             if self.plan.params[index].numel():  # empty tensors have no part in a step
                 flags.note_possible(index, sets | kept)
+        flags.end_step()
         if flags.are_known():
             flags.settled = active if is_final else None
         flags.ask()
@@ -325,6 +334,7 @@ class FusedBackend(Backend):
         for index, flag in enumerate(flags):
             is_empty = not self.plan.params[index].numel()  # taken with the others
             known[index] |= STARTED if is_empty and has_started else flag
+        self.device_state.flags.end_taking()
         if is_noted and self.norms.frozen.is_on:
             self.watch.note_entries(only)
 

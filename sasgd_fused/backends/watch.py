@@ -326,6 +326,6 @@ class _Kept:
         return list(map(dict.get, self._others, repeat(self.key))).count(None) != len(self._others)
 
     def differs_at(self, index: int, entry: dict[str, Any]) -> bool:
-        if not self._is_noted or entry.get(self.key) is not (value := self._values.get(index)):
+        if not self._is_noted or entry.get(self.key) is not self._values.get(index):
             return True
-        return index in self._addresses and self._address_of(value) != self._addresses[index]
+        return index in self._addresses and self._address_of(self._values[index]) != self._addresses[index]
