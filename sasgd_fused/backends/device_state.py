@@ -165,7 +165,7 @@ class Flags:
         return self._readback is not None and self._readback.has_arrived()
 
     def take(self) -> tuple[list[int], list[float]]:
-        """Waits for what was asked: the flags and the norms. It is for the caller to add to `known`, and `end_taking`."""
+        """Waits for what was asked: the flags and the norms. The caller adds to `known`, then calls `end_taking`."""
         assert self._readback
         flags, norms = (copy.tolist() for copy in self._readback.wait())
         return flags, norms

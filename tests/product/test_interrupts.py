@@ -28,12 +28,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "momentum": {"momentum": 0.9, "dampening": 0.5},
     "frozen norms": {"norms": "freeze"},
     "stochastic": {"momentum": 0.9, "rounding": "stochastic"},
+    "relative": {"momentum": 0.9, "scale": "relative"},
     "masters": {"master_weights": True, "momentum": 0.9},
 }
 
 
 def case_of(variant: str) -> Case:
-    dtype = torch.float32 if variant in ("momentum", "frozen norms") else torch.bfloat16
+    dtype = torch.float32 if variant in ("momentum", "frozen norms", "relative") else torch.bfloat16
     return Case([(4, 3), (4,), (2, 4)], dtype, options={"lr": 0.1, **VARIANTS[variant]})
 
 
