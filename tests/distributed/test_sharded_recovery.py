@@ -104,3 +104,29 @@ def write_beside_masters(rank: int, backend: str) -> list[bool]:
 def test_masters_take_over_what_is_written(backend: str) -> None:
     for kept in run_ranks(2, write_beside_masters, backend):
         assert all(kept)
+
+
+def exchange_beside_a_write(rank: int) -> list[int]:
+    """Two plain weights beside sharded ones: one is exchanged for a tensor that was written less, the other written."""
+    model = network()
+    shard(model, "fully sharded")
+    first, second = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2, 2))
+    params = [*model.parameters(), first, second]
+    optimizer = ScaleAmendedSGD(params, lr=0.1, backend="native")
+    for _ in range(3):
+        for param in params:
+            param.grad = torch.zeros_like(param)
+        optimizer.step()
+    first.grad = None
+    other = torch.nn.Parameter(torch.ones(2, 2))
+    writes = first._version - other._version
+    torch.utils.swap_tensors(first, other)
+    with torch.no_grad():
+        for _ in range(writes):
+            second.mul_(2.0)
+    return [round(optimizer.layer_report()[-1].row_norm_sq), 2 * 4**writes]
+
+
+def test_a_write_beside_an_exchange_of_parameters() -> None:
+    for actual, expected in run_ranks(2, exchange_beside_a_write):
+        assert actual == expected
