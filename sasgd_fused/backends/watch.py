@@ -240,17 +240,23 @@ class _Entries:
         self.kept = [_Kept(key, address_of) for key, is_used in keys.items() if is_used]
         self._owners: list[object] = []  # whose entries the state has
         self._entries: list[object] = []  # these
-        self._of_params: list[dict[str, Any]] = []
 
     def note(self, only: int | None = None) -> None:
-        if not self._are_known():
-            self._find()
+        entries = self._of_params()
         for kept in self.kept:
-            kept.note(self._of_params, only)
+            kept.note(entries, only)
+        self._note_owners()
 
     def changed(self) -> list[str]:
-        if not self._are_known():
-            self._find()
+        try:
+            is_known = list(self._state) == self._owners
+        except Exception:  # parameters in another order: two of many elements are neither equal nor unequal
+            is_known = False
+        if not is_known or not all(map(is_, self._state.values(), self._entries)):
+            entries = self._of_params()
+            for kept in self.kept:
+                kept.look_into(entries)
+            self._note_owners()
         changed = []
         for kept in self.kept:  # no comprehension, which may be a call more
             if kept.differs():
@@ -261,22 +267,17 @@ class _Entries:
         entry = self._state.get(self._params[index], {})
         return [kept.key for kept in self.kept if kept.differs_at(index, entry)]
 
-    def _are_known(self) -> bool:
-        try:
-            is_known = bool(self._of_params) and list(self._state) == self._owners
-        except Exception:  # parameters in another order: two of many elements are neither equal nor unequal
-            return False
-        return is_known and all(map(is_, self._state.values(), self._entries))
+    def _of_params(self) -> list[dict[str, Any]]:
+        return [self._state.get(param, {}) for param in self._params]
 
-    def _find(self) -> None:
-        self._of_params = [self._state.get(param, {}) for param in self._params]
-        for kept in self.kept:
-            kept.look_into(self._of_params)
+    def _note_owners(self) -> None:
         self._owners, self._entries = list(self._state), list(self._state.values())
 
 
 class _Kept:
     """What the state has under one key.
+
+    Other strides of the same tensor (``buffer.t_()``) are not looked for, which would nearly double the time of a look.
 
     Args:
         key: of each entry.
@@ -323,7 +324,8 @@ class _Kept:
                 return True
         except Exception:  # one is not there any more, or is no tensor, or is neither equal nor unequal
             return True
-        return list(map(dict.get, self._others, repeat(self.key))).count(None) != len(self._others)
+        others = self._others
+        return bool(others) and list(map(dict.get, others, repeat(self.key))).count(None) != len(others)
 
     def differs_at(self, index: int, entry: dict[str, Any]) -> bool:
         if not self._is_noted or entry.get(self.key) is not self._values.get(index):

@@ -156,7 +156,7 @@ MISTAKES = {
         "plan", "kind = ranks.get(k, 0), param", "kind = 0, param", "test_shared_memory.py foreach"
     ),
     "goes by the order of the state alone": Mistake(
-        "backends.watch", " and list(self._state) == self._owners", "", "test_surprises.py native"
+        "backends.watch", "list(self._state) == self._owners", "True", "test_surprises.py native"
     ),
     "notes nothing after an interrupt": Mistake(
         "backends.fused",
