@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -118,16 +118,20 @@ class StepPlan:
             )
         return grad
 
-    def check_state(self, state: State) -> None:
-        """Checks the momentum buffers and master weights of the parameters that have a gradient.
+    def check_state(self, state: State, active: Collection[int]) -> None:
+        """Checks the momentum buffers and master weights of the parameters that are to be updated.
+
+        Args:
+            state: the optimizer's.
+            active: the indices of these parameters.
 
         Raises:
             ValueError: one is sparse, or does not have its parameter's shape or device; the message names the
                 parameter.
         """
-        self._check_state(state, "momentum_buffer")
+        self._check_state(state, active, "momentum_buffer")
         if self.has_masters:
-            self._check_state(state, "master_weight")
+            self._check_state(state, active, "master_weight")
 
     def drop_masters(self, state: State) -> None:
         """Removes the masters of parameters that have none any more, as after model.float()."""
@@ -135,10 +139,11 @@ class StepPlan:
             if not precision.has_master and param in state:
                 state[param].pop("master_weight", None)
 
-    def _check_state(self, state: State, key: str) -> None:
-        for param, name in zip(self.params, self.names, strict=True):
+    def _check_state(self, state: State, active: Collection[int], key: str) -> None:
+        for index in active:
+            param, name = self.params[index], self.names[index]
             kept = state.get(param, {}).get(key)
-            if kept is None or param.grad is None:
+            if kept is None:
                 continue
             if kept.shape != param.shape:
                 raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ class Weights:
     """The addresses of the weights.
 
     Attributes:
-        table: one address for each parameter: of what is updated.
+        table: one address for each parameter: of what is updated; 0 where that is a master that is not there.
         params: one address for each parameter that has a master: where the rounded master goes; 0 for the others.
         strided: dense copies, by index, of the parameters with gaps in memory; the kernel works on these.
         away: indices of the parameters whose memory was taken away for a time.
@@ -28,6 +28,8 @@ class Weights:
     def __init__(self, plan: StepPlan) -> None:
         self._params = plan.params
         self._names = plan.names
+        self._have_masters = [k for k, precision in enumerate(plan.precisions) if precision.has_master]
+        self._own = array("Q")  # the addresses of the parameters, or of their dense copies
         self.table = array("Q")
         self.params = array("Q", bytes(8 * len(plan.params)))
         self.strided: dict[int, Tensor] = {}
@@ -37,10 +39,10 @@ class Weights:
         """Writes the table anew, without masters."""
         self.away = {index for index, param in enumerate(self._params) if is_away(param)}
         self.strided = {i: torch.empty_like(p) for i, p in enumerate(self._params) if not is_dense(p)}
-        self.table = array("Q", map(Tensor.data_ptr, self._params))
-        self.params = array("Q", bytes(8 * len(self._params)))
+        self._own = array("Q", map(Tensor.data_ptr, self._params))
         for index, dense in self.strided.items():
-            self.table[index] = dense.data_ptr()
+            self._own[index] = dense.data_ptr()
+        self.table = array("Q", self._own)
 
     def check_presence(self, active: Collection[int]) -> None:
         """Checks that the memory of the parameters to be updated is there.
@@ -51,15 +53,15 @@ class Weights:
         for index in self.away.intersection(active):
             raise ValueError(f"params: {self._names[index]} has no memory of its own, want a plain dense tensor")
 
-    def place_masters(self, masters: Iterable[tuple[int, Tensor]]) -> None:
-        """Has these be updated in the place of the parameters with these indices.
+    def place_masters(self, masters: Mapping[int, Tensor]) -> None:
+        """Has masters be updated in the place of their parameters.
 
         Args:
-            masters: in the parameters' layouts, always for the same indices.
+            masters: by the indices of the parameters, in whose layouts they are.
         """
-        for index, master in masters:
-            self.params[index] = self.params[index] or self.table[index]  # the latter is a master the second time
-            self.table[index] = master.data_ptr()
+        for index in self._have_masters:
+            self.params[index] = self._own[index]
+            self.table[index] = masters[index].data_ptr() if index in masters else 0
 
     @torch.no_grad()
     def load_strided(self) -> None:
@@ -132,18 +134,30 @@ class GradientTables:
             if _must_convert(grad, params[index], dtype):
                 converted[k] = dtype
             dtypes[index] = self._dtype_codes[dtype]
-        self.watch.note(params, grads)
+        self.watch.forget()  # an interrupt before the end leaves nothing that looks as if it were done
         self.converted = converted
         self.table = GradientTable(active, array("Q"), dtypes)
-        return self.rewrite(found)
+        tensors = self.rewrite(found, list(map(Tensor.data_ptr, found)))
+        self.watch.note(params, grads)
+        return tensors
 
-    def rewrite(self, grads: list[Tensor]) -> list[Tensor]:
-        """Writes the addresses of gradients that look like those that were bound; returns what they point to."""
+    def rewrite(self, grads: list[Tensor], places: list[int]) -> list[Tensor]:
+        """Writes the addresses of gradients that look like those that were bound.
+
+        Args:
+            grads: one for each active parameter.
+            places: where they lie.
+
+        Returns:
+            What the table points to.
+        """
         active, _, dtypes = self.table
-        grads = list(grads)
-        for k, dtype in self.converted.items():
-            grads[k] = in_layout_of(grads[k], self._plan.params[active[k]], dtype)
-        found = map(Tensor.data_ptr, grads)
+        tensors, found = grads, places
+        if self.converted:
+            tensors = list(grads)
+            for k, dtype in self.converted.items():
+                tensors[k] = in_layout_of(grads[k], self._plan.params[active[k]], dtype)
+            found = list(map(Tensor.data_ptr, tensors))
         if len(active) == len(self._plan.params):
             addresses = array("Q", found)
         else:
@@ -152,7 +166,8 @@ class GradientTables:
                 addresses[index] = address
         if addresses != self.table.addresses:
             self.table = GradientTable(active, addresses, dtypes)
-        return grads
+        self.watch.places = places
+        return tensors
 
     def bind_one(self, index: int) -> tuple[GradientTable, list[Tensor]]:
         """Takes and checks the gradient of one parameter; returns a table of it alone, and what that points to.

@@ -63,7 +63,7 @@ class Backend:
             ValueError: a gradient, a momentum buffer or a master does not fit its parameter.
         """
         changes = self.look(only)
-        if changes.moved or self._is_opaque:
+        if changes.moved or self._is_opaque or not self.plan.is_current(only):
             if not self.fits():
                 return None
             self.watch.note_places()
@@ -72,13 +72,13 @@ class Backend:
         else:
             grads = [None] * len(self.plan.params)
             grads[only] = self.plan.gradient_of(only)
-        self.plan.check_state(self.state)
+        self.plan.check_state(self.state, [index for index, grad in enumerate(grads) if grad is not None])
         return grads, only
 
     def look(self, only: int | None = None) -> Changes:
-        """Returns what others have changed since the last step. Masters are compared if that is anything."""
+        """Returns what others have changed since the last step; has masters compared if that may concern them."""
         changes = self.watch.look(only)
-        if any(changes):
+        if changes.may_part_masters():
             self.masters.compare()
         return changes
 

@@ -26,7 +26,7 @@ class CarriedNorms:
         state: the optimizer's.
         device: where the kernel keeps norms and flags.
         norm_pass: takes the norms of the layers whose byte is 1 from their weights.
-        away: returns the indices of the parameters whose memory was taken away.
+        not_measurable: returns the indices of the parameters of whose weights no norm can be taken now.
 
     Attributes:
         must_measure: 1 for each layer whose carried norm is not the one to be used. Where norms track the weights, a
@@ -40,19 +40,19 @@ class CarriedNorms:
         state: State,
         device: DeviceState,
         norm_pass: Callable[[bytearray], None],
-        away: Callable[[], Collection[int]],
+        not_measurable: Callable[[], Collection[int]],
     ) -> None:
         self.frozen = FrozenNorms(plan, state)
         self._plan = plan
         self._state = state
         self._device = device
         self._norm_pass = norm_pass
-        self._away = away
+        self._not_measurable = not_measurable
         self._layer_of = {planned.param: b for b, planned in enumerate(plan.layers)}
         self.must_measure = bytearray(b"\1" * len(plan.layers))
         self._is_given = False
         self._has_warned = False
-        self._kept: list[float] = []  # the frozen norms that the kernel has
+        self._kept: list[float | None] = []  # the frozen norms that the kernel has, one for each layer
         self._entries: dict[int, dict[str, Any] | None] = {}  # of the state: where a norm on its way will be kept
         if self.frozen.is_on:
             self._send_frozen()
@@ -101,7 +101,8 @@ class CarriedNorms:
         if not self.frozen.is_on or layer is None or not self._plan.layers[layer].scaled:
             return 0, True
         if has_lr:  # kept if it is finite
-            self._entries[layer] = self._state.get(self._plan.params[index])
+            if not self._device.flags.known[index] & NORM_KEPT:
+                self._entries[layer] = self._state.get(self._plan.params[index])
             return NORM_KEPT, True
         if self._device.flags.known[index] & NORM_KEPT:
             return 0, True
@@ -116,10 +117,11 @@ class CarriedNorms:
         known = self._device.flags.known
         for layer, planned in enumerate(self._plan.layers):
             if flags[planned.param] & ~known[planned.param] & NORM_KEPT and not self._is_given:
-                self.frozen.keep(planned, norms[layer], is_update=True, entry=self._entries.get(layer))
+                self.frozen.keep(planned, norms[layer], is_update=True, entry=self._entries.pop(layer, None))
             if planned.scaled and not self._is_given:  # a norm that is not finite is not kept
                 self.must_measure[layer] = self.frozen.get(planned) is None
-        self._kept = [norms[b] for b, planned in enumerate(self._plan.layers) if flags[planned.param] & NORM_KEPT]
+        are_kept = (flags[planned.param] & NORM_KEPT for planned in self._plan.layers)
+        self._kept = [norm if is_kept else None for norm, is_kept in zip(norms, are_kept, strict=True)]
 
     def give(self, norms: Tensor) -> None:
         """Has the kernel use these norms until it leaves others: the weights are parts of larger ones."""
@@ -134,7 +136,7 @@ class CarriedNorms:
 
     def measure_all(self) -> None:
         """Measures all norms, which gives the bits that a step would leave."""
-        self._norm_pass(bytearray(b"\1" * len(self.must_measure)))
+        self._measure(range(len(self.must_measure)))
 
     def report(self) -> tuple[list[float], list[int]]:
         """Returns the norm of every layer, as the next step will use it, and how many steps used stale ones.
@@ -186,8 +188,8 @@ class CarriedNorms:
             self.mark()
 
     def _measure(self, layers: Sequence[int]) -> None:
-        away = self._away()
-        there = [layer for layer in layers if self._plan.layers[layer].param not in away] if away else layers
+        without = self._not_measurable()
+        there = [layer for layer in layers if self._plan.layers[layer].param not in without] if without else layers
         if not there:
             return
         chosen = bytearray(len(self.must_measure))
@@ -198,9 +200,8 @@ class CarriedNorms:
             for layer in there:
                 self.must_measure[layer] = 0
 
-    def _in_state(self) -> list[float]:
-        norms = map(self.frozen.get, self._plan.layers)
-        return [norm for norm in norms if norm is not None]
+    def _in_state(self) -> list[float | None]:
+        return list(map(self.frozen.get, self._plan.layers))
 
     def _send_frozen(self) -> None:
         """Gives the kernel the norms that the state holds."""

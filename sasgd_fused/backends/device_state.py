@@ -114,6 +114,7 @@ class Flags:
         self.settled: list[int] | None = None
         self._flags, self._norms = carried.flags, carried.row_norm_sq
         self._is_ahead = False  # the device may have set bits of which it was not asked
+        self._is_under_way = False  # a step has begun and not ended, maybe for an interrupt
         self._readback: Readback | None = None
 
     def change(self, bit: int, set_in: Collection[int], clear_in: Collection[int]) -> None:
@@ -133,13 +134,21 @@ class Flags:
         self.settled = None
         self._is_ahead, self._readback = self._is_ahead or self._readback is not None, None
 
+    def begin_step(self) -> None:
+        """Notes that a step is about to set bits."""
+        self._is_ahead, self._is_under_way = self._is_ahead or self._is_under_way, True
+
+    def end_step(self) -> None:
+        """Notes that what the step may have set is noted."""
+        self._is_under_way = False
+
     def note_possible(self, index: int, bits: int) -> None:
         """Notes that a step has set bits of a parameter, if it was not skipped."""
         self._is_ahead = self._is_ahead or bool(bits & ~self.known[index])
 
     def are_known(self) -> bool:
         """Returns whether no bit is set on the device that is not known."""
-        return not self._is_ahead and self._readback is None
+        return not self._is_ahead and not self._is_under_way and self._readback is None
 
     def ask(self, anew: bool = False) -> None:
         """Has the device tell, unless it has nothing to tell or is about to.
@@ -148,18 +157,22 @@ class Flags:
             anew: has it tell in any case how things are after all work so far.
         """
         if anew or (self._is_ahead and self._readback is None):
-            self._readback, self._is_ahead = Readback((self._flags, self._norms)), False
+            self._readback = Readback((self._flags, self._norms))
+            self._is_ahead = self._is_under_way = False
 
     def have_arrived(self) -> bool:
         """Returns whether the device has been asked and has told."""
         return self._readback is not None and self._readback.has_arrived()
 
     def take(self) -> tuple[list[int], list[float]]:
-        """Waits for what was asked: the flags and the norms. It is for the caller to add to `known`."""
+        """Waits for what was asked: the flags and the norms. The caller adds to `known`, then calls `end_taking`."""
         assert self._readback
         flags, norms = (copy.tolist() for copy in self._readback.wait())
-        self._readback = None
         return flags, norms
+
+    def end_taking(self) -> None:
+        """Notes that the caller has kept all that it took."""
+        self._readback = None
 
 
 class CarriedEntry:
@@ -199,7 +212,7 @@ class CarriedEntry:
         self._seen = numbers
 
     def note_step(self, active: Collection[int]) -> bool:
-        """Notes that the device may have gone on with these parameters.
+        """Notes that the device may go on with these parameters.
 
         Returns:
             Whether it wrote a number into the state, by which it is seen if somebody empties that.

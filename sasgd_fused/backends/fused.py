@@ -58,10 +58,11 @@ class FusedBackend(Backend):
         self.device_state = DeviceState(plan, state)
         self.weights = Weights(plan)
         self.gradient_norms = CarriedGradientNorms(plan, state, self.device_state)
-        self.norms = CarriedNorms(plan, state, self.device_state, self._norm_pass, lambda: self.weights.away)
+        self.norms = CarriedNorms(plan, state, self.device_state, self._norm_pass, self._not_measurable)
         self.kernel = make_kernel(plan, self.device_state.carried)
         self._gradients = GradientTables(plan, DTYPE_CODES)
         self._momentum = MomentumBuffers(plan, state, self.device_state.flags)
+        self._carries_entries = bool(self.device_state.rounding_steps or self.gradient_norms)
         self._is_placed = False  # whether the kernel has the addresses
         self._may_be_replayed = False
 
@@ -72,20 +73,25 @@ class FusedBackend(Backend):
             if not self.fits():
                 return None
             self._find_weights()
+        if any(changes) and changes.may_part_masters():
+            self.masters.compare()
         seen = gradients.watch.look() if only is None else None
         if seen is None and not self.plan.is_current(only):
             return None
         if only is not None:
             table, tensors = gradients.bind_one(only)
         else:
-            tensors, are_in_place = seen or (gradients.bind(), True)
-            if not are_in_place or gradients.converted:
-                tensors = gradients.rewrite(tensors)
+            if seen is None:
+                tensors = gradients.bind()
+            else:
+                tensors, places = seen
+                if places is not gradients.watch.places or gradients.converted:
+                    tensors = gradients.rewrite(tensors, places)
             table = gradients.table
         if self.weights.away:
             self.weights.check_presence(table.active)
-        if changes.entries:
-            self.plan.check_state(self.state)
+        if changes.entries or table.active is not self._momentum.active:
+            self.plan.check_state(self.state, table.active)
         return Prepared(changes, table, tensors, only)
 
     def step(self, prepared: Prepared, numbers: StepNumbers) -> None:
@@ -102,7 +108,8 @@ class FusedBackend(Backend):
             is_captured = self._begin(prepared, numbers.has_momentum)
             sent = self._send(numbers)
         is_same = active is momentum.active and numbers.has_momentum == momentum.has_momentum
-        if any(changes) or not (is_same or momentum.are_attached(active, numbers.has_momentum)):
+        has_news = any(changes) or self.masters.must_compare
+        if has_news or not (is_same or momentum.are_attached(active, numbers.has_momentum)):
             self._follow(changes, active, numbers.has_momentum, only)
         if not self._is_placed:
             self._place()
@@ -112,17 +119,23 @@ class FusedBackend(Backend):
         if self.plan.has_masters and kernel.is_on_host and not math.isfinite(norms.sum()):  # a device is not waited for
             self.masters.give_way()
         values_of_groups = array("d", chain.from_iterable(values))
+        flags, is_written = self.device_state.flags, False
         must_measure, steps, stale = bytearray(self.norms.must_measure), kernel.steps, None
         try:
             if 1 in must_measure:
                 self.norms.measure_marked(active)
-            if self.gradient_norms and not kernel.is_on_host and self.gradient_norms.must_measure(active):
+            if not kernel.is_on_host and self.gradient_norms and self.gradient_norms.must_measure(active):
                 kernel.measure_gradients(grads, grad_dtypes, values_of_groups, *sent)
+            # Noted before the kernel runs, since an interrupt may come between that and any line behind it.
+            if not is_captured and flags.settled is not active:
+                flags.begin_step()
+            if self._carries_entries:
+                is_written = self._begin_entries(active)
             stale = kernel.step(grads, grad_dtypes, values_of_groups, *sent)
         finally:
-            if kernel.steps != steps:  # an interrupt comes when the kernel has run, but before this
-                self._note_step(active, only)
-                if not is_captured and self.device_state.flags.settled is not active:
+            if kernel.steps != steps:  # after an interrupt too
+                self._note_step(active, only, is_written)
+                if not is_captured and flags.settled is not active:
                     self._note_update(prepared, values, sent.lrs, is_certain=sent.found_inf is None)
             if is_captured:  # nothing happens before the graph is replayed, if it is
                 self.norms.must_measure = must_measure
@@ -175,12 +188,15 @@ class FusedBackend(Backend):
         self._gradients.watch.forget()
         self._momentum.forget()
         self.masters.compare()
-        self.norms.mark(self.watch.note_places())
         self._is_placed = False
+        self.norms.mark(self.watch.moved())
+        self.norms.mark(self.watch.written())  # the sum of the counters need not show it: a parameter may be another
+        self.watch.note_written()
+        self.watch.note_places()
 
     def _follow_weights(self) -> None:
         """Has masters and norms follow what others have written, without a step."""
-        changes = self.watch.look()
+        changes = self.look()
         if changes.moved:
             self._find_weights()
         self.weights.load_strided()
@@ -196,7 +212,7 @@ class FusedBackend(Backend):
             return False
         if self._momentum.must_make(prepared.grads.active, has_momentum):
             raise _not_in_a_graph("momentum buffers cannot be made")
-        if (self.masters and any(changes)) or not (
+        if self.masters.must_compare or not (
             self.device_state.rounding_steps.are_sent() and self.gradient_norms.entry.are_sent()
         ):
             raise _not_in_a_graph("master weights cannot be made, nor counts and norms from the state be sent,")
@@ -218,15 +234,14 @@ class FusedBackend(Backend):
             has_momentum: of each group, whether its momentum is not 0.
             only: the index of the one parameter that was looked at, if it is not all.
         """
-        if any(changes):
-            self.masters.compare()
-        if self.masters.follow():
-            self.weights.place_masters(self.masters.items())
+        if self.masters.must_compare:
             self.norms.mark()
             self._is_placed = False
+            self.masters.follow()
         if changes.written:
-            self.norms.mark(self.watch.note_written())
+            self.norms.mark(self.watch.written())
             self.norms.mark(self.plan.overlaid)
+            self.watch.note_written()
         self.norms.follow_state(self._learn_norms)
         if active is not None:
             if self._momentum.attach(active, list(has_momentum)):
@@ -238,8 +253,13 @@ class FusedBackend(Backend):
     def _place(self) -> None:
         if self.kernel.is_capturing():
             raise _not_in_a_graph("tables of addresses cannot be sent to the device")
+        self.weights.place_masters(dict(self.masters.items()))
         self.kernel.place(self.weights.table, self._momentum.table, self.weights.params)
         self._is_placed, self.device_state.flags.settled = True, None
+
+    def _not_measurable(self) -> set[int]:
+        """Returns the indices of the parameters of whose weights no norm can be taken now."""
+        return self.weights.away | self.masters.misfits()
 
     def _norm_pass(self, chosen: bytearray) -> None:
         if not self.kernel.is_capturing():
@@ -255,18 +275,19 @@ class FusedBackend(Backend):
         scale, found_inf = (None if n is None else sent(n) for n in (numbers.grad_scale, numbers.found_inf))
         return SentNumbers({group: sent(lr) for group, lr in numbers.device_lrs.items()}, scale, found_inf)
 
-    def _note_step(self, active: list[int], only: int | None) -> None:
+    def _begin_entries(self, active: list[int]) -> bool:
+        """Notes that the device may go on with counts and norms in the state; returns whether that was written."""
+        is_written = self.device_state.rounding_steps.note_step(active)
+        return self.gradient_norms.note_step(active) or is_written
+
+    def _note_step(self, active: list[int], only: int | None, is_written: bool) -> None:
         if self.weights.strided:
             self.weights.store_strided(active)
         self.watch.bump(active, only, is_alone=not self.weights.strided)
-        has_written = False
-        if rounding_steps := self.device_state.rounding_steps:
-            has_written = rounding_steps.note_step(active) or self.kernel.is_on_host
-            if self.kernel.is_on_host:
-                rounding_steps.learn(may_be_replayed=False)
-        if self.gradient_norms:
-            has_written = self.gradient_norms.note_step(active) or has_written
-        if has_written:
+        if self._carries_entries and self.kernel.is_on_host and self.device_state.rounding_steps:
+            self.device_state.rounding_steps.learn(may_be_replayed=False)
+            is_written = True
+        if is_written:
             self.watch.note_entries(only)
 
     def _note_update(
@@ -285,6 +306,7 @@ class FusedBackend(Backend):
             is_final = is_final and is_last
             if self.plan.params[index].numel():  # empty tensors have no part in a step
                 flags.note_possible(index, sets | kept)
+        flags.end_step()
         if flags.are_known():
             flags.settled = active if is_final else None
         flags.ask()
@@ -312,6 +334,7 @@ class FusedBackend(Backend):
         for index, flag in enumerate(flags):
             is_empty = not self.plan.params[index].numel()  # taken with the others
             known[index] |= STARTED if is_empty and has_started else flag
+        self.device_state.flags.end_taking()
         if is_noted and self.norms.frozen.is_on:
             self.watch.note_entries(only)
 

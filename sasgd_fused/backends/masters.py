@@ -21,38 +21,36 @@ class MasterWeights:
     Args:
         plan: whose parameters need not all have masters.
         state: the optimizer's.
+
+    Attributes:
+        must_compare: whether masters and parameters are to be compared before the next step.
     """
 
     def __init__(self, plan: StepPlan, state: State) -> None:
         self._state = state
         self._params = {k: plan.params[k] for k, precision in enumerate(plan.precisions) if precision.has_master}
-        self._must_compare = bool(self._params)
+        self.must_compare = bool(self._params)
 
     def __bool__(self) -> bool:
         return bool(self._params)
 
     @torch.no_grad()
-    def follow(self) -> bool:
-        """Makes masters where there are none, and takes over what others wrote into the parameters.
-
-        Returns:
-            Whether anything had to be looked at.
-        """
-        if not self._must_compare:
-            return False
+    def follow(self) -> None:
+        """If `must_compare`: makes masters where there are none, takes over what others wrote into the parameters."""
+        if not self.must_compare:
+            return
         for param in self._params.values():
             state = self._state[param]
             master = state.get("master_weight")
-            if param.grad is None and (is_away(param) or (master is not None and master.shape != param.shape)):
-                continue  # the memory was taken away for a time
+            if param.grad is None and (is_away(param) or not _may_be_master(master, param)):
+                continue  # the memory was taken away for a time, or nobody needs the master yet
             if master is None:
                 state["master_weight"] = in_layout_of(param, param, torch.float32)
                 continue
             if master.dtype != torch.float32 or not has_layout_of(master, param):
                 master = state["master_weight"] = in_layout_of(master, param, torch.float32)
             master.copy_(torch.where(param == master.to(param.dtype), master, param))
-        self._must_compare = False
-        return True
+        self.must_compare = False
 
     @torch.no_grad()
     def give_way(self) -> bool:
@@ -71,11 +69,20 @@ class MasterWeights:
 
     def compare(self) -> None:
         """Has masters and parameters compared before the next step, because others may have written any of them."""
-        self._must_compare = bool(self._params)
+        self.must_compare = bool(self._params)
 
     def items(self) -> Iterator[tuple[int, Tensor]]:
-        """Yields the index of each parameter that has a master, and the master."""
+        """Yields the index of each parameter that has a master, and the master, if that fits."""
         for index, param in self._params.items():
             master = self._state[param].get("master_weight") if param in self._state else None
-            if master is not None:
+            if master is not None and _may_be_master(master, param):
                 yield index, master
+
+    def misfits(self) -> set[int]:
+        """Returns the indices of the parameters that have no master, or one that does not fit."""
+        return set(self._params).difference(index for index, _ in self.items())
+
+
+def _may_be_master(master: Tensor | None, param: Tensor) -> bool:
+    """Returns whether a parameter's master can be, or be made from, what the state has."""
+    return master is None or (master.layout == torch.strided and master.shape == param.shape)

@@ -37,17 +37,20 @@ class MomentumBuffers:
         self.has_momentum: list[bool] = []
 
     def are_attached(self, active: list[int], has_momentum: list[bool]) -> bool:
-        """Returns whether the table holds all that a step needs, if the state has not changed.
+        """Returns whether the table holds all that a step needs, if the state has not changed; then is for that step.
 
         Args:
             active: the parameters that are updated.
             has_momentum: of each group, whether its momentum is not 0.
         """
         group_of, params = self._plan.group_of, self._plan.params
-        return has_momentum == self.has_momentum and all(
+        if has_momentum != self.has_momentum or not all(
             self.table[i] or not has_momentum[group_of[i]] or (i in self._buffers and not params[i].numel())
             for i in active
-        )
+        ):
+            return False
+        self.active = active
+        return True
 
     def must_make(self, active: list[int], has_momentum: list[bool]) -> bool:
         """Returns whether `attach` would make buffers, or lay them out anew."""
@@ -82,8 +85,11 @@ class MomentumBuffers:
             else:
                 buffer.data = in_layout_of(buffer, param, dtype)  # the same tensor, so that its flags stay true
                 found[index] = buffer
+        lost = [k for k, buffer in self._buffers.items() if self._entry(k).get("momentum_buffer") is not buffer]
+        self._flags.change(STARTED, set_in=[], clear_in=lost)
+        for index in lost:
+            del self._buffers[index]
         # Before anybody finds a new buffer in the state and takes it for one that was brought.
-        self._flags.change(STARTED, set_in=[], clear_in=[index for index in made if index in self._buffers])
         self._buffers.update((index, found[index]) for index in made)
         brought = [index for index, buffer in found.items() if buffer is not self._buffers.get(index)]
         self._flags.change(STARTED, set_in=brought, clear_in=[])  # by others, with what they have taken

@@ -47,9 +47,9 @@ class ShardedBackend(Backend):
         if not self.fits():
             return None
         parts = list(zip(self.plan.params, self._locals, self.plan.names, strict=True))
-        self.plan.check_state(self.state)
         chosen = range(len(parts)) if only is None else [only]
         active = [index for index in chosen if parts[index][0].grad is not None]
+        self.plan.check_state(self.state, active)
         for index in chosen:
             param, local, name = parts[index]
             if is_sharded(param):

@@ -41,7 +41,8 @@ class SummedNorms:
         self._sum = SumOverRanks(params * (2 if self.gradients else 1), plan.device)
         self._pending: Sequence[int] | None = None  # the parameters of a step whose gradients are being summed
         self._kept: list[float] = []  # what the inner backend goes by where norms are frozen
-        self._version_sum = -1  # of the weights whose norms are known; -1: of none, as after an interrupt
+        # Of the weights whose norms are known; None: of none, as after an interrupt.
+        self._versions: list[int] | None = None
 
     def before_step(self, active: Sequence[int], prepared: Any, numbers: StepNumbers) -> None:
         """Gives the inner backend the norms for a step.
@@ -58,7 +59,7 @@ class SummedNorms:
         if self.gradients:
             norms = self.gradients.before_step(active, lambda: self._measure_gradients(prepared, numbers))
             self._inner.gradient_norms.give(norms[self._places])
-        self._version_sum = -1
+        self._versions = None
 
     def after_step(self, active: Sequence[int]) -> None:
         """Begins to sum what a step has left; the norms are known when they are next asked for."""
@@ -67,7 +68,7 @@ class SummedNorms:
         parts = self._inner.parts_of_norms(anew=False)
         self._start(parts, self._inner.gradient_norms.of_parts() if self.gradients else None)
         self._pending = active
-        self._version_sum = self._sum_of_versions()
+        self._versions = self._present_versions()
 
     def sync_state(self) -> None:
         """Brings the gradients' norms into the state."""
@@ -99,14 +100,14 @@ class SummedNorms:
         """Has the norms taken and summed anew before the next step."""
         self.frozen.forget()
         self._inner.masters.compare()
-        self._version_sum = -1
+        self._versions = None
 
     def _current(self) -> Tensor:
         """Returns the norms as the last step left them, or takes them anew if others have written since."""
         self._take_gradients()
-        if self._version_sum != self._sum_of_versions():
+        if self._versions != self._present_versions():
             self._start(self._inner.parts_of_norms(anew=True))
-            self._version_sum = self._sum_of_versions()
+            self._versions = self._present_versions()
         sums = self._sum.wait()
         norms = sums[: len(self._plan.layers)]
         if not norms.isfinite().all():
@@ -145,7 +146,7 @@ class SummedNorms:
         missing = [b for b, planned in enumerate(layers) if planned.scaled and self.frozen.get(planned) is None]
         norms = [self.frozen.get(planned) or 0.0 for planned in layers]
         if missing:
-            self._version_sum = -1
+            self._versions = None
             measured = self._current().tolist()
             for b in missing:
                 norms[b] = measured[b]
@@ -162,5 +163,6 @@ class SummedNorms:
         spread[self._places] = of_parts
         return spread
 
-    def _sum_of_versions(self) -> int:
-        return sum(self._plan.params[planned.param]._version for planned in self._plan.layers)
+    def _present_versions(self) -> list[int]:
+        # No sum of them: where parameters are exchanged, counters fall too.
+        return [self._plan.params[planned.param]._version for planned in self._plan.layers]

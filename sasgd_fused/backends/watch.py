@@ -8,7 +8,8 @@ tensor, a fifth less than a comprehension (docs/kernels.md).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import attrgetter
+from itertools import repeat
+from operator import attrgetter, is_, itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -38,13 +39,17 @@ class Changes(NamedTuple):
 
     Attributes:
         moved: parameters lie in other memory, or in another layout.
-        entries: the state has other entries, or tensors in it lie in other memory.
+        entries: the keys under which the state has others, or tensors that lie in other memory.
         written: parameters were written, or lie over memory that others write too.
     """
 
     moved: bool
-    entries: bool
+    entries: Sequence[str]
     written: bool
+
+    def may_part_masters(self) -> bool:
+        """Returns whether masters may not be what their parameters are any more."""
+        return self.moved or self.written or "master_weight" in self.entries
 
 
 class Watch:
@@ -60,7 +65,7 @@ class Watch:
         self._address_of = Tensor.data_ptr if all(map(is_plain, plan.params)) else address_of
         self._addresses: list[int] = []
         self._strides: list[tuple[int, ...]] = []
-        self._entries = _Entries(plan.params, state, self._address_of)
+        self._entries = _Entries(plan, state, self._address_of)
         self._versions: list[int] = []  # when they were noted; `_steps` steps have raised all by one since
         self._steps = 0
         self._version_sum = -1
@@ -76,8 +81,8 @@ class Watch:
         if only is not None:
             return self._look_at(only)
         params = self._params
-        # Strides tell shapes of as many elements apart, and gradients have as many as their parameters. Version
-        # counters only grow, so their sum changes whenever one of them does.
+        # Strides tell shapes of as many elements apart, and gradients have as many as their parameters. The version
+        # counter of a tensor in one place only grows, so their sum changes whenever one of them does.
         return Changes(
             not _all_equal(self._address_of, params, self._addresses)
             or not _all_equal(_strides_of, params, self._strides),
@@ -87,33 +92,40 @@ class Watch:
 
     def entries_changed(self) -> bool:
         """Returns whether the state is not as it was noted."""
-        return self._entries.changed()
+        return bool(self._entries.changed())
 
-    def note_places(self) -> list[int]:
-        """Notes where the parameters lie; returns the indices of those whose memory is another."""
-        before, self._addresses = self._addresses, list(map(self._address_of, self._params))
+    def moved(self) -> list[int]:
+        """Returns the indices of the parameters whose memory or layout is another than was noted."""
+        places = zip(self._addresses, self._strides, strict=True) if self._addresses else repeat((-1, ()))
+        return [
+            index
+            for index, (param, noted) in enumerate(zip(self._params, places, strict=False))
+            if (self._address_of(param), param.stride()) != noted
+        ]
+
+    def note_places(self) -> None:
+        """Notes where the parameters lie."""
         self._strides = list(map(_strides_of, self._params))
-        return [i for i, address in enumerate(self._addresses) if not before or address != before[i]]
+        self._addresses = list(map(self._address_of, self._params))
 
     def note_entries(self, only: int | None = None) -> None:
         """Notes the entries of the state, or that of one parameter: those that have been looked at."""
-        self._entries.note(None if only is None else self._params[only])
+        self._entries.note(only)
 
-    def note_written(self, only: int | None = None) -> list[int]:
-        """Notes the version counters, or that of one parameter.
+    def written(self) -> list[int]:
+        """Returns the indices of the parameters that were written since the version counters were noted."""
+        before, steps = self._versions or [-1] * len(self._params), self._steps
+        return [i for i, (p, noted) in enumerate(zip(self._params, before, strict=True)) if p._version != noted + steps]
 
-        Returns:
-            The indices of the parameters that were written since the last time.
-        """
+    def note_written(self, only: int | None = None) -> None:
+        """Notes the version counters, or that of one parameter."""
         if only is not None and self._versions:
             raised = self._params[only]._version - self._steps - self._versions[only]
             self._versions[only] += raised
             self._version_sum += raised
-            return [only] if raised else []
-        versions, steps = list(map(_version_of, self._params)), self._steps
-        before = self._versions or [-1] * len(versions)
+            return
+        versions = list(map(_version_of, self._params))
         self._versions, self._version_sum, self._steps = versions, sum(versions), 0
-        return [i for i, (now, noted) in enumerate(zip(versions, before, strict=True)) if now != noted + steps]
 
     def bump(self, active: Sequence[int], only: int | None, is_alone: bool) -> None:
         """Raises the version counters of parameters that a step has written, as torch does, and notes them.
@@ -140,33 +152,37 @@ class Watch:
     def _look_at(self, index: int) -> Changes:
         param, versions = self._params[index], self._versions
         if not self._addresses:
-            return Changes(True, True, True)
+            return Changes(True, [kept.key for kept in self._entries.kept], True)
         is_unwritten = self._ignores_writes or (versions and param._version == versions[index] + self._steps)
         return Changes(
             self._address_of(param) != self._addresses[index] or param.stride() != self._strides[index],
-            self._entries.changed_of(param),
+            self._entries.changed_at(index),
             self._is_overlaid or not is_unwritten,
         )
 
 
 class GradientWatch:
-    """Looks at the gradients of the parameters that had one in the step before."""
+    """Looks at the gradients of the parameters that had one in the step before.
+
+    Attributes:
+        places: the addresses that were written down for the kernel.
+    """
 
     def __init__(self) -> None:
         self._active: list[Tensor] = []
         self._idle: list[Tensor] = []
         self._facts: list[list[object]] = []
-        self._addresses: list[int] = []
+        self.places: list[int] = []
         self._is_typed = False
         self._are_contiguous = False
 
-    def look(self) -> tuple[list[Tensor], bool] | None:
-        """Returns the gradients and whether they lie where they were; None if they do not look as they were noted."""
+    def look(self) -> tuple[list[Tensor], list[int]] | None:
+        """Returns the gradients and where they lie, `places` itself if that is there; None if they look otherwise."""
         try:
             grads = list(map(_grad_of, self._active))
             # Gradients in the same places, such as those that are zeroed in place, need only half a look: torch saw
             # to it that they have the dtype and the shape of their parameters.
-            is_same = self._is_typed and _all_equal(Tensor.data_ptr, grads, self._addresses)
+            is_same = self._is_typed and _all_equal(Tensor.data_ptr, grads, self.places)
             if is_same:
                 if not _all_equal(Tensor.numel, grads, self._facts[0]) or not (
                     all(map(Tensor.is_contiguous, grads))
@@ -176,13 +192,12 @@ class GradientWatch:
                     return None
             elif _facts_of(grads) != self._facts:
                 return None
-            addresses = self._addresses if is_same else list(map(Tensor.data_ptr, grads))
+            places = self.places if is_same else list(map(Tensor.data_ptr, grads))
         except (AttributeError, TypeError, RuntimeError):  # a gradient vanished, or has no plain memory
             return None
         if list(map(_grad_of, self._idle)).count(None) != len(self._idle):
             return None
-        self._addresses = addresses  # only now: what failed must fail again
-        return grads, is_same
+        return grads, places
 
     def note(self, params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         """Notes gradients that were looked at closely."""
@@ -190,7 +205,6 @@ class GradientWatch:
         self._active = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
         self._idle = [param for param, grad in zip(params, grads, strict=True) if grad is None]
         self._facts = _facts_of(found)
-        self._addresses = list(map(Tensor.data_ptr, found))
         self._is_typed = not any(getattr(param, "grad_dtype", param.dtype) is None for param in params)
         self._are_contiguous = all(map(Tensor.is_contiguous, found))
 
@@ -211,52 +225,109 @@ def _facts_of(grads: list[Tensor]) -> list[list[object]]:
 
 
 class _Entries:
-    """The state as it was noted, and the tensors in it that kernels know by their addresses."""
+    """What backends keep in the state, as it was noted. What else others have there is theirs."""
 
-    _KEYS = ("momentum_buffer", "master_weight")
-
-    def __init__(self, params: Sequence[Tensor], state: State, address_of: Callable[[Tensor], int]) -> None:
-        self._params = params
+    def __init__(self, plan: StepPlan, state: State, address_of: Callable[[Tensor], int]) -> None:
+        self._params = plan.params
         self._state = state
+        keys = {
+            "momentum_buffer": True,
+            "master_weight": plan.has_masters,
+            "row_norm_sq": plan.options.freezes_norms,
+            "rounding_step": any(precision.is_stochastic for precision in plan.precisions),
+            "gradient_norm_sq": plan.options.is_relative,
+        }
+        self.kept = [_Kept(key, address_of) for key, is_used in keys.items() if is_used]
+        self._owners: list[object] = []  # whose entries the state has
+        self._entries: list[object] = []  # these
+
+    def note(self, only: int | None = None) -> None:
+        entries = self._of_params()
+        for kept in self.kept:
+            kept.note(entries, only)
+        self._note_owners()
+
+    def changed(self) -> list[str]:
+        try:
+            is_known = list(self._state) == self._owners
+        except Exception:  # parameters in another order: two of many elements are neither equal nor unequal
+            is_known = False
+        if not is_known or not all(map(is_, self._state.values(), self._entries)):
+            entries = self._of_params()
+            for kept in self.kept:
+                kept.look_into(entries)
+            self._note_owners()
+        changed = []
+        for kept in self.kept:  # no comprehension, which may be a call more
+            if kept.differs():
+                changed.append(kept.key)
+        return changed
+
+    def changed_at(self, index: int) -> list[str]:
+        entry = self._state.get(self._params[index], {})
+        return [kept.key for kept in self.kept if kept.differs_at(index, entry)]
+
+    def _of_params(self) -> list[dict[str, Any]]:
+        return [self._state.get(param, {}) for param in self._params]
+
+    def _note_owners(self) -> None:
+        self._owners, self._entries = list(self._state), list(self._state.values())
+
+
+class _Kept:
+    """What the state has under one key.
+
+    Other strides of the same tensor (``buffer.t_()``) are not looked for, which would nearly double the time of a look.
+
+    Args:
+        key: of each entry.
+        address_of: tells where a tensor lies.
+    """
+
+    def __init__(self, key: str, address_of: Callable[[Tensor], int]) -> None:
+        self.key = key
+        self._get = itemgetter(key)
         self._address_of = address_of
-        self._noted: dict[Tensor, Any] | None = None
-        self._kept: dict[Tensor, list[tuple[str, Tensor, int]]] = {}  # with their keys and addresses
-        self._tensors: list[Tensor] = []
-        self._addresses: list[int] = []
-        self._alike: list[tuple[Tensor, str, Tensor]] = []
+        self._is_noted = False
+        self._values: dict[int, Any] = {}  # by the index of the parameter
+        self._addresses: dict[int, int] = {}  # of those that are tensors
+        self._lists: tuple[list[Any], list[int]] = [], []  # both once more
+        self._holders: list[dict[str, Any]] = []  # the entries that have a value
+        self._others: list[dict[str, Any]] = []
 
-    def note(self, only: Tensor | None = None) -> None:
-        if only is None or self._noted is None:
-            self._noted = {param: dict(e) if isinstance(e, dict) else e for param, e in self._state.items()}
-            self._kept = {}
-        elif only in self._state:
-            self._noted[only] = dict(self._state[only])
-        else:
-            self._noted.pop(only, None)
-        for param in self._params if only is None else [only]:
-            entry: Any = self._noted.get(param, {})
-            if isinstance(entry, dict):
-                tensors = [(key, entry[key]) for key in self._KEYS if isinstance(entry.get(key), Tensor)]
-                self._kept[param] = [(key, tensor, self._address_of(tensor)) for key, tensor in tensors]
-        self._tensors = [tensor for kept in self._kept.values() for _, tensor, _ in kept]
-        self._addresses = [address for kept in self._kept.values() for _, _, address in kept]
-        # Dictionaries compare by identity first and then by value, which two tensors of one element may share.
-        self._alike = [(p, key, t) for p, kept in self._kept.items() for key, t, _ in kept if t.numel() == 1]
+    def note(self, entries: list[dict[str, Any]], only: int | None) -> None:
+        for index in range(len(entries)) if only is None or not self._is_noted else [only]:
+            value = entries[index].get(self.key)
+            self._values.pop(index, None)
+            self._addresses.pop(index, None)
+            if value is not None:
+                self._values[index] = value
+            if isinstance(value, Tensor) and value.layout == torch.strided:
+                self._addresses[index] = self._address_of(value)
+        self._lists = list(self._values.values()), list(self._addresses.values())
+        self.look_into(entries)
+        self._is_noted = True
 
-    def changed(self) -> bool:
+    def look_into(self, entries: list[dict[str, Any]]) -> None:
+        self._holders = [entries[index] for index in self._values]
+        self._others = [entry for index, entry in enumerate(entries) if index not in self._values]
+
+    def differs(self) -> bool:
+        values, addresses = self._lists
         try:
-            if self._state != self._noted or not _all_equal(self._address_of, self._tensors, self._addresses):
+            found = list(map(self._get, self._holders))
+            # Addresses first: tensors at the same are the same, and are not asked whether they are equal. That may
+            # take a while, and waits for a GPU.
+            if not self._is_noted or (addresses and not _all_equal(self._address_of, found, addresses)):
                 return True
-        except Exception:  # other tensors of many elements are neither equal nor unequal to the noted ones
+            if found != values:
+                return True
+        except Exception:  # one is not there any more, or is no tensor, or is neither equal nor unequal
             return True
-        return bool(self._alike) and any(self._state[param][key] is not tensor for param, key, tensor in self._alike)
+        others = self._others
+        return bool(others) and list(map(dict.get, others, repeat(self.key))).count(None) != len(others)
 
-    def changed_of(self, param: Tensor) -> bool:
-        entry, noted = self._state.get(param), (self._noted or {}).get(param)
-        try:
-            if entry != noted or self._noted is None:
-                return True
-        except Exception:
+    def differs_at(self, index: int, entry: dict[str, Any]) -> bool:
+        if not self._is_noted or entry.get(self.key) is not self._values.get(index):
             return True
-        kept = self._kept.get(param, ())
-        return any(entry[key] is not tensor or self._address_of(tensor) != at for key, tensor, at in kept)  # type: ignore[index]
+        return index in self._addresses and self._address_of(self._values[index]) != self._addresses[index]

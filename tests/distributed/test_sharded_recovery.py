@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sasgd_fused import ScaleAmendedSGD
 from tests.distributed.ranks import run_ranks
 from tests.distributed.sharded_runs import backward, network, optimizer_for, outcome, shard, train, whole
 from tests.helpers import backends, cpu_only
@@ -74,3 +75,58 @@ def test_momentum_of_an_interrupted_step_is_there() -> None:
     train(model, optimizer, range(3))
     for ours, theirs in zip(actual["momentum"], outcome(model, optimizer)["momentum"], strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def write_beside_masters(rank: int, backend: str) -> list[bool]:
+    """In place, and unseen with `refresh_norms`; a step with lr = 0 then leaves what was written."""
+    kept = []
+    for norms in ("track", "freeze"):
+        for is_seen in (True, False):
+            model = network().bfloat16()
+            shard(model, "fully sharded")
+            optimizer = ScaleAmendedSGD(model.parameters(), 1e-3, norms=norms, master_weights=True, backend=backend)
+            for param in model.parameters():
+                param.grad = torch.ones_like(param)
+            for _ in range(2):
+                optimizer.step()
+            with torch.no_grad():
+                for param in model.parameters():
+                    (param if is_seen else param.data).mul_(0).add_(4)
+            if not is_seen:
+                optimizer.refresh_norms()
+            optimizer.param_groups[0]["lr"] = 0.0
+            optimizer.step()
+            kept += [bool(local(param).eq(4).all()) for param in model.parameters()]
+    return kept
+
+
+@pytest.mark.parametrize("backend", backends(("native", "reference")))
+def test_masters_take_over_what_is_written(backend: str) -> None:
+    for kept in run_ranks(2, write_beside_masters, backend):
+        assert all(kept)
+
+
+def exchange_beside_a_write(rank: int) -> list[int]:
+    """Two plain weights beside sharded ones: one is exchanged for a tensor that was written less, the other written."""
+    model = network()
+    shard(model, "fully sharded")
+    first, second = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2, 2))
+    params = [*model.parameters(), first, second]
+    optimizer = ScaleAmendedSGD(params, lr=0.1, backend="native")
+    for _ in range(3):
+        for param in params:
+            param.grad = torch.zeros_like(param)
+        optimizer.step()
+    first.grad = None
+    other = torch.nn.Parameter(torch.ones(2, 2))
+    writes = first._version - other._version
+    torch.utils.swap_tensors(first, other)
+    with torch.no_grad():
+        for _ in range(writes):
+            second.mul_(2.0)
+    return [round(optimizer.layer_report()[-1].row_norm_sq), 2 * 4**writes]
+
+
+def test_a_write_beside_an_exchange_of_parameters() -> None:
+    for actual, expected in run_ranks(2, exchange_beside_a_write):
+        assert actual == expected

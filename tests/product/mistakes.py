@@ -200,7 +200,7 @@ MISTAKES = {
         "plan", "kind = ranks.get(k, 0), param", "kind = 0, param", "test_shared_memory.py foreach"
     ),
     "goes by the order of the state alone": Mistake(
-        "backends.watch", "self._state != self._noted or ", "", "test_surprises.py native"
+        "backends.watch", "list(self._state) == self._owners", "True", "test_surprises.py native"
     ),
     "notes nothing after an interrupt": Mistake(
         "backends.fused",
@@ -209,10 +209,11 @@ MISTAKES = {
         "test_interrupts.py native",
     ),
     "takes buffers of one element for the same": Mistake(
-        "backends.watch", "if t.numel() == 1]", "if False]", "test_surprises.py native"
+        "backends.watch", "(addresses and not _all_equal(self._address_of, found, addresses))", "False",
+        "test_surprises.py native",
     ),
     "does not see momentum move": Mistake(
-        "backends.watch", " or not _all_equal(self._address_of, self._tensors, self._addresses)", "",
+        "backends.watch", "(addresses and not _all_equal(self._address_of, found, addresses))", "False",
         "test_training_scripts.py native",
     ),
     "overlooks what was written between two released gradients": Mistake(
@@ -228,7 +229,7 @@ MISTAKES = {
         "test_norms.py native",
     ),
     "checks what no step touches": Mistake(
-        "plan", "if kept is None or param.grad is None:", "if kept is None:", "test_idle_parameters.py foreach"
+        "plan", "for index in active:", "for index in range(len(self.params)):", "test_idle_parameters.py foreach"
     ),
     "leaves names where they stood": Mistake(
         "group_lists", "self._of_param[key].get(param, ", "{}.get(param, ", "test_edited_groups.py"

@@ -1,11 +1,15 @@
-"""An interrupt that comes when the kernel has run and nothing is noted yet: a resumed run needs what would be."""
+"""An interrupt in the middle of a step: a resumed run needs what would be noted, and the run itself goes on."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -13,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+import sasgd_fused
 from sasgd_fused import ScaleAmendedSGD
+from sasgd_fused.backends.watch import GradientWatch
 from tests.helpers import FAST_BACKENDS, Case, backends, states_of
 
 pytestmark = pytest.mark.usefixtures("default_device")
@@ -23,6 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "frozen norms": {"norms": "freeze"},
     "relative": {"scale": "relative", "momentum": 0.9},
     "stochastic": {"momentum": 0.9, "rounding": "stochastic"},
+    "relative": {"momentum": 0.9, "scale": "relative"},
     "masters": {"master_weights": True, "momentum": 0.9},
 }
 
@@ -94,6 +101,80 @@ def test_autograd_sees_the_write(backend: str) -> None:
     with interrupted(optimizer):
         optimizer.step()
     assert all(param._version > version for param, version in zip(params, versions, strict=True))
+
+
+@contextmanager
+def interrupt_at_line(number: int) -> Iterator[list[str]]:
+    """Interrupts before a line of the package, counted as they run; the list names that line then."""
+    package, lines, interrupted_at = str(Path(sasgd_fused.__file__).parent), itertools.count(1), list[str]()
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if not frame.f_code.co_filename.startswith(package):
+            return None
+        if event == "line" and next(lines) == number:
+            interrupted_at.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield interrupted_at
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+
+
+@pytest.mark.parametrize("backend", backends(("native",)))
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("every", [17, pytest.param(1, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_run_goes_on_as_its_copy_does(steps: int, every: int, variant: str, backend: str) -> None:
+    """After an interrupt at any line, in the first step or after others have written a weight."""
+    case = case_of(variant)
+    for number in itertools.count(1, every):
+        params, optimizer = case.run(backend, steps)
+        with torch.no_grad():
+            params[0].mul_(1.5)
+        case.set_grads(params, 5)
+        with interrupt_at_line(number) as interrupted_at:
+            optimizer.step()
+        if not interrupted_at:
+            break
+        others = [Parameter(param.detach().clone()) for param in params]
+        other = case.optimizer(others, backend)
+        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        for step in (6, 7):
+            for run, its_params in ((optimizer, params), (other, others)):
+                case.set_grads(its_params, step)
+                if step == 6:
+                    its_params[1].grad = None
+                run.step()
+        assert all(map(torch.equal, params, others)), interrupted_at
+        assert not any(row.stale_steps for row in optimizer.layer_report()), interrupted_at
+
+
+@pytest.mark.parametrize("backend", backends(("native",)))
+def test_gradients_of_others_after_an_interrupt(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes when the gradients are noted; then as many have one as in the step before, but not the same."""
+    weights = [Parameter(torch.zeros(2, 2)) for _ in range(3)]
+    optimizer = ScaleAmendedSGD(weights, lr=1.0, eps=1.0, backend=backend)
+    weights[0].grad, weights[1].grad = torch.ones(2, 2), torch.ones(2, 2)
+    optimizer.step()
+    before = [weight.detach().clone() for weight in weights]
+    weights[0].grad, weights[2].grad = None, torch.ones(2, 2)
+    note = GradientWatch.note
+
+    def interrupted(*args: Any) -> None:
+        note(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(GradientWatch, "note", interrupted)
+        optimizer.step()
+    optimizer.step()
+    assert [torch.equal(weight, old) for weight, old in zip(weights, before, strict=True)] == [True, False, False]
 
 
 @pytest.mark.parametrize("backend", backends(("native",)))

@@ -67,6 +67,20 @@ def test_what_others_write_is_taken_over(backend: str, unseen: bool) -> None:
 
 
 @pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("norms", ["track", "freeze"])
+def test_what_is_written_unseen_is_taken_over_without_a_report(norms: str, backend: str) -> None:
+    case = Case(CASE.shapes, BFLOAT16, options={**OPTIONS, "norms": norms})
+    params, optimizer = case.run(backend, steps=2)
+    for param in params:
+        param.data.fill_(4.0)
+    optimizer.refresh_norms()
+    optimizer.param_groups[0].update(lr=0.0)
+    step(optimizer, params, 2, case)
+    assert all(param.eq(4).all() for param in params)
+    assert all(master.eq(4).all() for master in masters(optimizer, params))
+
+
+@pytest.mark.parametrize("backend", backends())
 def test_a_model_loaded_after_its_optimizer_wins(backend: str) -> None:
     params, optimizer = CASE.run(backend, steps=2)
     with torch.no_grad():
@@ -155,6 +169,25 @@ def test_a_master_that_does_not_fit(backend: str, wrong: Tensor) -> None:
     state["state"][0]["master_weight"] = torch.zeros(3, device=DEVICE)
     with pytest.raises(ValueError, match=r"^state_dict: master_weight of parameter 0 of group 0 has shape \(3,\)"):
         optimizer.load_state_dict(state)
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_a_master_that_does_not_fit_is_found_when_it_is_needed(backend: str) -> None:
+    """It was put in while its parameter had no gradient; a kernel must not read behind its end."""
+    case = Case([(64, 64), (8, 64)], BFLOAT16, options=OPTIONS)
+    params, optimizer = case.run(backend)
+    optimizer.state[params[0]]["master_weight"] = torch.zeros(1, device=DEVICE)
+    params[0].grad = None
+    optimizer.step()
+    second = optimizer.layer_report()[1].row_norm_sq
+    assert second == pytest.approx(float(masters(optimizer, params)[1].double().square().sum()) / 8)
+    before = [param.detach().clone() for param in params]
+    with pytest.raises(ValueError, match=r"^master_weight of parameter 0 of group 0: got shape \(1,\), want"):
+        step(optimizer, params, 3, case)
+    assert all(param.equal(old) for param, old in zip(params, before, strict=True))
+    del optimizer.state[params[0]]["master_weight"]
+    step(optimizer, params, 3, case)
+    assert not params[0].equal(before[0])
 
 
 @pytest.mark.parametrize("backend", backends())

@@ -181,6 +181,26 @@ def test_a_frozen_norm_is_taken_at_the_layers_own_first_update(backend: str) -> 
 
 
 @pytest.mark.parametrize("backend", backends())
+def test_a_frozen_norm_that_somebody_gives_to_another_layer(backend: str) -> None:
+    """The first layer has none yet, so that as many are kept as before, and the same numbers."""
+    model = model_of()
+    optimizer = ScaleAmendedSGD(parameter_groups(model), lr=0.1, backend=backend, norms="freeze")
+    first, _, second, _ = model.parameters()
+    give_gradients(model, 0)
+    first.grad = None
+    optimizer.step()
+    given = states_of(optimizer, [second])[0]["row_norm_sq"]
+    optimizer.state[first]["row_norm_sq"] = optimizer.state[second].pop("row_norm_sq")
+    with torch.no_grad():
+        second.mul_(2.0)
+    expected = float(second.detach().double().square().sum()) / 3
+    give_gradients(model, 1)
+    optimizer.step()
+    norms = [state["row_norm_sq"] for state in states_of(optimizer, [first, second])]
+    assert norms == pytest.approx([given, expected])
+
+
+@pytest.mark.parametrize("backend", backends())
 def test_a_step_with_lr_0_freezes_nothing(backend: str) -> None:
     model = model_of()
     optimizer = ScaleAmendedSGD(parameter_groups(model), lr=0.0, momentum=0.9, backend=backend, norms="freeze")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, Literal
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import Parameter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sasgd_fused import ScaleAmendedSGD, parameter_groups
+from sasgd_fused.backends.fused import FusedBackend
 from tests.helpers import DEVICE, FAST_BACKENDS, assert_close, backends
 
 pytestmark = pytest.mark.usefixtures("default_device")
@@ -50,6 +53,27 @@ def test_a_parameter_cut_short_in_place(backend: str) -> None:
     optimizer.step()  # s = 9 * 8 / 4
     assert whole[2:].eq(-3).all()
     assert whole[:2].eq(-3 - 18).all()
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_rows_cut_off_where_the_address_and_the_strides_stay(backend: str) -> None:
+    """The factors of the layer before are others then."""
+    weights = [Parameter(torch.full((4, 4), k + 1.0)) for k in range(2)]
+    optimizer = ScaleAmendedSGD(weights, lr=0.01, factors="product", backend=backend)
+    for weight in weights:
+        weight.grad = torch.ones(4, 4)
+    optimizer.step()
+    weights[1].grad = None
+    weights[1].data = weights[1].data[:2]
+    weights[1].grad = torch.ones(2, 4)
+    expected = [Parameter(weight.detach().clone()) for weight in weights]
+    fresh = ScaleAmendedSGD(expected, lr=0.01, factors="product", backend="reference")
+    for weight, other in zip(weights, expected, strict=True):
+        other.grad = weight.grad
+    optimizer.step()
+    fresh.step()
+    for weight, other in zip(weights, expected, strict=True):
+        assert_close(weight, other, torch.float32)
 
 
 @pytest.mark.parametrize("backend", backends())
@@ -219,3 +243,124 @@ def test_rows_cut_off_in_place(backend: str) -> None:
     assert [row.rows for row in optimizer.layer_report()] == [2]
     assert torch.equal(kept[2:], whole[2:])
     assert (kept[:2] < whole[:2]).all()
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_a_momentum_buffer_that_does_not_fit_is_found_when_it_is_needed(backend: str) -> None:
+    """It was put in while its parameter had no gradient."""
+    weight, other = Parameter(torch.ones(2, 3)), Parameter(torch.ones(2))
+    optimizer = ScaleAmendedSGD([weight, other], lr=0.1, momentum=0.9, backend=backend)
+    for param in (weight, other):
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    before = weight.detach().clone()
+    optimizer.state[weight]["momentum_buffer"] = torch.ones(1)
+    weight.grad = None
+    optimizer.step()
+    weight.grad = torch.ones_like(weight)
+    with pytest.raises(ValueError, match=r"^momentum_buffer of parameter 0 of group 0: got shape \(1,\), want"):
+        optimizer.step()
+    assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("backend", backends(FAST_BACKENDS))
+def test_what_others_keep_in_the_state_costs_nothing(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step after which they stored another number or tensor is like the one before."""
+    weights = [Parameter(torch.ones(2, 2)), Parameter(torch.ones(2))]
+    optimizer = ScaleAmendedSGD(weights, lr=0.1, momentum=0.9, backend=backend)
+    for step in range(3):
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        for weight in weights:
+            optimizer.state[weight].update(step=step, old=weight.detach().clone(), count=torch.tensor(1.0))
+        if step == 1:
+            monkeypatch.setattr(FusedBackend, "_follow", None)
+    assert optimizer.state[weights[0]]["step"] == 2
+
+
+class _Comparisons(TorchDispatchMode):
+    """Counts comparisons of tensors."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket is torch.ops.aten.eq
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("backend", backends(FAST_BACKENDS))
+def test_exchanged_buffers_are_not_compared(backend: str) -> None:
+    """On a GPU that waits for it, and a graph cannot be captured."""
+    weights = [Parameter(torch.ones(1)), Parameter(torch.ones(2))]
+    optimizer = ScaleAmendedSGD(weights, lr=0.1, momentum=0.9, backend=backend)
+    for step in range(3):
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+            if step:
+                optimizer.state[weight] = {"momentum_buffer": optimizer.state[weight]["momentum_buffer"].clone()}
+        with _Comparisons() as comparisons:
+            optimizer.step()
+        assert not comparisons.count
+    assert optimizer.state[weights[0]]["momentum_buffer"].item() == pytest.approx(1 + 0.9 + 0.81)
+
+
+@pytest.mark.parametrize("backend", backends(FAST_BACKENDS))
+@pytest.mark.parametrize("norms", ["track", "freeze"])
+def test_what_is_taken_out_of_the_state_is_freed(norms: Literal["track", "freeze"], backend: str) -> None:
+    """At once if it is not the optimizer's, else by the next step, though that does not update its parameter."""
+    idle, weight = Parameter(torch.ones(2, 2)), Parameter(torch.ones(2, 2))
+    optimizer = ScaleAmendedSGD([idle, weight], lr=0.1, momentum=0.9, norms=norms, backend=backend)
+    for param in (idle, weight):
+        optimizer.state[param]["old"] = torch.ones(2)
+        param.grad = torch.ones(2, 2)
+    optimizer.step()
+    optimizer.step()
+    optimizer.state_dict()  # what the device knows of norms is known
+    old = weakref.ref(optimizer.state[idle].pop("old"))
+    assert old() is None
+    buffer = weakref.ref(optimizer.state.pop(idle)["momentum_buffer"])
+    idle.grad = None
+    optimizer.step()
+    assert buffer() is None
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_a_write_beside_an_exchange_of_parameters(backend: str) -> None:
+    """The exchanged one's version counter is lower by as much as the other's is higher, and the sum is the same."""
+    weights = [Parameter(torch.ones(2, 2)) for _ in range(2)]
+    optimizer = ScaleAmendedSGD(weights, lr=0.1, backend=backend)
+    for _ in range(3):
+        for weight in weights:
+            weight.grad = torch.ones(2, 2)
+        optimizer.step()
+    weights[0].grad = None
+    other = Parameter(torch.ones(2, 2))
+    writes = weights[0]._version - other._version
+    torch.utils.swap_tensors(weights[0], other)
+    for _ in range(writes):
+        with torch.no_grad():
+            weights[1].mul_(2.0)
+    before = weights[1].detach().clone()
+    weights[0].grad = torch.ones(2, 2)
+    optimizer.step()
+    last = optimizer.layer_report()[-1]
+    assert not last.stale_steps
+    scale = float(before.square().sum()) / 2 / last.backward_factor
+    assert_close(weights[1], before - 0.1 * scale, torch.float32)
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_other_elements_at_the_same_address(backend: str) -> None:
+    flat = torch.ones(9)
+    flat[4:] = 100.0
+    weight = Parameter(flat[:4].view(2, 2))
+    optimizer = ScaleAmendedSGD([weight], lr=0.1, output_width=2, backend=backend)
+    for _ in range(2):
+        weight.grad = torch.zeros(2, 2)
+        optimizer.step()
+    weight.grad = None
+    weight.data = flat.as_strided((2, 2), (4, 1))  # 1 1 and 100 100
+    weight.grad = torch.ones(2, 2)
+    optimizer.step()  # s = 20002 / 2
+    assert weight.detach().flatten().tolist() == pytest.approx([1 - 1000.1] * 2 + [100 - 1000.1] * 2, rel=1e-6)
