@@ -27,7 +27,6 @@ pytestmark = pytest.mark.usefixtures("default_device")
 VARIANTS: dict[str, dict[str, Any]] = {
     "momentum": {"momentum": 0.9, "dampening": 0.5},
     "frozen norms": {"norms": "freeze"},
-    "relative": {"scale": "relative", "momentum": 0.9},
     "stochastic": {"momentum": 0.9, "rounding": "stochastic"},
     "relative": {"momentum": 0.9, "scale": "relative"},
     "masters": {"master_weights": True, "momentum": 0.9},
