@@ -137,8 +137,16 @@ def test_nothing_runs_without_memory(core: Any) -> None:
         ("tensors", [(6, 0, -1)], "^tensors: got dtype code -1, want 0, 1 or 2"),
         ("layers", [(2, True, 2.0, 3.0, 1.0, False)], "^layers: got tensor 2, want less than 2"),
         ("layers", [(-1, True, 2.0, 3.0, 1.0, False)], "^layers: got tensor -1, want less than 2"),
-        ("layers", [(0, True, 2.0, 3.0, 0.0, False), (1, True, 1.0, 3.0, 2.0, False)], "^layers: got a .* want all or none"),
-        ("layers", [(0, True, 2.0, 3.0, 2.0, False), (1, True, 1.0, 3.0, 0.0, False)], "^layers: got a .* want all or none"),
+        (
+            "layers",
+            [(0, True, 2.0, 3.0, 0.0, False), (1, True, 1.0, 3.0, 2.0, False)],
+            "^layers: got a .* want all or none",
+        ),
+        (
+            "layers",
+            [(0, True, 2.0, 3.0, 2.0, False), (1, True, 1.0, 3.0, 0.0, False)],
+            "^layers: got a .* want all or none",
+        ),
         ("layers", [(0, True, 2.0, 3.0, 1.0, False)] * 2, "^layers: layer 0 and its tensor do not refer to each other"),
         ("precision", PRECISION[:1], "^precision: got 1 entries, want none or 2"),
         ("precision", [*PRECISION, PRECISION[1]], "^precision: got 3 entries, want none or 2"),

@@ -159,8 +159,7 @@ void check_parts(const Case& begin) {
     }
     CHECK(of_parted.row_norm_sq == of_whole.row_norm_sq && of_parted.sum_squares == of_whole.sum_squares,
           "norms in parts of %d", part);
-    CHECK(of_parted.gradient_norm_sq == of_whole.gradient_norm_sq &&
-              of_parted.gradient_sums == of_whole.gradient_sums,
+    CHECK(of_parted.gradient_norm_sq == of_whole.gradient_norm_sq && of_parted.gradient_sums == of_whole.gradient_sums,
           "norms of gradients in parts of %d", part);
     CHECK(of_parted.flags == of_whole.flags && of_parted.rounding_steps == of_whole.rounding_steps,
           "flags or counts in parts of %d", part);

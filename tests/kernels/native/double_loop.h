@@ -10,8 +10,8 @@ namespace sasgd_test {
 // ||W||^2_{2,mu} of each layer.
 std::vector<double> plain_row_norm_sq(const Case& now);
 
-// q_b of each tensor that is a scaled layer's: the squared norm of its gradient, unscaled and with what weight decay adds
-// to it before any scale. 0 for the others.
+// q_b of each tensor that is a scaled layer's: the squared norm of its gradient, unscaled and with what weight decay
+// adds to it before any scale. 0 for the others.
 std::vector<double> plain_gradient_norm_sq(const Case& now);
 
 // CHECKs every weight, momentum buffer and parameter of a master after a step that was told `inputs`, against those

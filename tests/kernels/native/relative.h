@@ -158,8 +158,8 @@ void check_known_gradients() {
   const std::vector<double>&v = plan.gradient_norm_sq, &q = plan.gradient_sums;
   CHECK(v[0] == 5 && v[1] == 0 && v[2] == 0 && v[3] == 0 && std::fabs(v[4] - want) <= 1e-6 * want,
         "v: got %g, %g, %g, %g, %g", v[0], v[1], v[2], v[3], v[4]);
-  CHECK(q[0] == 6 && q[1] == 7 && q[2] == 8 && q[3] == 9 && q[4] == v[4], "q: got %g, %g, %g, %g, %g", q[0], q[1],
-        q[2], q[3], q[4]);
+  CHECK(q[0] == 6 && q[1] == 7 && q[2] == 8 && q[3] == 9 && q[4] == v[4], "q: got %g, %g, %g, %g, %g", q[0], q[1], q[2],
+        q[3], q[4]);
 }
 
 // Without the relative scale nothing is taken of gradients.
