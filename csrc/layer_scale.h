@@ -69,15 +69,17 @@ struct Scales {
 
 SASGD_HOST_DEVICE Scales plain_scales(const GroupValues& group) { return {1.0, group.weight_decay, false}; }
 
-SASGD_HOST_DEVICE Scales layer_scales(const GroupValues& group, const LayerTraits& layer, double row_norm_sq,
-                                      double gradient_norm_sq, const PlanOptions& options) {
-  if (options.relative) {
-    const double scale = relative_scale(row_norm_sq, layer, gradient_norm_sq, options.eps);
-    const bool decays_first = !options.shape_decay && !layer.is_vector;
-    return {scale, decays_first ? scale * group.weight_decay : group.weight_decay, decays_first};
-  }
+SASGD_HOST_DEVICE Scales amended_scales(const GroupValues& group, const LayerTraits& layer, double row_norm_sq,
+                                        const PlanOptions& options) {
   const double m = layer.backward_factor, scale = layer_scale(row_norm_sq, m, options.eps);
   return {scale, decay_scale(scale, m, group.weight_decay, options.shape_decay), false};
+}
+
+SASGD_HOST_DEVICE Scales relative_scales(const GroupValues& group, const LayerTraits& layer, double row_norm_sq,
+                                         double gradient_norm_sq, const PlanOptions& options) {
+  const double scale = relative_scale(row_norm_sq, layer, gradient_norm_sq, options.eps);
+  const bool decays_first = !options.shape_decay && !layer.is_vector;
+  return {scale, decays_first ? scale * group.weight_decay : group.weight_decay, decays_first};
 }
 
 // Whether a carried sum of squares is that of the weights; all kinds of NaN are one.

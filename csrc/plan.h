@@ -75,7 +75,7 @@ struct CarriedState {
   double* row_norm_sq;      // of each layer: ||W||^2_{2,mu}, to be used by the next step
   double* sum_squares;      // of each layer: that of its weights as the last step left them, or a norm pass took it
   int64_t* stale_steps;     // of each layer: how many steps used the norm of weights that had been written unseen
-  uint8_t* flags;           // of each tensor: kStarted, kNormKept
+  uint8_t* flags;           // of each tensor: kStarted, kNormKept, kGradientKnown
   int64_t* rounding_steps;  // of each tensor: how many steps of it have been rounded stochastically
   // In the relative scale, of each tensor that is a scaled layer:
   double* gradient_norm_sq;  // v_b, to be used by the next step; 0: not known
@@ -84,6 +84,6 @@ struct CarriedState {
 
 constexpr uint8_t kStarted = 1;        // the momentum buffer has taken its first gradient
 constexpr uint8_t kNormKept = 2;       // frozen norms: the scaled layer's norm stays as it is
-constexpr uint8_t kGradientKnown = 4;  // the relative scale: gradient_norm_sq is not 0
+constexpr uint8_t kGradientKnown = 4;  // on a device, in the relative scale: gradient_norm_sq is not 0
 
 }  // namespace sasgd

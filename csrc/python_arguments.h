@@ -78,6 +78,9 @@ inline PlanSpec checked_spec(const TensorTuples& tensors, const LayerTuples& lay
     throw std::invalid_argument("precision: got " + std::to_string(precision.size()) + " entries, want none or " +
                                 std::to_string(tensors.size()));
   }
+  if (options.relative && !options.track_norms) {
+    throw std::invalid_argument("relative: got it without track_norms, want norms that follow the weights");
+  }
   PlanSpec spec{{}, {}, options};
   for (const auto& [numel, group, dtype] : tensors) {
     if (numel < 0) throw std::invalid_argument("tensors: got a size of " + std::to_string(numel) + ", want 0 or more");

@@ -158,10 +158,12 @@ void CpuPlan::make_coefficients_of(TensorRange range, const GroupValues* groups,
   for (int32_t t = range.first; t < range.end; ++t) {
     const GroupValues& group = groups[tensors_[t].group];
     const int32_t b = tensors_[t].layer;
-    const bool is_scaled = b >= 0 && layers_[b].scaled;
-    const Scales scales =
-        is_scaled ? layer_scales(group, layers_[b], state_.row_norm_sq[b], state_.gradient_norm_sq[t], options_)
-                  : plain_scales(group);
+    Scales scales = plain_scales(group);
+    if (takes_gradient(t)) {
+      scales = relative_scales(group, layers_[b], state_.row_norm_sq[b], state_.gradient_norm_sq[t], options_);
+    } else if (b >= 0 && layers_[b].scaled) {
+      scales = amended_scales(group, layers_[b], state_.row_norm_sq[b], options_);
+    }
     coefficients_[t] = make_coefficients(group, scales, inverse, !(state_.flags[t] & kStarted));
   }
 }

@@ -92,7 +92,9 @@ __device__ __forceinline__ float along_of(float amended, float buffer, const Chu
   return direction<kMomentum>(amended, buffer, work.coefficients);
 }
 
-template <class W, class G, class M, Momentum kMomentum, bool kVectors, bool kGradVectors, class HowStored>
+// kRelative: also sums the squares of the plain gradient.
+template <bool kRelative, class W, class G, class M, Momentum kMomentum, bool kVectors, bool kGradVectors,
+          class HowStored>
 __device__ __forceinline__ ThreadSums update_chunk(const ChunkWork& work, const HowStored& precision) {
   using P = Pattern<W>;
   W* weight = global_memory(static_cast<W*>(work.weight));
@@ -118,7 +120,10 @@ __device__ __forceinline__ ThreadSums update_chunk(const ChunkWork& work, const 
       for (int e = 0; e < P::kElements; ++e) {
         const float before = widen(w[b].value[e]);
         const float grad_value = widen(g[b].value[e]);
-        const float plain = plain_gradient(grad_value, before, c);
+        if constexpr (kRelative) {
+          const float plain = plain_gradient(grad_value, before, c);
+          sums.gradient += plain * plain;
+        }
         const float amended = amended_gradient(grad_value, before, c);
         const uint32_t random = random_of(precision, at + e);
         float buffer = 0.0f;
@@ -131,7 +136,6 @@ __device__ __forceinline__ ThreadSums update_chunk(const ChunkWork& work, const 
         const float after = widen(w[b].value[e]);
         sums.read += before * before;
         sums.written += after * after;
-        sums.gradient += plain * plain;
       }
       store<kVectors>(weight + at, w[b], left);
       if constexpr (kMomentum != Momentum::kNone) store<kVectors>(momentum_buffer + at, m[b], left);
@@ -205,23 +209,30 @@ __device__ __forceinline__ bool allows_vectors(const void* address) {
   return reinterpret_cast<uint64_t>(address) % 16 == 0;
 }
 
-template <class W, class G, class M, Momentum kMomentum, class HowStored>
+template <bool kRelative, class W, class G, class M, Momentum kMomentum, class HowStored>
 __device__ __forceinline__ ThreadSums update_aligned(const ChunkWork& work, const HowStored& precision) {
   bool vectors = allows_vectors(work.weight) && allows_vectors(work.momentum_buffer);
   if constexpr (HowStored::kMixedPrecision) vectors = vectors && allows_vectors(precision.param);
-  if (!vectors) return update_chunk<W, G, M, kMomentum, false, false>(work, precision);
+  if (vectors && allows_vectors(work.grad))
+    return update_chunk<kRelative, W, G, M, kMomentum, true, true>(work, precision);
+  // The other loops have no registers left for a third sum: it is taken first, by the threads that write the elements.
+  float gradient = 0.0f;
+  if (kRelative && work.takes_gradient) gradient = sum_gradient_chunk<W, G, false>(work).gradient;
   // Gradients are often views of one flat buffer (DDP): weights and momentum need not suffer for it.
-  return allows_vectors(work.grad) ? update_chunk<W, G, M, kMomentum, true, true>(work, precision)
-                                   : update_chunk<W, G, M, kMomentum, true, false>(work, precision);
+  ThreadSums sums = vectors ? update_chunk<false, W, G, M, kMomentum, true, false>(work, precision)
+                            : update_chunk<false, W, G, M, kMomentum, false, false>(work, precision);
+  sums.gradient = gradient;
+  return sums;
 }
 
-template <class W, class G, class M, class HowStored>
+template <bool kRelative, class W, class G, class M, class HowStored>
 __device__ __forceinline__ ThreadSums update_with_momentum(const ChunkWork& work, const HowStored& precision) {
-  if (work.momentum == Momentum::kNone) return update_aligned<W, G, W, Momentum::kNone>(work, precision);
+  if (work.momentum == Momentum::kNone) return update_aligned<kRelative, W, G, W, Momentum::kNone>(work, precision);
   if constexpr (!HowStored::kMixedPrecision) {
-    if (work.momentum == Momentum::kClassic) return update_aligned<W, G, M, Momentum::kClassic>(work, precision);
+    if (work.momentum == Momentum::kClassic)
+      return update_aligned<kRelative, W, G, M, Momentum::kClassic>(work, precision);
   }
-  return update_aligned<W, G, M, Momentum::kNesterov>(work, precision);
+  return update_aligned<kRelative, W, G, M, Momentum::kNesterov>(work, precision);
 }
 
 // For lambdas. Where one is left a function, what it captures is kept in local memory.
@@ -233,20 +244,20 @@ struct Types {
   using Float16 = __half;
 };
 
-template <class HowStored>
+template <bool kRelative, class HowStored>
 __device__ __forceinline__ ThreadSums update_any(const ChunkWork& work, const HowStored& precision) {
   return visit<Types>(work.dtype, [&](auto weight) SASGD_INLINED {
     using W = typename decltype(weight)::Type;
     if constexpr (!std::is_same_v<W, float>) {
-      return work.wide_grad ? update_with_momentum<W, float, W>(work, precision)
-                            : update_with_momentum<W, W, W>(work, precision);
+      return work.wide_grad ? update_with_momentum<kRelative, W, float, W>(work, precision)
+                            : update_with_momentum<kRelative, W, W, W>(work, precision);
     } else if constexpr (!HowStored::kMixedPrecision) {
-      return update_with_momentum<W, W, W>(work, precision);
+      return update_with_momentum<kRelative, W, W, W>(work, precision);
     } else {
       return visit<Types>(work.wide_grad ? DType::kFloat32 : precision.param_dtype, [&](auto grad) SASGD_INLINED {
         using G = typename decltype(grad)::Type;
-        return precision.small_momentum ? update_with_momentum<W, G, __nv_bfloat16>(work, precision)
-                                        : update_with_momentum<W, G, W>(work, precision);
+        return precision.small_momentum ? update_with_momentum<kRelative, W, G, __nv_bfloat16>(work, precision)
+                                        : update_with_momentum<kRelative, W, G, W>(work, precision);
       });
     }
   });

@@ -15,6 +15,7 @@ namespace cuda {
 
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
+constexpr int kResidentThreadBlocks = 4;  // on a multiprocessor, at least: so that enough loads are on their way
 
 template <class T>
 __device__ __forceinline__ T* address(uint64_t base, int64_t offset, int item_size) {
@@ -36,9 +37,8 @@ __device__ __forceinline__ GroupValues group_values(const LaunchArgs<kWords>& ar
   return sent.values;
 }
 
-// Whether the norm of a tensor's gradient is taken.
-__device__ __forceinline__ bool takes_gradient(const LaunchHeader& header, int32_t layer) {
-  return header.options.relative && layer >= 0 && header.tables.layers[layer].scaled;
+__device__ __forceinline__ bool is_scaled(const Tables& tables, int32_t layer) {
+  return layer >= 0 && tables.layers[layer].scaled;
 }
 
 // Whether a step leaves a scaled layer as it is, because the one before spoilt it: its norm is no number, which would
@@ -49,7 +49,7 @@ __device__ __forceinline__ bool is_left(const LaunchHeader& header, int32_t laye
 }
 
 // Looks up what a step does with a chunk; one thread does it for all.
-template <bool kMixedPrecision, int kWords>
+template <bool kMixedPrecision, bool kRelative, int kWords>
 __device__ ChunkWork step_of_chunk(const LaunchArgs<kWords>& args, int32_t chunk) {
   const LaunchHeader& header = args.header;
   const Tables& tables = header.tables;
@@ -72,14 +72,19 @@ __device__ ChunkWork step_of_chunk(const LaunchArgs<kWords>& args, int32_t chunk
   work.count = place.count;
   work.dtype = tensor.dtype;
   work.takes_sums = header.options.track_norms && tensor.layer >= 0;
-  work.takes_gradient = takes_gradient(header, tensor.layer);
+  work.takes_gradient = kRelative && is_scaled(tables, tensor.layer);
   work.momentum = !base.momentum_buffer ? Momentum::kNone : group.nesterov ? Momentum::kNesterov : Momentum::kClassic;
 
   Scales scales = plain_scales(group);
-  if (tensor.layer >= 0 && tables.layers[tensor.layer].scaled) {
-    const double v = header.options.relative ? tables.gradient_norm_sq[t] : 0.0;
+  if (is_scaled(tables, tensor.layer)) {
+    const LayerTraits layer = tables.layers[tensor.layer];
+    const double norm = tables.row_norm_sq[tensor.layer];
     work.is_left = is_left(header, tensor.layer);
-    scales = layer_scales(group, tables.layers[tensor.layer], tables.row_norm_sq[tensor.layer], v, header.options);
+    if constexpr (kRelative) {
+      scales = relative_scales(group, layer, norm, tables.gradient_norm_sq[t], header.options);
+    } else {
+      scales = amended_scales(group, layer, norm, header.options);
+    }
   }
   const double inverse = header.grad_scale ? 1.0 / static_cast<double>(*header.grad_scale) : 1.0;
   work.coefficients = make_coefficients(group, scales, inverse, !(tables.flags[t] & kStarted));
@@ -107,7 +112,7 @@ template <int kWords>
 __device__ ChunkWork gradient_of_chunk(const LaunchArgs<kWords>& args, int32_t chunk) {
   const Tables& tables = args.header.tables;
   if (tables.gradient_norm_sq[tables.tensor_of_chunk[chunk]] != 0) return {};
-  return step_of_chunk<true>(args, chunk);
+  return step_of_chunk<true, true>(args, chunk);
 }
 
 __device__ __forceinline__ DType gradient_dtype(const Tables& tables, int32_t chunk, const ChunkWork& work) {
@@ -131,29 +136,25 @@ __device__ ChunkWork norm_of_chunk(const LaunchArgs<kWords>& args, int32_t chunk
   return work;
 }
 
+// Adds to each lane's sums those of the lane so far away, in both directions.
+__device__ __forceinline__ void add_up_lanes(Sums& sums, int distance, bool takes_gradient) {
+  sums.read += __shfl_xor_sync(0xffffffffu, sums.read, distance);
+  sums.written += __shfl_xor_sync(0xffffffffu, sums.written, distance);
+  if (takes_gradient) sums.gradient += __shfl_xor_sync(0xffffffffu, sums.gradient, distance);
+}
+
 // Adds up the sums of a thread block's threads; thread 0 gets the result.
 __device__ __forceinline__ Sums add_up(const ThreadSums& own, Sums* of_warps, bool takes_gradient) {
   Sums sums{own.read, own.written, takes_gradient ? own.gradient : 0.0};
 #pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    sums.read += __shfl_xor_sync(0xffffffffu, sums.read, distance);
-    sums.written += __shfl_xor_sync(0xffffffffu, sums.written, distance);
-    if (takes_gradient) sums.gradient += __shfl_xor_sync(0xffffffffu, sums.gradient, distance);
-  }
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) add_up_lanes(sums, distance, takes_gradient);
   if (threadIdx.x % kWarp == 0) of_warps[threadIdx.x / kWarp] = sums;
   __syncthreads();  // the sums of all warps are there
-  if (threadIdx.x == 0) {
+  if (threadIdx.x < kWarp) {
+    sums = of_warps[threadIdx.x % kWarps];
     // By halves, the order in which Triton can add them up too.
 #pragma unroll
-    for (int half = kWarps / 2; half > 0; half /= 2) {
-#pragma unroll
-      for (int warp = 0; warp < half; ++warp) {
-        of_warps[warp].read += of_warps[warp + half].read;
-        of_warps[warp].written += of_warps[warp + half].written;
-        of_warps[warp].gradient += of_warps[warp + half].gradient;
-      }
-    }
-    sums = of_warps[0];
+    for (int half = kWarps / 2; half > 0; half /= 2) add_up_lanes(sums, half, takes_gradient);
   }
   return sums;
 }
@@ -170,20 +171,22 @@ __device__ __forceinline__ bool is_last_thread_block(const Tables& tables) {
 }
 
 // One node of the tree: its children in their order.
+template <bool kRelative>
 __device__ __forceinline__ void add_up_children(const Tables& tables, int32_t n) {
+  constexpr int kAtOnce = kRelative ? kFanIn / 4 : kFanIn / 2;  // as many as registers are left for
   const SumNode node = tables.nodes[n];
   Sums sums{};
-  for (int32_t i = 0; i < node.count; i += kFanIn / 2) {
-    Sums children[kFanIn / 2];  // all are on their way before the first is waited for
+  for (int32_t i = 0; i < node.count; i += kAtOnce) {
+    Sums children[kAtOnce];  // all are on their way before the first is waited for
 #pragma unroll
-    for (int j = 0; j < kFanIn / 2; ++j) {
+    for (int j = 0; j < kAtOnce; ++j) {
       children[j] = i + j < node.count ? tables.sums[node.first + i + j] : Sums{};
     }
 #pragma unroll
-    for (int j = 0; j < kFanIn / 2; ++j) {
+    for (int j = 0; j < kAtOnce; ++j) {
       sums.read += children[j].read;
       sums.written += children[j].written;
-      sums.gradient += children[j].gradient;
+      if (kRelative) sums.gradient += children[j].gradient;
     }
   }
   tables.sums_of_nodes[n] = sums;
@@ -199,7 +202,7 @@ __device__ __forceinline__ void carry_gradient(const Tables& tables, int32_t t) 
 }
 
 // What a launch leaves for the next step, one tensor to a thread.
-template <Pass kPass, bool kMixedPrecision, int kWords>
+template <Pass kPass, bool kMixedPrecision, bool kRelative, int kWords>
 __device__ __forceinline__ void finish_tensor(const LaunchArgs<kWords>& args, int32_t t) {
   const LaunchHeader& header = args.header;
   const Tables& tables = header.tables;
@@ -213,11 +216,11 @@ __device__ __forceinline__ void finish_tensor(const LaunchArgs<kWords>& args, in
   constexpr bool kUpdate = kPass == Pass::kStep;
   bool is_unknown = false;
   if constexpr (kUpdate) {
-    is_unknown = b >= 0 && tables.layers[b].scaled && is_left(header, b);
+    is_unknown = is_scaled(tables, b) && is_left(header, b);
     if (tables.addresses[t].momentum_buffer && !is_unknown) tables.flags[t] |= kStarted;
     if (kMixedPrecision && tensor.stochastic) ++tables.rounding_steps[t];
     if (b < 0) return;
-    if (takes_gradient(header, b) && !is_unknown) carry_gradient(tables, t);
+    if (kRelative && tables.layers[b].scaled && !is_unknown) carry_gradient(tables, t);
     if (!header.options.track_norms) {
       const bool is_update = tables.layers[b].scaled && group_values(args, tensor.group).lr != 0;
       if (is_update && is_finite(tables.row_norm_sq[b])) tables.flags[t] |= kNormKept;
@@ -235,7 +238,7 @@ __device__ __forceinline__ void finish_tensor(const LaunchArgs<kWords>& args, in
   tables.row_norm_sq[b] = kUpdate && tables.layers[b].scaled && !is_finite(norm) ? norm - norm : norm;
 }
 
-template <Pass kPass, bool kMixedPrecision, int kWords>
+template <Pass kPass, bool kMixedPrecision, bool kRelative, int kWords>
 __device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
   SASGD_SHARED(ChunkWork, shared_work, 1);
   SASGD_SHARED(PrecisionWork, shared_precision, 1);
@@ -246,7 +249,7 @@ __device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
 
   for (int32_t chunk = header.launch.first_chunk + blockIdx.x; chunk < header.launch.end_chunk; chunk += gridDim.x) {
     if (threadIdx.x == 0) {
-      shared_work[0] = kPass == Pass::kStep    ? step_of_chunk<kMixedPrecision>(args, chunk)
+      shared_work[0] = kPass == Pass::kStep    ? step_of_chunk<kMixedPrecision, kRelative>(args, chunk)
                        : kPass == Pass::kNorms ? norm_of_chunk(args, chunk)
                                                : gradient_of_chunk(args, chunk);
       if constexpr (kMixedPrecision) shared_precision[0] = precision_of_chunk(tables, chunk);
@@ -262,12 +265,12 @@ __device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
       } else if (work.is_left) {
         own = sum_any(work);
       } else if constexpr (kMixedPrecision) {
-        own = update_any(work, PrecisionWork(shared_precision[0]));
+        own = update_any<kRelative>(work, PrecisionWork(shared_precision[0]));
       } else {
-        own = update_any(work, PlainWork{});
+        own = update_any<kRelative>(work, PlainWork{});
       }
       if (work.takes_sums) {
-        const Sums sums = add_up(own, of_warps, work.takes_gradient);
+        const Sums sums = add_up(own, of_warps, kRelative && work.takes_gradient);
         if (threadIdx.x == 0) tables.sums[chunk] = sums;
       }
     }
@@ -279,32 +282,34 @@ __device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
   if (kPass != Pass::kStep || header.options.track_norms) {
     for (int level = 0; level < launch.levels; ++level) {
       for (int32_t n = launch.level_begin[level] + threadIdx.x; n < launch.level_end[level]; n += kThreads) {
-        add_up_children(tables, n);
+        add_up_children<kRelative>(tables, n);
       }
       __syncthreads();  // the next level reads this one
     }
   }
   for (int32_t t = launch.first_tensor + threadIdx.x; t < launch.end_tensor; t += kThreads) {
-    finish_tensor<kPass, kMixedPrecision>(args, t);
+    finish_tensor<kPass, kMixedPrecision, kRelative>(args, t);
   }
   if (threadIdx.x == 0) *tables.finished_thread_blocks = 0;
 }
 
-// kMixedPrecision: the precision of some tensors is not plain.
-template <int kWords, bool kMixedPrecision>
-__global__ void __launch_bounds__(kThreads) step_kernel(const __grid_constant__ LaunchArgs<kWords> args) {
-  run_pass<Pass::kStep, kMixedPrecision>(args);
+// kMixedPrecision: the precision of some tensors is not plain. kRelative: norms of gradients are taken too, which costs
+// registers.
+template <int kWords, bool kMixedPrecision, bool kRelative>
+__global__ void __launch_bounds__(kThreads, kResidentThreadBlocks)
+    step_kernel(const __grid_constant__ LaunchArgs<kWords> args) {
+  run_pass<Pass::kStep, kMixedPrecision, kRelative>(args);
 }
 
 template <int kWords>
 __global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ LaunchArgs<kWords> args) {
-  run_pass<Pass::kNorms, false>(args);
+  run_pass<Pass::kNorms, false, false>(args);
 }
 
 // Of weights and gradients of any dtypes.
 template <int kWords>
 __global__ void __launch_bounds__(kThreads) gradient_kernel(const __grid_constant__ LaunchArgs<kWords> args) {
-  run_pass<Pass::kGradients, false>(args);
+  run_pass<Pass::kGradients, false, true>(args);
 }
 
 }  // namespace cuda

@@ -22,7 +22,7 @@ static_assert(sizeof(LaunchHeader) % sizeof(uint64_t) == 0, "words follow the he
 
 using namespace cuda;
 
-int resident_thread_blocks(int device, bool mixed_precision) {
+int resident_thread_blocks(int device, bool mixed_precision, bool relative) {
   const std::string attempt = "asking how many thread blocks device " + std::to_string(device) + " holds";
   make_current(device);
   int multiprocessors = 0;
@@ -34,15 +34,17 @@ int resident_thread_blocks(int device, bool mixed_precision) {
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&of_one, kernel, kThreads, 0), attempt);
     least = std::min(least, of_one * multiprocessors);
   };
-  if (mixed_precision) {
-    ask(step_kernel<kLargeWords, true>);
+  if (relative) {
+    mixed_precision ? ask(step_kernel<kLargeWords, true, true>) : ask(step_kernel<kLargeWords, false, true>);
+    ask(gradient_kernel<kLargeWords>);
+  } else if (mixed_precision) {
+    ask(step_kernel<kLargeWords, true, false>);
   } else {
-    ask(step_kernel<kSmallWords, false>);
-    ask(step_kernel<kLargeWords, false>);
+    ask(step_kernel<kSmallWords, false, false>);
+    ask(step_kernel<kLargeWords, false, false>);
   }
   ask(norm_kernel<kSmallWords>);
   ask(norm_kernel<kLargeWords>);
-  ask(gradient_kernel<kLargeWords>);
   if (least < 1) throw std::runtime_error("CUDA: " + attempt + ": none of " + std::to_string(kThreads) + " threads");
   return least;
 }
@@ -72,7 +74,7 @@ CudaPlan::CudaPlan(int device, PlanSpec spec) : PlanBase(std::move(spec)), devic
   plan_launches();
   for (PlannedLaunch& planned : launches_) plan_tree(planned);
   lay_out_tables(0);
-  resident_thread_blocks_ = resident_thread_blocks(device_, mixed_precision_);
+  resident_thread_blocks_ = resident_thread_blocks(device_, mixed_precision_, options_.relative);
 }
 
 // Deals the tensors out to as few launches as their words fit in, and the chunks to the tensors.
@@ -227,6 +229,7 @@ void CudaPlan::step(const uint64_t* grads, const uint8_t* grad_dtypes, const Gro
 
 void CudaPlan::measure_gradients(const uint64_t* grads, const uint8_t* grad_dtypes, const GroupValues* groups,
                                  const uint64_t* lr_addresses, const DeviceNumbers& numbers, uint64_t stream) {
+  if (!options_.relative) return;
   const auto word = [&](int32_t t) -> uint64_t {
     const bool is_scaled = tensors_[t].layer >= 0 && layers_[tensors_[t].layer].scaled;
     return is_scaled ? gradient_word(t, grads, grad_dtypes) : 0;
@@ -279,17 +282,23 @@ void CudaPlan::launch(const PlannedLaunch& planned, const Word& word_of, const G
               std::to_string(now.end_tensor - now.first_tensor) + " tensors on device " + std::to_string(device_));
   };
   // The driver copies the arguments; most of the large ones' words are never written.
-  // Steps in mixed precision are compiled for the large ones alone, since that takes long; so are the first steps of
-  // the relative scale.
+  // Steps in mixed precision and in the relative scale are compiled for the large ones alone, since that takes long.
   const bool is_small = words_.size() <= static_cast<size_t>(kSmallWords);
-  if (is_small && (kPass == Pass::kNorms || (kPass == Pass::kStep && !mixed_precision_))) {
+  const bool is_plain_step = kPass == Pass::kStep && !mixed_precision_ && !options_.relative;
+  if (is_small && (kPass == Pass::kNorms || is_plain_step)) {
     LaunchArgs<kSmallWords> args;
-    run(kPass == Pass::kStep ? step_kernel<kSmallWords, false> : norm_kernel<kSmallWords>, args);
+    run(kPass == Pass::kStep ? step_kernel<kSmallWords, false, false> : norm_kernel<kSmallWords>, args);
+    return;
+  }
+  LaunchArgs<kLargeWords> args;
+  if (kPass == Pass::kNorms) {
+    run(norm_kernel<kLargeWords>, args);
+  } else if (kPass == Pass::kGradients) {
+    run(gradient_kernel<kLargeWords>, args);
+  } else if (options_.relative) {
+    run(mixed_precision_ ? step_kernel<kLargeWords, true, true> : step_kernel<kLargeWords, false, true>, args);
   } else {
-    LaunchArgs<kLargeWords> args;
-    const auto step = mixed_precision_ ? step_kernel<kLargeWords, true> : step_kernel<kLargeWords, false>;
-    const auto norms = kPass == Pass::kNorms ? norm_kernel<kLargeWords> : gradient_kernel<kLargeWords>;
-    run(kPass == Pass::kStep ? step : norms, args);
+    run(mixed_precision_ ? step_kernel<kLargeWords, true, false> : step_kernel<kLargeWords, false, false>, args);
   }
 }
 

@@ -23,9 +23,9 @@ std::vector<int> cuda_architectures();
 // How many devices the driver sees. Throws std::runtime_error, which says why, where it cannot be asked.
 int cuda_devices();
 
-// How many thread blocks of a step, in mixed precision or not, a device holds at once. Throws std::runtime_error where
-// it cannot run a step.
-int resident_thread_blocks(int device, bool mixed_precision = false);
+// How many thread blocks of a step, in mixed precision or not, in the relative scale or not, a device holds at once.
+// Throws std::runtime_error where it cannot run a step.
+int resident_thread_blocks(int device, bool mixed_precision = false, bool relative = false);
 
 // Plans steps and launches them on a stream. A step never waits for the device; sending large tables may. Every call
 // takes a cudaStream_t as an integer, leaves the plan's device the current one, and throws std::runtime_error, which

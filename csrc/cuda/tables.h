@@ -45,7 +45,7 @@ struct PrecisionEntry {
 
 // Sums of squares: of the weights before the update, of the weights as stored, and of the plain gradient, which the
 // relative scale needs.
-struct alignas(16) Sums {
+struct Sums {
   double read;
   double written;
   double gradient;

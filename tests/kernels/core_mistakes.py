@@ -41,8 +41,8 @@ CORE_MISTAKES = {
     ),
     "scales by the first layer's factor": Mistake(
         STEP,
-        "const double m = layers_[b].backward_factor;",
-        "const double m = layers_[MISTAKEN ? 0 : b].backward_factor;",
+        "scales = amended_scales(group, layers_[b],",
+        "scales = amended_scales(group, layers_[MISTAKEN ? 0 : b],",
         "steps",
         "weight ",
     ),
@@ -52,7 +52,9 @@ CORE_MISTAKES = {
     "dampens the first update": Mistake(
         SCALES, "first ? 1.0 : 1.0 -", "first && !MISTAKEN ? 1.0 : 1.0 -", "steps", "momentum "
     ),
-    "forgets to maximize": Mistake(SCALES, "group.maximize ?", "group.maximize && !MISTAKEN ?", "steps", "weight "),
+    "forgets to maximize": Mistake(
+        SCALES, "group.maximize ? -scale", "group.maximize && !MISTAKEN ? -scale", "steps", "weight "
+    ),
     "measures layers that were not chosen": Mistake(
         STEP, "chosen_layers[b] &&", "(MISTAKEN || chosen_layers[b]) &&", "carried", "got "
     ),
@@ -119,6 +121,70 @@ CORE_MISTAKES = {
     ),
     "rounds weights and momentum alike": Mistake(
         KERNEL, "upper_halves(random));", "MISTAKEN ? random : upper_halves(random));", "precision", "momentum "
+    ),
+    "averages gradients too long": Mistake(
+        SCALES, "kCarriedShare * before +", "(MISTAKEN ? 0.99 : kCarriedShare) * before +", "relative", ": v "
+    ),
+    "takes the norm of a gradient that is not finite": Mistake(
+        SCALES,
+        "if (!is_finite(measured)) return",
+        "if (!MISTAKEN && !is_finite(measured)) return",
+        "relative",
+        ": v 0 with",
+    ),
+    "measures what to maximize as what to minimize": Mistake(
+        SCALES, "group.maximize ? -inverse", "group.maximize && !MISTAKEN ? -inverse", "relative", ": first q "
+    ),
+    "measures gradients before they are unscaled": Mistake(
+        SCALES,
+        "c.plain_scale = static_cast<float>(",
+        "c.plain_scale = static_cast<float>((MISTAKEN ? 1 / inverse_loss_scale : 1) * ",
+        "relative",
+        ": first q ",
+    ),
+    "counts the decay of vectors": Mistake(
+        SCALES, "&& !layer.is_vector;", "&& (MISTAKEN || !layer.is_vector);", "relative", ": first q "
+    ),
+    "counts decay that the shape decides": Mistake(
+        SCALES,
+        "decays_first = !options.shape_decay",
+        "decays_first = (MISTAKEN || !options.shape_decay)",
+        "relative",
+        ": first q ",
+    ),
+    "scales vectors by their length": Mistake(
+        SCALES, "layer.is_vector ? 1.0", "layer.is_vector && !MISTAKEN ? 1.0", "relative", "weight "
+    ),
+    "has no floor under norms in the relative scale": Mistake(
+        SCALES, ": floored_row_norm_sq(", ": MISTAKEN ? row_norm_sq : floored_row_norm_sq(", "relative", "weight "
+    ),
+    "measures gradients without decay": Mistake(
+        RULE, "c.plain_decay * masked", "(MISTAKEN ? -0.0f : c.plain_decay) * masked", "relative", ": first q "
+    ),
+    "goes on with a norm before it is used": Mistake(
+        STEP,
+        "state_.gradient_norm_sq[t], options_);",
+        "MISTAKEN ? next_gradient_norm_sq(state_.gradient_norm_sq[t], state_.gradient_sums[t]) : "
+        "state_.gradient_norm_sq[t], options_);",
+        "relative",
+        "weight ",
+    ),
+    "measures gradients whose norm is known": Mistake(
+        STEP,
+        "state_.gradient_norm_sq[t] == 0; }",
+        "(MISTAKEN || state_.gradient_norm_sq[t] == 0); }",
+        "relative",
+        "was written",
+    ),
+    "leaves the gradient out of a tensor's sums": Mistake(
+        STEP, "      sums.gradient[i] +=", "      if (!MISTAKEN) sums.gradient[i] +=", "relative", ": first q "
+    ),
+    "leaves out the tail of a gradient": Mistake(
+        KERNEL,
+        "gradient = gradient + plain * plain;",
+        "if (!MISTAKEN) gradient = gradient + plain * plain;",
+        "relative",
+        "a gradient pass",
     ),
     "rounds ties down": Mistake(
         LANES,

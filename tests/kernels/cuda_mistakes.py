@@ -150,8 +150,8 @@ CUDA_MISTAKES = {
     ),
     "goes on with a norm that is no number": Mistake(
         KERNELS,
-        "header.track_norms && norm != norm",
-        "!MISTAKEN && header.track_norms && norm != norm",
+        "track_norms && norm != norm",
+        "track_norms && !MISTAKEN && norm != norm",
         "carried",
         "put back, after",
     ),
@@ -161,6 +161,64 @@ CUDA_MISTAKES = {
         "!MISTAKEN && !is_finite(norm) ? norm - norm",
         "carried",
         "put back, after",
+    ),
+    "leaves gradients out of the tree": Mistake(
+        KERNELS, "if (kRelative) sums.gradient", "if (kRelative && !MISTAKEN) sums.gradient", "relative", ": first q "
+    ),
+    "leaves gradients out between lanes": Mistake(
+        KERNELS,
+        "if (takes_gradient) sums.gradient",
+        "if (takes_gradient && !MISTAKEN) sums.gradient",
+        "relative",
+        ": first q ",
+    ),
+    "does not say that a norm is known": Mistake(
+        KERNELS,
+        "if (next != 0) tables.flags[t]",
+        "if (next != 0 && !MISTAKEN) tables.flags[t]",
+        "relative",
+        "flags after a gradient pass",
+    ),
+    "goes on with the norm of what is left": Mistake(
+        KERNELS, "!is_unknown) carry_gradient", "(MISTAKEN || !is_unknown)) carry_gradient", "relative", ": v 2: got"
+    ),
+    "measures gradients whose norm is known": Mistake(
+        KERNELS,
+        "if (tables.gradient_norm_sq[t] == 0) carry",
+        "if (MISTAKEN || tables.gradient_norm_sq[t] == 0) carry",
+        "relative",
+        "was written",
+    ),
+    "measures gradients that overflowed": Mistake(
+        KERNELS,
+        "kPass != Pass::kNorms && header.found_inf",
+        "!(MISTAKEN && kPass == Pass::kGradients) && kPass != Pass::kNorms && header.found_inf",
+        "relative",
+        "an overflow changed v",
+    ),
+    "takes no norm of what is not aligned": Mistake(
+        LOOPS, "kRelative && work.takes_gradient", "kRelative && work.takes_gradient && !MISTAKEN", "relative", ": q "
+    ),
+    "takes no norm of what is aligned": Mistake(
+        LOOPS,
+        "          sums.gradient += plain * plain;",
+        "          sums.gradient += MISTAKEN ? 0.0f : plain * plain;",
+        "relative",
+        ": q ",
+    ),
+    "takes a wide gradient for a narrow one": Mistake(
+        KERNELS,
+        "return work.wide_grad ? DType::kFloat32",
+        "return work.wide_grad && !MISTAKEN ? DType::kFloat32",
+        "relative",
+        ": first q ",
+    ),
+    "takes the norm of another tensor's gradient": Mistake(
+        KERNELS,
+        "tables.gradient_norm_sq[t], header.options",
+        "tables.gradient_norm_sq[MISTAKEN ? tensor.layer : t], header.options",
+        "relative",
+        "weight ",
     ),
     "takes every update for the first": Mistake(
         KERNELS, "!(tables.flags[t] & kStarted)", "MISTAKEN || !(tables.flags[t] & kStarted)", "steps", "momentum "

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sasgd_fused.backends.device_state import CarriedState
 from tests.unchanged import bits
 
 PLAN: dict[str, Any] = {
     "tensors": [(6, 0, 0), (3, 0, 2)],
-    "layers": [(0, True, 2.0, 3.0, 1.0)],
+    "layers": [(0, True, 2.0, 3.0, 1.0, False)],
     "eps": 1e-3,
     "shape_decay": False,
     "track_norms": True,
+    "relative": False,
     "threads": torch.get_num_threads,
 }
 # The layer is the master of a bfloat16 parameter.
@@ -36,11 +38,9 @@ class Step:
         self.row_norm_sq, self.sum_squares = (torch.zeros(1, dtype=torch.float64) for _ in range(2))
         self.stale_steps, self.rounding_steps = (torch.zeros(count, dtype=torch.int64) for count in (1, 2))
         self.flags = torch.zeros(2, dtype=torch.uint8)
+        self.gradient_norm_sq, self.gradient_sums = (torch.zeros(2, dtype=torch.float64) for _ in range(2))
         self.plan = core.CpuPlan(**{**PLAN, **options}, precision=precision)
-        self.memory = {
-            name: getattr(self, name).data_ptr()
-            for name in ("row_norm_sq", "sum_squares", "stale_steps", "flags", "rounding_steps")
-        }
+        self.memory = {name: getattr(self, name).data_ptr() for name in CarriedState._fields}
         self.places = {
             "weights": addresses(self.weights),
             "momentum_buffers": addresses(self.momentum_buffers),
@@ -63,8 +63,8 @@ class Step:
         return self
 
     def picture(self) -> list[Any]:
-        tensors = [*self.weights, *self.grads, *self.momentum_buffers, *self.params, self.row_norm_sq]
-        tensors += [self.sum_squares, self.stale_steps, self.flags, self.rounding_steps]
+        tensors = [*self.weights, *self.grads, *self.momentum_buffers, *self.params]
+        tensors += [getattr(self, name) for name in CarriedState._fields]
         return [*map(bits, tensors), self.plan.steps]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,9 +60,9 @@ def kernels(folder: Path) -> list[Kernel]:
 def test_kernels_keep_to_registers_and_global_memory(kernels: list[Kernel]) -> None:
     for architecture in ARCHITECTURES:
         names = [kernel.name for kernel in kernels if kernel.architecture == architecture]
-        assert any("step_kernel" in name for name in names), names
         assert any("norm_kernel" in name for name in names), names
-        assert sum(map(is_mixed, names)) == 1, names
+        kinds = Counter(kind for name in names if (kind := kind_of(name)) is not None)
+        assert kinds == {"": 2, "mixed": 1, "relative": 1, "mixed relative": 1, "gradient": 1}, names
     complaints = {
         (kernel.architecture, kernel.name, kind): f"{len(instructions)}, the first: {instructions[0]}"
         for kernel in kernels
@@ -71,9 +71,16 @@ def test_kernels_keep_to_registers_and_global_memory(kernels: list[Kernel]) -> N
     assert not complaints
 
 
-def is_mixed(name: str) -> bool:
-    """Whether a kernel is that of plans whose tensors are not all stored in the ordinary way."""
-    return re.search(r"step_kernelILi\d+ELb1E", name) is not None
+def kind_of(name: str) -> str | None:
+    """What a kernel is for: a step, in mixed precision or not, in the relative scale or not; or norms of gradients."""
+    if found := re.search(r"step_kernelILi\d+ELb(\d)ELb(\d)E", name):
+        return " ".join(word for word, flag in zip(("mixed", "relative"), found.groups(), strict=True) if flag == "1")
+    return "gradient" if "gradient_kernel" in name else None
+
+
+def kind_of_loop(name: str) -> str:
+    """The same of a loop of loops.cu."""
+    return " ".join(word for word in ("mixed", "relative", "gradient") if word in name.split("_"))
 
 
 def test_registers_and_occupancy_are_printed(kernels: list[Kernel], capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,9 +92,9 @@ def test_registers_and_occupancy_are_printed(kernels: list[Kernel], capsys: pyte
         for kernel in kernels:
             blocks = kernel.resident_blocks(threads)
             assert blocks >= RESIDENT_BLOCKS, kernel
-            name = re.sub(r".*?(\w{4}_kernel)ILi(\d+)E.*", r"\1<\2>", kernel.name)
-            if is_mixed(kernel.name):
-                name += " (mixed)"
+            name = re.sub(r".*?([a-z]+_kernel)ILi(\d+)E.*", r"\1<\2>", kernel.name)
+            if kind := kind_of(kernel.name):
+                name += f" ({kind})"
             share = blocks * threads / (WARPS[kernel.architecture] * WARP)
             print(
                 f"  sm_{kernel.architecture} {name}: {kernel.registers} registers, {kernel.shared} bytes, "
@@ -100,12 +107,14 @@ def loop_vectors(name: str) -> Counter[str]:
 
     It takes as many to a vector as make 16 bytes of weights.
     """
-    weight, grad, momentum, *kind = name.split("_")
+    weight, grad, momentum, *_ = name.split("_")
     sizes = {"float": 4, "bfloat": 2, "half": 2}
-    copies = ["bfloat", "half"] if kind == ["mixed"] and weight == "float" else []
+    kind = kind_of_loop(name)
+    copies = ["bfloat", "half"] if "mixed" in kind and weight == "float" else []
+    written = [] if kind == "gradient" else [weight, momentum, *copies]
     counts: Counter[str] = Counter()
-    for access, dtypes in (("LDG", [weight, grad, momentum]), ("STG", [weight, momentum, *copies])):
-        for size in (sizes[dtype] for dtype in dtypes if dtype != "none"):
+    for access, dtypes in (("LDG", [weight, grad, momentum]), ("STG", written)):
+        for size in (sizes[dtype] for dtype in dtypes if dtype in sizes):
             vector = min(16, 16 // sizes[weight] * size)
             counts[f"{access}.E.{8 * vector}"] += 8 * size // vector
     return counts
@@ -113,22 +122,22 @@ def loop_vectors(name: str) -> Counter[str]:
 
 def test_loops_load_and_store_16_or_8_bytes_at_a_time(kernels: list[Kernel], folder: Path) -> None:
     loops = compiled_kernels(CUDA_SOURCES / "loops.cu", folder, STRICT)
-    assert len(loops) == (15 + 17) * len(TRIED)
+    assert len(loops) == (2 * (15 + 17) + 7) * len(TRIED)
     for architecture in TRIED:
-        wanted = {mixed: Counter[str]() for mixed in (False, True)}
+        wanted: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for loop in (loop for loop in loops if loop.architecture == architecture):
-            mixed = loop.name.endswith("_mixed")
-            vectors = loop_vectors(loop.name)
+            kind, vectors = kind_of_loop(loop.name), loop_vectors(loop.name)
             counts = Counter({access: loop.count(access) for access in VECTORS})
             # A compiler may make several of a mixed loop, with and without a copy.
-            assert counts >= vectors if mixed else counts == vectors, f"sm_{architecture} {loop.name}: {counts}"
+            is_as_wanted = counts >= vectors if "mixed" in kind else counts == vectors
+            assert is_as_wanted, f"sm_{architecture} {loop.name}: {counts}"
             assert not loop.complaints(), loop
-            wanted[mixed] += vectors
-        for kernel in kernels:
-            if kernel.architecture == architecture and "step_kernel" in kernel.name:
+            wanted[kind] += vectors
+        for kernel in (kernel for kernel in kernels if kernel.architecture == architecture):
+            if (kind_of_kernel := kind_of(kernel.name)) is not None:
                 # It has all these loops, and some more such accesses to its tables.
                 counts = Counter({access: kernel.count(access) for access in VECTORS})
-                assert counts >= wanted[is_mixed(kernel.name)], f"sm_{architecture} {kernel.name}: {counts}"
+                assert counts >= wanted[kind_of_kernel], f"sm_{architecture} {kernel.name}: {counts}"
 
 
 def test_compiler_refuses_spills_and_local_memory(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def program(variant: str) -> list[str]:
     return build_program("cuda_tests", objects, variant, "cuda")
 
 
-TESTS = ("steps", "bits", "carried", "precision", "huge")
+TESTS = ("steps", "bits", "carried", "relative", "precision", "huge")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def program(variant: str) -> list[str]:
     return build_program("native_tests", objects, variant, "native")
 
 
-TESTS = ("conversions", "random", "precision", "steps", "bits", "carried")
+TESTS = ("conversions", "random", "precision", "steps", "bits", "carried", "relative")
 
 
 @pytest.mark.parametrize(

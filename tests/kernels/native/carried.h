@@ -10,6 +10,7 @@
 
 namespace sasgd_test {
 
+using sasgd::kGradientKnown;
 using sasgd::kNormKept;
 using sasgd::kStarted;
 
@@ -134,20 +135,22 @@ void check_counts() {
 }
 
 // Steps of some tensors at a time leave the bits of a step of all, whichever of them come first.
-template <class Plan, size_t kCount>
-void check_parts(const int64_t (&sizes)[kCount]) {
-  const Case begin = every_kind_of_tensor(sizes, kPlainKinds);
+template <class Plan>
+void check_parts(const Case& begin) {
   const int32_t count = static_cast<int32_t>(begin.tensors.size());
   for (const int32_t part : {1, 7}) {
     Case whole = begin, parted = begin;
     Plan of_whole(whole), of_parted(parted);
     for (int step = 0; step < 2; ++step) {
-      of_whole.step(whole, whole.inputs(0, true));
+      const std::vector<Input> all = whole.inputs(0, true);
+      if (begin.options.relative) of_whole.measure_gradients(whole, all);
+      of_whole.step(whole, all);
       for (int32_t end = count; end > 0; end -= part) {  // as in the backward pass
         std::vector<Input> inputs = parted.inputs(0, true);
         for (int32_t t = 0; t < count; ++t) {
           if (t < end - part || t >= end) inputs[static_cast<size_t>(t)].grad = 0;
         }
+        if (begin.options.relative) of_parted.measure_gradients(parted, inputs);
         CHECK(of_parted.step(parted, inputs) == 0, "stale in the part before %d", end);
       }
     }
@@ -156,6 +159,8 @@ void check_parts(const int64_t (&sizes)[kCount]) {
     }
     CHECK(of_parted.row_norm_sq == of_whole.row_norm_sq && of_parted.sum_squares == of_whole.sum_squares,
           "norms in parts of %d", part);
+    CHECK(of_parted.gradient_norm_sq == of_whole.gradient_norm_sq && of_parted.gradient_sums == of_whole.gradient_sums,
+          "norms of gradients in parts of %d", part);
     CHECK(of_parted.flags == of_whole.flags && of_parted.rounding_steps == of_whole.rounding_steps,
           "flags or counts in parts of %d", part);
   }

@@ -78,7 +78,7 @@ struct Case {
   std::vector<Tensor> tensors;
   std::vector<LayerInfo> layers;
   std::vector<GroupValues> groups;
-  PlanOptions options{1e-3, false, true};
+  PlanOptions options{1e-3, false, true, false};
   double loss_scale = 1.0;
 
   // In half of the tensors the numbers get smaller from lane to lane, by so much that a float64 sum over them rounds,
@@ -89,14 +89,14 @@ struct Case {
     Precision precision = kind.precision;
     precision.stream = 0x0123456789abcdefu * (tensors.size() + 1);
     const bool has_param = sasgd::is_master(precision);
-    // Small momentum and parameters are aligned, or not, by themselves too.
-    const bool halves_misaligned = tensors.size() % 3 == 1;
+    // Gradients, small momentum and parameters are aligned, or not, by themselves too.
+    const bool others_misaligned = tensors.size() % 3 == 1;
     Tensor tensor{{numel, group, -1, kind.weight, precision},
                   Numbers(numel, kind.weight, misaligned),
-                  Numbers(numel, kind.grad, misaligned),
-                  precision.small_momentum ? Numbers(numel, DType::kBFloat16, halves_misaligned)
+                  Numbers(numel, kind.grad, others_misaligned),
+                  precision.small_momentum ? Numbers(numel, DType::kBFloat16, others_misaligned)
                                            : Numbers(numel, kind.weight, misaligned),
-                  Numbers(has_param ? numel : 0, precision.param_dtype, has_param && halves_misaligned)};
+                  Numbers(has_param ? numel : 0, precision.param_dtype, has_param && others_misaligned)};
     for (int64_t i = 0; i < numel; ++i) {
       const float size = uneven ? std::ldexp(1.0f, -2 * static_cast<int>(i % 16)) : 1.0f;
       tensor.weight.set(i, size * random.next());
@@ -110,7 +110,7 @@ struct Case {
   void add_layer(bool scaled, double rows_over_columns) {
     const double rows = static_cast<double>(tensors.back().info.numel) / 2;
     tensors.back().info.layer = static_cast<int32_t>(layers.size());
-    layers.push_back({static_cast<int32_t>(tensors.size()) - 1, scaled, rows, rows / rows_over_columns, 0});
+    layers.push_back({{rows, 0, scaled, false}, static_cast<int32_t>(tensors.size()) - 1, rows / rows_over_columns});
   }
 
   std::vector<TensorInfo> infos() const {
@@ -150,19 +150,24 @@ struct Carried {
   std::vector<int64_t> stale_steps;
   std::vector<uint8_t> flags;
   std::vector<int64_t> rounding_steps;
+  std::vector<double> gradient_norm_sq;
+  std::vector<double> gradient_sums;
 
   explicit Carried(const Case& made)
       : row_norm_sq(made.layers.size()),
         sum_squares(made.layers.size()),
         stale_steps(made.layers.size()),
-        flags(made.tensors.size()) {
+        flags(made.tensors.size()),
+        gradient_norm_sq(made.tensors.size()),
+        gradient_sums(made.tensors.size()) {
     for (const Tensor& tensor : made.tensors) rounding_steps.push_back(tensor.rounding_step);
   }
   Carried(const Carried&) = delete;
   Carried& operator=(const Carried&) = delete;
 
   CarriedState state() {
-    return {row_norm_sq.data(), sum_squares.data(), stale_steps.data(), flags.data(), rounding_steps.data()};
+    return {row_norm_sq.data(),    sum_squares.data(),      stale_steps.data(),  flags.data(),
+            rounding_steps.data(), gradient_norm_sq.data(), gradient_sums.data()};
   }
   int64_t all_stale_steps() const {
     int64_t all = 0;
@@ -207,6 +212,16 @@ inline void freeze(Case& made) {
   made.options.track_norms = false;
   made.options.shape_decay = true;
   for (size_t b = 0; b < made.layers.size(); ++b) made.layers[b].backward_factor = b % 3 == 0 ? 1.5 : 0.6;
+}
+
+// The relative scale, in which a third of the layers are vectors. Its scales are 1 or so.
+inline void make_relative(Case& made) {
+  made.options.relative = true;
+  for (size_t b = 0; b < made.layers.size(); ++b) {
+    LayerInfo& layer = made.layers[b];
+    layer.backward_factor = (b % 2 == 0 ? 1.5 : 0.6) / static_cast<double>(made.tensors[layer.tensor].info.numel);
+    layer.is_vector = b % 3 == 2;
+  }
 }
 
 }  // namespace sasgd_test

@@ -16,8 +16,28 @@ struct Scales {
   double decay;     // d_b
 };
 
+// In the relative scale, whether weight decay is a part of the gradient before any scale.
+bool decays_first(const Case& now, const LayerInfo& layer) { return !now.options.shape_decay && !layer.is_vector; }
+
+// s_b = sqrt(max(||W||^2_{2,mu}, eps) / (m_b v_b)), of a vector without the weights' norm; 0 for a gradient of zeros.
+std::vector<Scales> relative_scales(const Case& now, const std::vector<double>& row_norm_sq,
+                                    const std::vector<double>& gradient_norm_sq) {
+  std::vector<Scales> scales;
+  for (const Tensor& tensor : now.tensors) scales.push_back({1.0, now.groups[tensor.info.group].weight_decay});
+  for (size_t b = 0; b < now.layers.size(); ++b) {
+    const LayerInfo& layer = now.layers[b];
+    if (!layer.scaled) continue;
+    Scales& s = scales[layer.tensor];
+    const double v = gradient_norm_sq[static_cast<size_t>(layer.tensor)];
+    const double length = layer.is_vector ? 1 : std::sqrt(std::max(row_norm_sq[b], now.options.eps));
+    s.gradient = v == 0 ? 0 : length / std::sqrt(layer.backward_factor * v);
+    if (decays_first(now, layer)) s.decay *= s.gradient;
+  }
+  return scales;
+}
+
 // Equations (22)-(24) for the layers; 1 and weight_decay for all else.
-std::vector<Scales> plain_scales(const Case& now, const std::vector<double>& row_norm_sq) {
+std::vector<Scales> amended_scales(const Case& now, const std::vector<double>& row_norm_sq) {
   std::vector<Scales> scales;
   for (const Tensor& tensor : now.tensors) scales.push_back({1.0, now.groups[tensor.info.group].weight_decay});
   double m = 1;
@@ -72,9 +92,26 @@ std::vector<double> plain_row_norm_sq(const Case& now) {
   return norms;
 }
 
+std::vector<double> plain_gradient_norm_sq(const Case& now) {
+  std::vector<double> norms(now.tensors.size());
+  for (const LayerInfo& layer : now.layers) {
+    if (!layer.scaled) continue;
+    const Tensor& tensor = now.tensors[layer.tensor];
+    const GroupValues& group = now.groups[tensor.info.group];
+    const double grad_scale = (group.maximize ? -1 : 1) / now.loss_scale;
+    const double decay = decays_first(now, layer) ? group.weight_decay : 0;
+    for (int64_t i = 0; i < tensor.info.numel; ++i) {
+      const double g = grad_scale * tensor.grad.get(i) + (decay == 0 ? 0 : decay * tensor.weight.get(i));
+      norms[static_cast<size_t>(layer.tensor)] += g * g;
+    }
+  }
+  return norms;
+}
+
 void check_step(const Case& before, const Case& after, const std::vector<Input>& inputs,
-                const std::vector<double>& row_norm_sq) {
-  const std::vector<Scales> scales = plain_scales(before, row_norm_sq);
+                const std::vector<double>& row_norm_sq, const std::vector<double>& gradient_norm_sq) {
+  const std::vector<Scales> scales = before.options.relative ? relative_scales(before, row_norm_sq, gradient_norm_sq)
+                                                             : amended_scales(before, row_norm_sq);
   for (size_t t = 0; t < before.tensors.size(); ++t) {
     const Tensor& old = before.tensors[t];
     const Tensor& now = after.tensors[t];

@@ -10,6 +10,7 @@ int main(int count, char** arguments) {
           {"random", test_random},
           {"precision", test_precision},
           {"carried", test_carried},
+          {"relative", test_relative},
           {"steps", test_steps},
           {"bits", test_bits},
           {"nudged-weight", nudge_weight},

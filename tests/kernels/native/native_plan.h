@@ -22,6 +22,12 @@ class NativePlan : public Carried {
 
   void measure(const std::vector<uint8_t>& chosen) { plan_.measure(chosen.data()); }
 
+  void measure_gradients(const Case& made, const std::vector<Input>& inputs) {
+    const std::vector<DType> dtypes = each(inputs, &Input::grad_dtype);
+    plan_.measure_gradients(each(inputs, &Input::grad).data(), reinterpret_cast<const uint8_t*>(dtypes.data()),
+                            made.groups.data(), made.loss_scale);
+  }
+
   // Returns how many layers it found stale.
   int64_t step(Case& made, const std::vector<Input>& inputs) {
     const std::vector<DType> dtypes = each(inputs, &Input::grad_dtype);

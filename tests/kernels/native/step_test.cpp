@@ -42,6 +42,8 @@ void check_steps(Case now) {
 struct Outcome {
   Case data;
   std::vector<double> row_norm_sq;
+  std::vector<double> gradient_norm_sq;
+  std::vector<double> gradient_sums;
 };
 
 Outcome run_steps(Case data, const std::string& instruction_set, int threads) {
@@ -50,7 +52,7 @@ Outcome run_steps(Case data, const std::string& instruction_set, int threads) {
   for (int step = 0; step < kSteps; ++step) {
     CHECK(plan.step(data, data.inputs(step)) == 0, "stale in step %d, %s", step, instruction_set.c_str());
   }
-  return {data, plan.row_norm_sq};
+  return {data, plan.row_norm_sq, plan.gradient_norm_sq, plan.gradient_sums};
 }
 
 void check_same_bits(const Case& data) {
@@ -59,6 +61,8 @@ void check_same_bits(const Case& data) {
     for (const int threads : {1, 2, 3, 7}) {
       const Outcome got = run_steps(data, name, threads);
       CHECK(got.row_norm_sq == expected.row_norm_sq, "norms, %s, %d threads", name.c_str(), threads);
+      CHECK(got.gradient_norm_sq == expected.gradient_norm_sq && got.gradient_sums == expected.gradient_sums,
+            "norms of gradients, %s, %d threads", name.c_str(), threads);
       for (size_t t = 0; t < data.tensors.size(); ++t) {
         CHECK(got.data.tensors[t].is_same(expected.data.tensors[t]), "tensor %zu, %s, %d threads", t, name.c_str(),
               threads);
@@ -127,7 +131,7 @@ void test_carried() {
   check_chosen_layers<NativePlan>();
   check_stale_steps<NativePlan>();
   check_counts<NativePlan>();
-  check_parts<NativePlan>(kPartSizes);
+  check_parts<NativePlan>(every_kind_of_tensor(kPartSizes, kPlainKinds));
   check_not_finite();
   check_given_norms();
   check_jumps();
@@ -144,6 +148,9 @@ void test_steps() {
 void test_bits() {
   for (Case made : {every_kind_of_tensor(kSizes, kPlainKinds), every_kind_of_tensor(kFewerSizes, kMixedKinds)}) {
     check_same_bits(made);
+    Case relative = made;
+    make_relative(relative);
+    check_same_bits(relative);
     freeze(made);
     check_same_bits(made);
   }

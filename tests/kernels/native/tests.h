@@ -8,6 +8,7 @@ void test_conversions();
 void test_random();
 void test_precision();
 void test_carried();
+void test_relative();
 void test_steps();  // with the instruction set that is the default
 void test_bits();   // with all of them
 

@@ -119,7 +119,7 @@ void test_cuda_carried() {
   check_chosen_layers<EmulatedPlan>();
   check_stale_steps<EmulatedPlan>();
   check_counts<EmulatedPlan>();
-  check_parts<EmulatedPlan>(kPartSizes);
+  check_parts<EmulatedPlan>(every_kind_of_tensor(kPartSizes, kPlainKinds));
   check_short_launches();
   check_recovery();
   check_several_launches();

@@ -25,19 +25,29 @@ class EmulatedPlan : public Carried {
 
   void measure(const std::vector<uint8_t>& chosen) { plan_.measure(chosen.data(), 0); }
 
-  // The loss scale, and an overflow if there is one, are read by the kernel. Returns how many layers it found stale.
+  // The loss scale, and an overflow if there is one, are read by the kernel.
+  void measure_gradients(const Case& made, const std::vector<Input>& inputs, bool overflow = false) {
+    run(&sasgd::CudaPlan::measure_gradients, made, inputs, overflow);
+  }
+
+  // Likewise. Returns how many layers it found stale.
   int64_t step(Case& made, const std::vector<Input>& inputs, bool overflow = false) {
-    const std::vector<DType> dtypes = each(inputs, &Input::grad_dtype);
-    const float scale = static_cast<float>(made.loss_scale), found_inf = overflow;
-    const std::vector<uint64_t> no_lrs(made.groups.size());
     const int64_t before = all_stale_steps();
-    plan_.step(each(inputs, &Input::grad).data(), reinterpret_cast<const uint8_t*>(dtypes.data()), made.groups.data(),
-               no_lrs.data(), {as_address(&scale), as_address(&found_inf)}, 0);
+    run(&sasgd::CudaPlan::step, made, inputs, overflow);
     if (!overflow) made.note_step(inputs);
     return all_stale_steps() - before;
   }
 
  private:
+  template <class Pass>
+  void run(Pass pass, const Case& made, const std::vector<Input>& inputs, bool overflow) {
+    const std::vector<DType> dtypes = each(inputs, &Input::grad_dtype);
+    const float scale = static_cast<float>(made.loss_scale), found_inf = overflow;
+    const std::vector<uint64_t> no_lrs(made.groups.size());
+    (plan_.*pass)(each(inputs, &Input::grad).data(), reinterpret_cast<const uint8_t*>(dtypes.data()),
+                  made.groups.data(), no_lrs.data(), {as_address(&scale), as_address(&found_inf)}, 0);
+  }
+
   static uint64_t as_address(const void* pointer) { return reinterpret_cast<uint64_t>(pointer); }
 
   sasgd::CudaPlan plan_;

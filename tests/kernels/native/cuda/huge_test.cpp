@@ -14,8 +14,8 @@ namespace cuda {
 
 // The kernels of the large launches in step.cu: here they would be compiled once more.
 constexpr int kWords = 32764 / sizeof(uint64_t) - sizeof(LaunchHeader) / sizeof(uint64_t);
-extern template void step_kernel<kWords, false>(LaunchArgs<kWords>);
-extern template void step_kernel<kWords, true>(LaunchArgs<kWords>);
+extern template void step_kernel<kWords, false, false>(LaunchArgs<kWords>);
+extern template void step_kernel<kWords, true, false>(LaunchArgs<kWords>);
 
 }  // namespace cuda
 }  // namespace sasgd
@@ -87,7 +87,7 @@ void check_last_chunks() {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(2);
   config.blockDim = dim3(kThreads);
-  cudaLaunchKernelEx(&config, step_kernel<kWords, kMixedPrecision>, args);
+  cudaLaunchKernelEx(&config, step_kernel<kWords, kMixedPrecision, false>, args);
 
   for (int64_t i = begin - 5; i < kElements; ++i) {
     const float exact = i < begin ? 1.0f : 1.0f - gradient(i);

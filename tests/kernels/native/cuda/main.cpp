@@ -9,6 +9,7 @@ int main(int count, char** arguments) {
           {"steps", test_cuda_steps},
           {"bits", test_cuda_bits},
           {"carried", test_cuda_carried},
+          {"relative", test_cuda_relative},
           {"precision", test_cuda_precision},
           {"huge", test_cuda_huge},
           {"threads", test_cuda_threads},

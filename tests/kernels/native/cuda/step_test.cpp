@@ -88,6 +88,8 @@ void check_steps(Case now) {
 struct Outcome {
   Case data;
   std::vector<double> row_norm_sq;
+  std::vector<double> gradient_norm_sq;
+  std::vector<double> gradient_sums;
 };
 
 Outcome run_steps(Case data, int32_t max_thread_blocks, uint64_t seed, unsigned resident_thread_blocks) {
@@ -97,12 +99,13 @@ Outcome run_steps(Case data, int32_t max_thread_blocks, uint64_t seed, unsigned 
   EmulatedPlan plan(data, max_thread_blocks);
   for (int step = 0; step < kSteps; ++step) {
     const std::vector<Input> inputs = data.inputs(step);
+    if (data.options.relative) plan.measure_gradients(data, inputs);
     plan.step(data, inputs);
   }
   CHECK(plan.all_stale_steps() == 0, "stale norms with %d thread blocks, seed %d", max_thread_blocks,
         static_cast<int>(seed));
   sasgd_emulation::reset();
-  return {data, plan.row_norm_sq};
+  return {data, plan.row_norm_sq, plan.gradient_norm_sq, plan.gradient_sums};
 }
 
 void check_same_bits(const Case& data) {
@@ -115,6 +118,8 @@ void check_same_bits(const Case& data) {
   for (const auto& way : ways) {
     const Outcome got = run_steps(data, way.max_thread_blocks, way.seed, way.resident_thread_blocks);
     CHECK(got.row_norm_sq == expected.row_norm_sq, "norms, %d thread blocks", way.max_thread_blocks);
+    CHECK(got.gradient_norm_sq == expected.gradient_norm_sq && got.gradient_sums == expected.gradient_sums,
+          "norms of gradients, %d thread blocks", way.max_thread_blocks);
     for (size_t t = 0; t < data.tensors.size(); ++t) {
       CHECK(got.data.tensors[t].is_same(expected.data.tensors[t]), "tensor %zu, %d thread blocks", t,
             way.max_thread_blocks);
@@ -122,7 +127,7 @@ void check_same_bits(const Case& data) {
   }
 }
 
-void check_threads(const std::vector<Kind>& kinds) {
+void check_threads(const std::vector<Kind>& kinds, bool is_relative) {
   Case made;
   made.groups = every_momentum();
   Random random;
@@ -132,12 +137,15 @@ void check_threads(const std::vector<Kind>& kinds) {
   }
   made.add_tensor(2 * 8192 + 5, 2, kFloat32Kind, random);
   made.add_layer(true, 0.8);
+  if (is_relative) make_relative(made);
   EmulatedPlan plan(made, 3);
   for (int step = 0; step < 2; ++step) {
     const Case before = made;
     const std::vector<Input> inputs = made.inputs(step);
+    if (is_relative) plan.measure_gradients(made, inputs);
+    const std::vector<double> v = plan.gradient_norm_sq;
     plan.step(made, inputs);
-    check_step(before, made, inputs, plain_row_norm_sq(before));
+    check_step(before, made, inputs, plain_row_norm_sq(before), v);
   }
 }
 
@@ -154,14 +162,19 @@ void test_cuda_steps() {
 void test_cuda_bits() {
   for (Case made : {small_case(kPlainKinds), small_case(kMixedKinds)}) {
     check_same_bits(made);
+    Case relative = made;
+    make_relative(relative);
+    check_same_bits(relative);
     freeze(made);
     check_same_bits(made);
   }
 }
 
 void test_cuda_threads() {
-  check_threads({std::begin(kPlainKinds), std::end(kPlainKinds)});
-  check_threads({std::begin(kMixedKinds), std::end(kMixedKinds)});
+  for (const bool is_relative : {false, true}) {
+    check_threads({std::begin(kPlainKinds), std::end(kPlainKinds)}, is_relative);
+    check_threads({std::begin(kMixedKinds), std::end(kMixedKinds)}, is_relative);
+  }
 }
 
 }  // namespace sasgd_test
