@@ -238,14 +238,16 @@ class _Entries:
             "gradient_norm_sq": plan.options.is_relative,
         }
         self.kept = [_Kept(key, address_of) for key, is_used in keys.items() if is_used]
-        self._owners: list[object] = []  # whose entries the state has
+        self._is_noted = False
+        self._owners: list[object] | None = None  # whose entries the state has; None: to be found anew
         self._entries: list[object] = []  # these
 
     def note(self, only: int | None = None) -> None:
-        entries = self._of_params()
-        for kept in self.kept:
-            kept.note(entries, only)
-        self._note_owners()
+        for index in range(len(self._params)) if only is None or not self._is_noted else [only]:
+            entry = self._state.get(self._params[index], {})
+            for kept in self.kept:
+                kept.note(index, entry)
+        self._is_noted, self._owners = True, None
 
     def changed(self) -> list[str]:
         try:
@@ -253,25 +255,22 @@ class _Entries:
         except Exception:  # parameters in another order: two of many elements are neither equal nor unequal
             is_known = False
         if not is_known or not all(map(is_, self._state.values(), self._entries)):
-            entries = self._of_params()
-            for kept in self.kept:
-                kept.look_into(entries)
-            self._note_owners()
+            self._find()
         changed = []
         for kept in self.kept:  # no comprehension, which may be a call more
-            if kept.differs():
+            if not self._is_noted or kept.differs():
                 changed.append(kept.key)
         return changed
 
     def changed_at(self, index: int) -> list[str]:
         entry = self._state.get(self._params[index], {})
-        return [kept.key for kept in self.kept if kept.differs_at(index, entry)]
+        return [kept.key for kept in self.kept if not self._is_noted or kept.differs_at(index, entry)]
 
-    def _of_params(self) -> list[dict[str, Any]]:
-        return [self._state.get(param, {}) for param in self._params]
-
-    def _note_owners(self) -> None:
-        self._owners, self._entries = list(self._state), list(self._state.values())
+    def _find(self) -> None:
+        entries = [self._state.get(param, {}) for param in self._params]
+        for kept in self.kept:
+            kept.look_into(entries)
+        self._entries, self._owners = list(self._state.values()), list(self._state)
 
 
 class _Kept:
@@ -288,29 +287,25 @@ class _Kept:
         self.key = key
         self._get = itemgetter(key)
         self._address_of = address_of
-        self._is_noted = False
         self._values: dict[int, Any] = {}  # by the index of the parameter
         self._addresses: dict[int, int] = {}  # of those that are tensors
         self._lists: tuple[list[Any], list[int]] = [], []  # both once more
         self._holders: list[dict[str, Any]] = []  # the entries that have a value
         self._others: list[dict[str, Any]] = []
 
-    def note(self, entries: list[dict[str, Any]], only: int | None) -> None:
-        for index in range(len(entries)) if only is None or not self._is_noted else [only]:
-            value = entries[index].get(self.key)
-            self._values.pop(index, None)
-            self._addresses.pop(index, None)
-            if value is not None:
-                self._values[index] = value
-            if isinstance(value, Tensor) and value.layout == torch.strided:
-                self._addresses[index] = self._address_of(value)
-        self._lists = list(self._values.values()), list(self._addresses.values())
-        self.look_into(entries)
-        self._is_noted = True
+    def note(self, index: int, entry: dict[str, Any]) -> None:
+        value = entry.get(self.key)
+        self._addresses.pop(index, None)
+        if isinstance(value, Tensor) and value.layout == torch.strided:
+            self._addresses[index] = self._address_of(value)
+        self._values.pop(index, None)
+        if value is not None:
+            self._values[index] = value
 
     def look_into(self, entries: list[dict[str, Any]]) -> None:
         self._holders = [entries[index] for index in self._values]
         self._others = [entry for index, entry in enumerate(entries) if index not in self._values]
+        self._lists = list(self._values.values()), list(self._addresses.values())
 
     def differs(self) -> bool:
         values, addresses = self._lists
@@ -318,7 +313,7 @@ class _Kept:
             found = list(map(self._get, self._holders))
             # Addresses first: tensors at the same are the same, and are not asked whether they are equal. That may
             # take a while, and waits for a GPU.
-            if not self._is_noted or (addresses and not _all_equal(self._address_of, found, addresses)):
+            if addresses and not _all_equal(self._address_of, found, addresses):
                 return True
             if found != values:
                 return True
@@ -328,6 +323,6 @@ class _Kept:
         return bool(others) and list(map(dict.get, others, repeat(self.key))).count(None) != len(others)
 
     def differs_at(self, index: int, entry: dict[str, Any]) -> bool:
-        if not self._is_noted or entry.get(self.key) is not self._values.get(index):
+        if entry.get(self.key) is not self._values.get(index):
             return True
         return index in self._addresses and self._address_of(self._values[index]) != self._addresses[index]

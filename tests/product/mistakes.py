@@ -209,11 +209,11 @@ MISTAKES = {
         "test_interrupts.py native",
     ),
     "takes buffers of one element for the same": Mistake(
-        "backends.watch", "(addresses and not _all_equal(self._address_of, found, addresses))", "False",
+        "backends.watch", "addresses and not _all_equal(self._address_of, found, addresses)", "False",
         "test_surprises.py native",
     ),
     "does not see momentum move": Mistake(
-        "backends.watch", "(addresses and not _all_equal(self._address_of, found, addresses))", "False",
+        "backends.watch", "addresses and not _all_equal(self._address_of, found, addresses)", "False",
         "test_training_scripts.py native",
     ),
     "overlooks what was written between two released gradients": Mistake(
