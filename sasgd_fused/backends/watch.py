@@ -243,11 +243,14 @@ class _Entries:
         self._entries: list[object] = []  # these
 
     def note(self, only: int | None = None) -> None:
-        for index in range(len(self._params)) if only is None or not self._is_noted else [only]:
+        chosen = range(len(self._params)) if only is None or not self._is_noted else [only]
+        for index in chosen:
             entry = self._state.get(self._params[index], {})
             for kept in self.kept:
                 kept.note(index, entry)
         self._is_noted, self._owners = True, None
+        if only is None:  # for one of many the next look at all does it
+            self._find()
 
     def changed(self) -> list[str]:
         try:
