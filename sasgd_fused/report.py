@@ -21,7 +21,8 @@ SMALL_LR = 100
 # A gradient whose squared norm is so many times the one it was scaled by makes a step that is too long.
 LARGE_GROWTH = 16
 # The columns that change in training.
-LOGGED = ("row_norm_sq", "gradient_norm", "growth", "output_change", "layer_scale", "effective_lr", "decay_per_step")
+_OF_GRADIENTS = ("gradient_norm", "growth", "output_change")
+LOGGED = ("row_norm_sq", *_OF_GRADIENTS, "layer_scale", "effective_lr", "decay_per_step")
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,10 @@ class LayerReport(tuple[LayerRow, ...]):
 
     def _table(self) -> list[list[str]]:
         shown = [field.name for field in fields(LayerRow) if field.type != "bool" and field.name != "stale_steps"]
-        columns = [name for name in shown if not self or any(getattr(row, name) is not None for row in self)]
+        hidden = {name for name in _OF_GRADIENTS if all(getattr(row, name) is None for row in self)}
+        if self and all(row.backward_factor is None for row in self):
+            hidden.add("backward_factor")
+        columns = [name for name in shown if name not in hidden]
         table = [[*columns, "marks"]]
         for row in self:
             cells = [getattr(row, column) for column in columns]
