@@ -137,7 +137,7 @@ def test_wrong_precision(emulation: ModuleType, precision: Any, message: str) ->
 
 
 def test_the_relative_scale_wants_tracked_norms(emulation: ModuleType) -> None:
-    with pytest.raises(ValueError, match="^relative: got it without track_norms"):
+    with pytest.raises(ValueError, match=r"^relative: got it without track_norms"):
         emulation.CudaPlan(**{**PLAN, "track_norms": False}, relative=True)
 
 
