@@ -133,24 +133,20 @@ CORE_MISTAKES = {
         ": v 0 with",
     ),
     "measures what to maximize as what to minimize": Mistake(
-        SCALES, "group.maximize ? -inverse", "group.maximize && !MISTAKEN ? -inverse", "relative", ": first q "
+        SCALES, "group.maximize ? -inverse", "group.maximize && !MISTAKEN ? -inverse", "relative", ": first v "
     ),
     "measures gradients before they are unscaled": Mistake(
-        SCALES,
-        "c.plain_scale = static_cast<float>(",
-        "c.plain_scale = static_cast<float>((MISTAKEN ? 1 / inverse_loss_scale : 1) * ",
-        "relative",
-        ": first q ",
+        SCALES, ": inverse_loss_scale);", ": MISTAKEN ? 1.0 : inverse_loss_scale);", "relative", ": first v "
     ),
     "counts the decay of vectors": Mistake(
-        SCALES, "&& !layer.is_vector;", "&& (MISTAKEN || !layer.is_vector);", "relative", ": first q "
+        SCALES, "&& !layer.is_vector;", "&& (MISTAKEN || !layer.is_vector);", "relative", ": first v "
     ),
     "counts decay that the shape decides": Mistake(
         SCALES,
         "decays_first = !options.shape_decay",
         "decays_first = (MISTAKEN || !options.shape_decay)",
         "relative",
-        ": first q ",
+        ": first v ",
     ),
     "scales vectors by their length": Mistake(
         SCALES, "layer.is_vector ? 1.0", "layer.is_vector && !MISTAKEN ? 1.0", "relative", "weight "
@@ -159,7 +155,7 @@ CORE_MISTAKES = {
         SCALES, ": floored_row_norm_sq(", ": MISTAKEN ? row_norm_sq : floored_row_norm_sq(", "relative", "weight "
     ),
     "measures gradients without decay": Mistake(
-        RULE, "c.plain_decay * masked", "(MISTAKEN ? -0.0f : c.plain_decay) * masked", "relative", ": first q "
+        RULE, "c.plain_decay * masked", "(MISTAKEN ? -0.0f : c.plain_decay) * masked", "relative", ": first v "
     ),
     "goes on with a norm before it is used": Mistake(
         STEP,
@@ -177,14 +173,14 @@ CORE_MISTAKES = {
         "was written",
     ),
     "leaves the gradient out of a tensor's sums": Mistake(
-        STEP, "      sums.gradient[i] +=", "      if (!MISTAKEN) sums.gradient[i] +=", "relative", ": first q "
+        STEP, "      sums.gradient[i] +=", "      if (!MISTAKEN) sums.gradient[i] +=", "relative", ": first v "
     ),
     "leaves out the tail of a gradient": Mistake(
         KERNEL,
         "gradient = gradient + plain * plain;",
         "if (!MISTAKEN) gradient = gradient + plain * plain;",
         "relative",
-        "a gradient pass",
+        ": q ",
     ),
     "rounds ties down": Mistake(
         LANES,

@@ -163,14 +163,14 @@ CUDA_MISTAKES = {
         "put back, after",
     ),
     "leaves gradients out of the tree": Mistake(
-        KERNELS, "if (kRelative) sums.gradient", "if (kRelative && !MISTAKEN) sums.gradient", "relative", ": first q "
+        KERNELS, "if (kRelative) sums.gradient", "if (kRelative && !MISTAKEN) sums.gradient", "relative", ": first v "
     ),
     "leaves gradients out between lanes": Mistake(
         KERNELS,
         "if (takes_gradient) sums.gradient",
         "if (takes_gradient && !MISTAKEN) sums.gradient",
         "relative",
-        ": first q ",
+        ": first v ",
     ),
     "does not say that a norm is known": Mistake(
         KERNELS,
@@ -211,7 +211,7 @@ CUDA_MISTAKES = {
         "return work.wide_grad ? DType::kFloat32",
         "return work.wide_grad && !MISTAKEN ? DType::kFloat32",
         "relative",
-        ": first q ",
+        ": first v ",
     ),
     "takes the norm of another tensor's gradient": Mistake(
         KERNELS,

@@ -116,6 +116,7 @@ def test_a_device_that_cannot_run_the_kernels(emulation: ModuleType) -> None:
         (lambda plan: plan.step(bytes(8), b"\1", bytes(48), bytes(8), 0, 0, 0), "grad_dtypes: tensor 0 has a 16-bit"),
         (lambda plan: plan.step(bytes(8), b"\0", bytes(40), bytes(8), 0, 0, 0), "values: got 40 bytes"),
         (lambda plan: plan.step(bytes(8), b"\0", bytes(48), b"", 0, 0, 0), "lr_addresses: got 0 bytes"),
+        (lambda plan: plan.measure_gradients(bytes(8), b"\0", bytes(48), b"", 0, 0, 0), "lr_addresses: got 0 bytes"),
     ],
 )
 def test_wrong_arguments(emulation: ModuleType, call: Any, message: str) -> None:
@@ -133,6 +134,11 @@ def test_wrong_arguments(emulation: ModuleType, call: Any, message: str) -> None
 def test_wrong_precision(emulation: ModuleType, precision: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         emulation.CudaPlan(**PLAN, precision=precision)
+
+
+def test_the_relative_scale_wants_tracked_norms(emulation: ModuleType) -> None:
+    with pytest.raises(ValueError, match=r"^relative: got it without track_norms"):
+        emulation.CudaPlan(**{**PLAN, "track_norms": False}, relative=True)
 
 
 def test_wrong_arguments_for_a_master(emulation: ModuleType) -> None:

@@ -148,6 +148,7 @@ def test_nothing_runs_without_memory(core: Any) -> None:
             "^layers: got a .* want all or none",
         ),
         ("layers", [(0, True, 2.0, 3.0, 1.0, False)] * 2, "^layers: layer 0 and its tensor do not refer to each other"),
+        ("relative", True, "^relative: got it without track_norms, want norms that follow the weights"),
         ("precision", PRECISION[:1], "^precision: got 1 entries, want none or 2"),
         ("precision", [*PRECISION, PRECISION[1]], "^precision: got 3 entries, want none or 2"),
         ("precision", [PRECISION[0], (1, False, False, 0)], "^precision: got masters or .* of 16-bit weights"),
@@ -159,7 +160,7 @@ def test_nothing_runs_without_memory(core: Any) -> None:
 )
 def test_plan_refuses(core: Any, name: str, value: Any, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        core.CpuPlan(**{**PLAN, name: value})
+        core.CpuPlan(**{**PLAN, "track_norms": name != "relative", name: value})
 
 
 def test_empty_layers_and_unknown_instruction_sets(core: Any) -> None:
