@@ -127,8 +127,8 @@ CORE_MISTAKES = {
     ),
     "takes the norm of a gradient that is not finite": Mistake(
         SCALES,
-        "if (!is_finite(measured)) return",
-        "if (!MISTAKEN && !is_finite(measured)) return",
+        "|| !is_finite(measured)) return",
+        "|| (!MISTAKEN && !is_finite(measured))) return",
         "relative",
         ": v 0 with",
     ),

@@ -19,6 +19,7 @@ from tests.kernels.emulated_cuda import EMULATED_CUDA, EmulatedCudaKernel
 
 SHAPES = [(6, 3, 3, 3), (6,), (7, 2400), (0, 4), (), (5, 11)]
 OPTIONS: dict[str, Any] = {"lr": 1e-4, "momentum": 0.9, "weight_decay": 0.02}
+RELATIVE: dict[str, Any] = {**OPTIONS, "lr": 0.1, "scale": "relative"}
 FROZEN: dict[str, Any] = {**OPTIONS, "norms": "freeze", "head": "plain", "decay": "shape"}
 
 

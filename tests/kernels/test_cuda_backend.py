@@ -15,7 +15,7 @@ from sasgd_fused.backends import device_state
 from sasgd_fused.backends.fused import FusedBackend
 from tests.helpers import Case, assert_close, assert_same_run
 from tests.kernels.emulated_cuda import EMULATED_CUDA, EmulatedCudaKernel
-from tests.kernels.emulated_runs import FROZEN, OPTIONS, SHAPES, begun, captured, give_scaler
+from tests.kernels.emulated_runs import FROZEN, OPTIONS, RELATIVE, SHAPES, begun, captured, give_scaler
 from tests.tiers import thin
 
 LAUNCH = "cudaLaunchKernelEx"
@@ -62,6 +62,7 @@ def test_schedules_grids_and_residency(
     [
         pytest.param(torch.float32, OPTIONS, id="track"),
         pytest.param(torch.float32, FROZEN, id="freeze"),
+        pytest.param(torch.float32, RELATIVE, id="relative"),
         pytest.param(torch.bfloat16, MASTERS, id="masters"),
         pytest.param(torch.bfloat16, {**OPTIONS, "rounding": "stochastic"}, id="stochastic"),
     ],
@@ -89,6 +90,21 @@ def test_a_norm_pass_is_one_launch_more(emulation: ModuleType) -> None:
         params[0].mul_(2)
     optimizer.step()
     assert operations.count() == {LAUNCH: 2}
+
+
+def test_a_pass_over_gradients_is_one_launch_more(emulation: ModuleType) -> None:
+    """As long as one of them may have no norm, of which the device tells late."""
+    case = Case(SHAPES, options={**RELATIVE, "weight_decay": 0.0})
+    params = case.params()
+    optimizer = case.optimizer(params, EMULATED_CUDA)
+    operations, launches = Operations(emulation), []
+    for step in range(5):
+        case.set_grads(params, step)
+        assert params[1].grad is not None
+        params[1].grad *= step > 1
+        optimizer.step()
+        launches.append(operations.count()[LAUNCH])
+    assert launches == [3, 2, 2, 1, 1]  # the first one has a norm pass too
 
 
 @pytest.mark.parametrize(
