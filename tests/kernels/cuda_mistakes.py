@@ -180,7 +180,7 @@ CUDA_MISTAKES = {
         "flags after a gradient pass",
     ),
     "goes on with the norm of what is left": Mistake(
-        KERNELS, "!is_unknown) carry_gradient", "(MISTAKEN || !is_unknown)) carry_gradient", "relative", ": v 2: got"
+        KERNELS, "!is_unknown) carry_gradient", "(MISTAKEN || !is_unknown)) carry_gradient", "relative", ": q 2: got"
     ),
     "measures gradients whose norm is known": Mistake(
         KERNELS,

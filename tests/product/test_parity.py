@@ -37,6 +37,11 @@ NETWORK = [(6, 3, 3, 3), (6,), (1, 9), (11, 6), (0, 4), (11,), (), (5, 11)]
 DECAYS: tuple[dict[str, Any], ...] = ({}, {"weight_decay": 0.05})
 
 
+def network_for(rule: dict[str, Any]) -> list[tuple[int, ...]]:
+    """In the relative scale all steps of a scalar have one length, and two that cancel leave the rounding of both."""
+    return [shape for shape in NETWORK if shape or "scale" not in rule]
+
+
 @thin  # the coefficients are made in float64, before anything depends on the dtype
 @pytest.mark.parametrize("backend", OTHERS)
 @pytest.mark.parametrize("dtype", LOW_PRECISION, **DTYPE_IDS)
@@ -46,7 +51,7 @@ DECAYS: tuple[dict[str, Any], ...] = ({}, {"weight_decay": 0.05})
 def test_options(
     backend: str, dtype: torch.dtype, decay: dict[str, Any], momentum: dict[str, Any], rule: dict[str, Any]
 ) -> None:
-    assert_same_run(Case(NETWORK, dtype, options={"lr": 0.01, **decay, **momentum, **rule}), backend)
+    assert_same_run(Case(network_for(rule), dtype, options={"lr": 0.01, **decay, **momentum, **rule}), backend)
 
 
 def test_foreach_in_float64() -> None:
