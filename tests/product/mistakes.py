@@ -151,10 +151,6 @@ MISTAKES = {
         "",
         "test_resume.py native and relative",
     ),
-    "forgets a rank's part of the gradient": Mistake(
-        "backends.summed_norms", "else self._spread(of_gradients))", "else torch.zeros_like(parts[0]))",
-        "../distributed/test_sharded.py one_process and native",
-    ),
     "reads every layout as if it were the weights'": Mistake(
         "backends.addresses", "or not has_layout_of(grad, param)", "", "test_parity.py native"
     ),
