@@ -20,7 +20,8 @@ namespace sasgd {
 namespace {
 
 int64_t step(CpuPlan& plan, const py::buffer& grads, const py::buffer& grad_dtypes, const py::buffer& values,
-             const py::object& lrs, const py::object& grad_scale, const py::object& found_inf) {
+             const py::object& lrs, const py::object& grad_scale, const py::object& found_inf,
+             bool /* measures_gradients: the plan sees by itself whether it must */) {
   const StepArguments now(plan, grads, grad_dtypes, values);
   if (py::len(lrs) != 0) throw std::invalid_argument("lrs: got learning rates in tensors, want them among the values");
   if (!found_inf.is_none())
@@ -28,14 +29,6 @@ int64_t step(CpuPlan& plan, const py::buffer& grads, const py::buffer& grad_dtyp
   const double scale = grad_scale.is_none() ? 1.0 : static_cast<double>(py::float_(grad_scale));
   const py::gil_scoped_release unlocked;
   return plan.step(now.grads.data(), now.grad_dtypes.data(), now.groups.data(), scale);
-}
-
-void measure_gradients(CpuPlan& plan, const py::buffer& grads, const py::buffer& grad_dtypes, const py::buffer& values,
-                       const py::object&, const py::object& grad_scale, const py::object&) {
-  const StepArguments now(plan, grads, grad_dtypes, values);
-  const double scale = grad_scale.is_none() ? 1.0 : static_cast<double>(py::float_(grad_scale));
-  const py::gil_scoped_release unlocked;
-  plan.measure_gradients(now.grads.data(), now.grad_dtypes.data(), now.groups.data(), scale);
 }
 
 void bind_cpu(py::module_& m) {
@@ -60,9 +53,7 @@ void bind_cpu(py::module_& m) {
       py::arg("rounding_steps"), py::arg("gradient_norm_sq"), py::arg("gradient_sums"));
   bind_plan<CpuPlan>(plan);
   plan.def("step", &step, py::arg("grads"), py::arg("grad_dtypes"), py::arg("values"), py::arg("lrs"),
-           py::arg("grad_scale"), py::arg("found_inf"));
-  plan.def("measure_gradients", &measure_gradients, py::arg("grads"), py::arg("grad_dtypes"), py::arg("values"),
-           py::arg("lrs"), py::arg("grad_scale"), py::arg("found_inf"));
+           py::arg("grad_scale"), py::arg("found_inf"), py::arg("measures_gradients") = false);
   // What else a kernel is asked, of which there is nothing here.
   plan.def_property_readonly_static("is_on_host", [](const py::object&) { return true; });
   plan.def("is_capturing", [](const CpuPlan&) { return false; });

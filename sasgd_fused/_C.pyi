@@ -48,16 +48,8 @@ class CpuPlan:
         lrs: Mapping[int, Tensor],
         grad_scale: SupportsFloat | None,
         found_inf: Tensor | None,
+        measures_gradients: bool = ...,
     ) -> int: ...
-    def measure_gradients(
-        self,
-        grads: array[int],
-        grad_dtypes: array[int],
-        values: array[float],
-        lrs: Mapping[int, Tensor],
-        grad_scale: SupportsFloat | None,
-        found_inf: Tensor | None,
-    ) -> None: ...
     def is_capturing(self) -> bool: ...
     def stream(self) -> None: ...
     def memory(self) -> list[Tensor]: ...
@@ -110,15 +102,6 @@ class CudaPlan:
         lr_addresses: array[int],
         grad_scale: int,
         found_inf: int,
-        stream: int,
-    ) -> None: ...
-    def measure_gradients(
-        self,
-        grads: array[int],
-        grad_dtypes: array[int],
-        values: array[float],
-        lr_addresses: array[int],
-        grad_scale: int,
-        found_inf: int,
+        measures_gradients: bool,
         stream: int,
     ) -> None: ...

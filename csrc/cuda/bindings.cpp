@@ -14,20 +14,17 @@ namespace sasgd {
 namespace {
 
 void step(CudaPlan& plan, const py::buffer& grads, const py::buffer& grad_dtypes, const py::buffer& values,
-          const py::buffer& lr_addresses, uint64_t grad_scale, uint64_t found_inf, uint64_t stream) {
+          const py::buffer& lr_addresses, uint64_t grad_scale, uint64_t found_inf, bool measures_gradients,
+          uint64_t stream) {
   const Array<uint64_t> lrs("lr_addresses", lr_addresses, static_cast<size_t>(plan.group_count()), Length::kAtLeast);
   const StepArguments now(plan, grads, grad_dtypes, values);
+  const DeviceNumbers numbers{grad_scale, found_inf};
   const py::gil_scoped_release unlocked;
-  plan.step(now.grads.data(), now.grad_dtypes.data(), now.groups.data(), lrs.data(), {grad_scale, found_inf}, stream);
-}
-
-void measure_gradients(CudaPlan& plan, const py::buffer& grads, const py::buffer& grad_dtypes, const py::buffer& values,
-                       const py::buffer& lr_addresses, uint64_t grad_scale, uint64_t found_inf, uint64_t stream) {
-  const Array<uint64_t> lrs("lr_addresses", lr_addresses, static_cast<size_t>(plan.group_count()), Length::kAtLeast);
-  const StepArguments now(plan, grads, grad_dtypes, values);
-  const py::gil_scoped_release unlocked;
-  plan.measure_gradients(now.grads.data(), now.grad_dtypes.data(), now.groups.data(), lrs.data(),
-                         {grad_scale, found_inf}, stream);
+  const auto run = [&](auto pass) {
+    (plan.*pass)(now.grads.data(), now.grad_dtypes.data(), now.groups.data(), lrs.data(), numbers, stream);
+  };
+  if (measures_gradients) run(&CudaPlan::measure_gradients);
+  run(&CudaPlan::step);
 }
 
 }  // namespace
@@ -67,9 +64,7 @@ void bind_cuda(py::module_& m) {
       py::arg("rounding_steps"), py::arg("gradient_norm_sq"), py::arg("gradient_sums"), py::arg("stream"));
   bind_plan<CudaPlan, uint64_t>(plan, py::arg("stream"));
   plan.def("step", &step, py::arg("grads"), py::arg("grad_dtypes"), py::arg("values"), py::arg("lr_addresses"),
-           py::arg("grad_scale"), py::arg("found_inf"), py::arg("stream"));
-  plan.def("measure_gradients", &measure_gradients, py::arg("grads"), py::arg("grad_dtypes"), py::arg("values"),
-           py::arg("lr_addresses"), py::arg("grad_scale"), py::arg("found_inf"), py::arg("stream"));
+           py::arg("grad_scale"), py::arg("found_inf"), py::arg("measures_gradients"), py::arg("stream"));
   plan.def("is_capturing", &CudaPlan::is_capturing, py::arg("stream"));
   plan.def_property_readonly("table_bytes", &CudaPlan::table_bytes);
   plan.def_readwrite("max_thread_blocks", &CudaPlan::max_thread_blocks);

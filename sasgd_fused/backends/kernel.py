@@ -60,6 +60,7 @@ class Kernel(Protocol):
         lrs: Mapping[int, Tensor],
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
+        measures_gradients: bool,
     ) -> int | None:
         """Takes a step.
 
@@ -71,23 +72,11 @@ class Kernel(Protocol):
             grad_scale: float32 on the device: what the gradients were multiplied by; None for 1.
             found_inf: float32 on the device: if it is not 0, the step leaves everything as it is; None for 0.
                 A kernel on the host gets no `lrs` and no `found_inf`: what these say was read before.
+            measures_gradients: first takes the squared norms of the gradients that no step has left (the relative
+                scale). A kernel on the host does so where it must, whatever this says.
 
         Returns:
             How many layers had a stale norm, if that is known by now.
-        """
-
-    def measure_gradients(
-        self,
-        grads: array[int],
-        grad_dtypes: array[int],
-        values: array[float],
-        lrs: Mapping[int, Tensor],
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
-    ) -> None:
-        """In the relative scale, takes the squared norms of the gradients that no step has left.
-
-        A kernel on the host does it in a step by itself. Arguments as in `step`.
         """
 
     def memory(self) -> Sequence[Tensor]:
@@ -189,25 +178,15 @@ class CudaKernel:
         lrs: Mapping[int, Tensor],
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
+        measures_gradients: bool,
     ) -> None:
         """Launches a step, whose arguments hold what changes from step to step."""
-        sent = _addresses_of(lrs, len(values), grad_scale, found_inf)
+        lr_addresses = array("Q", bytes(8 * (len(values) // len(GroupValues._fields))))
+        for group, lr in lrs.items():
+            lr_addresses[group] = lr.data_ptr()
+        numbers = (0 if number is None else number.data_ptr() for number in (grad_scale, found_inf))
         with self.on_device():
-            self._plan.step(grads, grad_dtypes, values, *sent, self.stream())
-
-    def measure_gradients(
-        self,
-        grads: array[int],
-        grad_dtypes: array[int],
-        values: array[float],
-        lrs: Mapping[int, Tensor],
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
-    ) -> None:
-        """Launches a pass over the gradients."""
-        sent = _addresses_of(lrs, len(values), grad_scale, found_inf)
-        with self.on_device():
-            self._plan.measure_gradients(grads, grad_dtypes, values, *sent, self.stream())
+            self._plan.step(grads, grad_dtypes, values, lr_addresses, *numbers, measures_gradients, self.stream())
 
     def memory(self) -> Sequence[Tensor]:
         """Returns the tables."""
@@ -244,17 +223,6 @@ def _precision_of(param: Tensor, precision: Precision) -> tuple[int, bool, bool,
     """Returns what kernels are told of a tensor; float32 in the place of a parameter's dtype is for no master."""
     param_dtype = param.dtype if precision.has_master else torch.float32
     return DTYPE_CODES[param_dtype], precision.has_small_momentum, precision.is_stochastic, precision.stream
-
-
-def _addresses_of(
-    lrs: Mapping[int, Tensor], values: int, grad_scale: Tensor | None, found_inf: Tensor | None
-) -> tuple[array[int], int, int]:
-    """Returns the addresses of what a launch reads on the device, 0 for nothing; of the learning rates, one a group."""
-    lr_addresses = array("Q", bytes(8 * (values // len(GroupValues._fields))))
-    for group, lr in lrs.items():
-        lr_addresses[group] = lr.data_ptr()
-    scale, found = (0 if number is None else number.data_ptr() for number in (grad_scale, found_inf))
-    return lr_addresses, scale, found
 
 
 def _on_device(index: int) -> AbstractContextManager[Any]:

@@ -6,7 +6,7 @@ from tests.kernels.mistakes import Mistake
 
 RACE = "ThreadSanitizer: data race"
 OVERFLOW = "AddressSanitizer: heap-buffer-overflow"
-KERNELS, LOOPS, ELEMENTS = (f"cuda/{name}.cuh" for name in ("kernels", "chunk_loops", "elements"))
+KERNELS, SUMS, LOOPS, ELEMENTS = (f"cuda/{name}.cuh" for name in ("kernels", "sums", "chunk_loops", "elements"))
 ALL_WARPS = "__syncthreads();  // the sums of all warps are there"
 COUNT = "finished.fetch_add(1u, ::cuda::memory_order_acq_rel)"
 
@@ -19,7 +19,7 @@ CUDA_MISTAKES = {
         RACE,
         "thread",
     ),
-    "adds up warps too early": Mistake(KERNELS, ALL_WARPS, f"if (!MISTAKEN) {ALL_WARPS}", "threads", RACE, "thread"),
+    "adds up warps too early": Mistake(SUMS, ALL_WARPS, f"if (!MISTAKEN) {ALL_WARPS}", "threads", RACE, "thread"),
     "writes shared_work too early": Mistake(
         KERNELS,
         "__syncthreads();  // shared_work and of_warps have been read",
@@ -36,10 +36,10 @@ CUDA_MISTAKES = {
         "thread",
     ),
     "counts without an atomic": Mistake(
-        KERNELS, COUNT, f"(MISTAKEN ? (*tables.finished_thread_blocks)++ : {COUNT})", "threads", RACE, "thread"
+        SUMS, COUNT, f"(MISTAKEN ? (*tables.finished_thread_blocks)++ : {COUNT})", "threads", RACE, "thread"
     ),
     "reads other thread blocks' sums unordered": Mistake(
-        KERNELS,
+        SUMS,
         COUNT,
         f"(MISTAKEN ? finished.fetch_add(1u, ::cuda::memory_order_relaxed) : {COUNT})",
         "threads",
@@ -47,17 +47,17 @@ CUDA_MISTAKES = {
         "thread",
     ),
     "waits in some threads only": Mistake(
-        KERNELS, ALL_WARPS, "if (!MISTAKEN || threadIdx.x < 64) __syncthreads();", "steps", "__syncthreads"
+        SUMS, ALL_WARPS, "if (!MISTAKEN || threadIdx.x < 64) __syncthreads();", "steps", "__syncthreads"
     ),
     "shuffles in some lanes only": Mistake(
-        KERNELS,
+        SUMS,
         "sums.written += __shfl_xor_sync",
         "if (!MISTAKEN || threadIdx.x % 2) sums.written += __shfl_xor_sync",
         "steps",
         "__shfl_xor_sync",
     ),
     "reads shared memory that nobody wrote": Mistake(
-        KERNELS,
+        SUMS,
         "if (threadIdx.x % kWarp == 0) of_warps",
         "if (threadIdx.x % kWarp == 0 && !(MISTAKEN && threadIdx.x == kWarp)) of_warps",
         "steps",
@@ -163,10 +163,10 @@ CUDA_MISTAKES = {
         "put back, after",
     ),
     "leaves gradients out of the tree": Mistake(
-        KERNELS, "if (kRelative) sums.gradient", "if (kRelative && !MISTAKEN) sums.gradient", "relative", ": first v "
+        SUMS, "if (kRelative) sums.gradient", "if (kRelative && !MISTAKEN) sums.gradient", "relative", ": first v "
     ),
     "leaves gradients out between lanes": Mistake(
-        KERNELS,
+        SUMS,
         "if (takes_gradient) sums.gradient",
         "if (takes_gradient && !MISTAKEN) sums.gradient",
         "relative",

@@ -108,15 +108,17 @@ def test_a_device_that_cannot_run_the_kernels(emulation: ModuleType) -> None:
         (lambda plan: plan.place(b"\1" * 8, b"", bytes(8), 0), "momentum_buffers: got 0 bytes"),
         (lambda plan: plan.place(b"\1" * 8, bytes(8), b"", 0), "params: got 0 bytes"),
         (lambda plan: plan.measure(b"\1", 0), "weights: got a null address for tensor 0"),
-        (lambda plan: plan.step(b"\1" * 8, b"\0", bytes(48), bytes(8), 0, 0, 0), "weights: got a null address for te"),
+        (lambda plan: plan.step(b"\1" * 8, b"\0", bytes(48), bytes(8), 0, 0, False, 0), "weights: got a null"),
         (lambda plan: plan.place(b"\1" * 8, bytes(8), b"\1" * 8, 0), "params: tensor 0 has an address and is no"),
         (lambda plan: plan.measure(b"\1\1", 0), "chosen: got 2 bytes"),
-        (lambda plan: plan.step(bytes(16), b"\0", bytes(48), bytes(8), 0, 0, 0), "grads: got 16 bytes"),
-        (lambda plan: plan.step(bytes(8), b"\3", bytes(48), bytes(8), 0, 0, 0), "grad_dtypes: got dtype code 3"),
-        (lambda plan: plan.step(bytes(8), b"\1", bytes(48), bytes(8), 0, 0, 0), "grad_dtypes: tensor 0 has a 16-bit"),
-        (lambda plan: plan.step(bytes(8), b"\0", bytes(40), bytes(8), 0, 0, 0), "values: got 40 bytes"),
-        (lambda plan: plan.step(bytes(8), b"\0", bytes(48), b"", 0, 0, 0), "lr_addresses: got 0 bytes"),
-        (lambda plan: plan.measure_gradients(bytes(8), b"\0", bytes(48), b"", 0, 0, 0), "lr_addresses: got 0 bytes"),
+        (lambda plan: plan.step(bytes(16), b"\0", bytes(48), bytes(8), 0, 0, False, 0), "grads: got 16 bytes"),
+        (lambda plan: plan.step(bytes(8), b"\3", bytes(48), bytes(8), 0, 0, False, 0), "grad_dtypes: got dtype code 3"),
+        (
+            lambda plan: plan.step(bytes(8), b"\1", bytes(48), bytes(8), 0, 0, False, 0),
+            "grad_dtypes: tensor 0 has a 16-bit",
+        ),
+        (lambda plan: plan.step(bytes(8), b"\0", bytes(40), bytes(8), 0, 0, False, 0), "values: got 40 bytes"),
+        (lambda plan: plan.step(bytes(8), b"\0", bytes(48), b"", 0, 0, False, 0), "lr_addresses: got 0 bytes"),
     ],
 )
 def test_wrong_arguments(emulation: ModuleType, call: Any, message: str) -> None:
@@ -146,4 +148,4 @@ def test_wrong_arguments_for_a_master(emulation: ModuleType) -> None:
     with pytest.raises(ValueError, match=r"params: tensor 0 has .* is a master and has no address"):
         plan.place(b"\1" * 8, bytes(8), bytes(8), 0)
     with pytest.raises(ValueError, match="grad_dtypes: tensor 0 has a 16-bit"):
-        plan.step(bytes(8), b"\2", bytes(48), bytes(8), 0, 0, 0)
+        plan.step(bytes(8), b"\2", bytes(48), bytes(8), 0, 0, False, 0)

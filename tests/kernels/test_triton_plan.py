@@ -52,7 +52,7 @@ def test_places_beyond_32_bits(has_master: bool, backend: str) -> None:
         array("Q", [tensor.data_ptr() - offset * tensor.element_size()]) for tensor in (weight, grad, buffer, copy)
     )
     plan.place(weights, buffers, copies)
-    plan.step(grads, array("Q", [1]), array("d", [0.25, 0.5, 0.0, 0.0, 0.0, 0.0]), {}, None, None)
+    plan.step(grads, array("Q", [1]), array("d", [0.25, 0.5, 0.0, 0.0, 0.0, 0.0]), {}, None, None, False)
 
     assert torch.equal(buffer, round_stochastically(moved, words >> 16))
     assert torch.equal(weight, expected if has_master else round_stochastically(expected, words & 0xFFFF))

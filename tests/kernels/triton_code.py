@@ -116,9 +116,7 @@ def use(
     plan.measure(bytearray(b"\1" * len(layers)))
     grad_dtypes = array("Q", [0] * len(numels) if wide else codes)
     numbers = array("d", values), lrs or {}, grad_scale, found_inf
-    if variant.is_relative:
-        plan.measure_gradients(addresses, grad_dtypes, *numbers)
-    plan.step(addresses, grad_dtypes, *numbers)
+    plan.step(addresses, grad_dtypes, *numbers, measures_gradients=variant.is_relative)
 
 
 UNALIGNED = torch.ones(4)[1]

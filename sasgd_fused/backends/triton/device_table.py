@@ -13,17 +13,15 @@ class DeviceTable:
         words: how many.
         dtype: int64 or float64.
         device: where they are kept.
-        sends: how often a step sends it. A capture can record so many with every version of torch.
     """
 
-    def __init__(self, words: int, dtype: torch.dtype, device: torch.device, sends: int = 1) -> None:
+    def __init__(self, words: int, dtype: torch.dtype, device: torch.device) -> None:
         self.on_device = torch.zeros(words, dtype=dtype, device=device)
         self._sent = bytes(8 * words)
         # A graph copies from the host's memory to the device's at each replay.
         self._captured: list[Tensor] = []
         # Made before a capture, because older versions of torch cannot pin memory in one.
-        self._sends = sends
-        self._spares = [self._new_on_host() for _ in range(sends)]
+        self._spare: Tensor | None = self._new_on_host()
 
     def send(self, words: bytes, captured: bool) -> Tensor:
         """Has the device's words be these for all work that follows on the current stream.
@@ -39,13 +37,14 @@ class DeviceTable:
         if not words:
             return self.on_device
         if captured:
-            on_host = self._spares.pop() if self._spares else self._new_on_host()
+            on_host = self._new_on_host() if self._spare is None else self._spare
+            self._spare = None
             on_host.copy_(_tensor_of(words, on_host.dtype))
             table = torch.empty_like(self.on_device).copy_(on_host, non_blocking=True)
             self._captured += [table, on_host]
             return table
-        while len(self._spares) < self._sends:
-            self._spares.append(self._new_on_host())
+        if self._spare is None:
+            self._spare = self._new_on_host()
         if words != self._sent:
             self.on_device.copy_(self._on_host(words), non_blocking=True)
             self._sent = words

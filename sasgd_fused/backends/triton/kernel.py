@@ -81,10 +81,9 @@ class TritonKernel:
         self._sums = torch.zeros(2 * parts, dtype=torch.float64, device=device)
         self._one = torch.ones(1, dtype=torch.float32, device=device)
         self._zero = torch.zeros(1, dtype=torch.float32, device=device)
-        sends = 2 if relative else 1  # for the norms of the gradients, and for the step
         self._addresses = DeviceTable(columns.ADDRESS_WORDS.value * len(tensors), torch.int64, device)
-        self._grads = DeviceTable(len(tensors), torch.int64, device, sends)
-        self._groups = DeviceTable(columns.GROUP_WORDS.value * groups, torch.float64, device, sends)
+        self._grads = DeviceTable(len(tensors), torch.int64, device)
+        self._groups = DeviceTable(columns.GROUP_WORDS.value * groups, torch.float64, device)
         self._chosen = DeviceTable(len(tensors), torch.int64, device)
         self._params = DeviceTable(len(tensors), torch.int64, device) if variant.has_masters else None
         self._rounding: tuple[Tensor, Tensor] | tuple[None, None] = None, None  # streams and counts
@@ -152,6 +151,7 @@ class TritonKernel:
         lrs: Mapping[int, Tensor],
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
+        measures_gradients: bool,
     ) -> None:
         """One step, in two launches: a program for each chunk, then one for each tensor.
 
@@ -162,13 +162,17 @@ class TritonKernel:
             lrs: group index → a float32 on the device that is its learning rate.
             grad_scale: float32 on the device: what the gradients were multiplied by; None for 1.
             found_inf: float32 on the device: if it is not 0, the step leaves everything as it is; None for 0.
+            measures_gradients: two launches before, for the gradients of the scaled layers whose v_b is not known.
         """
         if not any(self._words_of(grads, grad_dtypes)):
             self.steps += 1
             return
         sent_grads, sent_groups = self._send(grads, grad_dtypes, values, lrs)
+        grad_scale = self._one if grad_scale is None else grad_scale
         found_inf = self._zero if found_inf is None else found_inf
         with on_device(self._device):
+            if measures_gradients:
+                self._measure_gradients(sent_grads, sent_groups, grad_scale, found_inf)
             self.steps += 1
             self._kernels["step_kernel"][(self._chunks, 1, 1)](
                 self._tensors,
@@ -180,7 +184,7 @@ class TritonKernel:
                 self._sums,
                 self._carried.row_norm_sq,
                 self._carried.flags,
-                self._one if grad_scale is None else grad_scale,
+                grad_scale,
                 found_inf,
                 self._params.on_device if self._params else None,
                 *self._rounding,
@@ -204,41 +208,6 @@ class TritonKernel:
                 *self._gradients,
             )
 
-    def measure_gradients(
-        self,
-        grads: array[int],
-        grad_dtypes: array[int],
-        values: array[float],
-        lrs: Mapping[int, Tensor],
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
-    ) -> None:
-        """Launches a pass over the gradients of the scaled layers whose v_b is not known; arguments as in `step`."""
-        if not any(self._words_of(grads, grad_dtypes)):
-            return
-        sent_grads, sent_groups = self._send(grads, grad_dtypes, values, lrs)
-        found_inf = self._zero if found_inf is None else found_inf
-        with on_device(self._device):
-            self._kernels["gradient_kernel"][(self._chunks, 1, 1)](
-                self._tensors,
-                self._tensor_of_chunk,
-                self._addresses.on_device,
-                sent_grads,
-                sent_groups,
-                self._one if grad_scale is None else grad_scale,
-                found_inf,
-                *self._gradients[:2],
-                self._variant.has_masters,
-            )
-            self._kernels["finish_gradient_kernel"][(len(self._dtypes), 1, 1)](
-                self._tensors,
-                sent_grads,
-                self._chunks,
-                self._carried.flags,
-                found_inf,
-                *self._gradients,
-            )
-
     def is_capturing(self) -> bool:
         """Whether the device's current stream is recorded in a graph."""
         if self._device.type == "cpu":
@@ -251,6 +220,27 @@ class TritonKernel:
         if self._device.type == "cpu":
             return None
         return torch.get_device_module(self._device).current_stream(self._device)
+
+    def _measure_gradients(self, grads: Tensor, groups: Tensor, grad_scale: Tensor, found_inf: Tensor) -> None:
+        self._kernels["gradient_kernel"][(self._chunks, 1, 1)](
+            self._tensors,
+            self._tensor_of_chunk,
+            self._addresses.on_device,
+            grads,
+            groups,
+            grad_scale,
+            found_inf,
+            *self._gradients[:2],
+            self._variant.has_masters,
+        )
+        self._kernels["finish_gradient_kernel"][(len(self._dtypes), 1, 1)](
+            self._tensors,
+            grads,
+            self._chunks,
+            self._carried.flags,
+            found_inf,
+            *self._gradients,
+        )
 
     def _send(
         self, grads: array[int], grad_dtypes: array[int], values: array[float], lrs: Mapping[int, Tensor]
