@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -14,12 +14,13 @@ from torch import Tensor
 from sasgd_fused.backends.addresses import GradientTable, GradientTables, Weights
 from sasgd_fused.backends.base import Backend
 from sasgd_fused.backends.carried_norms import CarriedNorms
-from sasgd_fused.backends.device_state import STARTED, DeviceState
+from sasgd_fused.backends.device_state import DeviceState
 from sasgd_fused.backends.gradient_norms import CarriedGradientNorms
 from sasgd_fused.backends.kernel import DTYPE_CODES, MakeKernel, SentNumbers
 from sasgd_fused.backends.momentum import MomentumBuffers
+from sasgd_fused.backends.updates import Updates
 from sasgd_fused.backends.watch import Changes
-from sasgd_fused.hyperparameters import GroupValues, StepNumbers
+from sasgd_fused.hyperparameters import StepNumbers
 from sasgd_fused.plan import State, StepPlan
 
 
@@ -62,6 +63,9 @@ class FusedBackend(Backend):
         self.kernel = make_kernel(plan, self.device_state.carried)
         self._gradients = GradientTables(plan, DTYPE_CODES)
         self._momentum = MomentumBuffers(plan, state, self.device_state.flags)
+        self._updates = Updates(
+            plan, self.device_state, self.norms, self.gradient_norms, self.watch, self.kernel.is_on_host
+        )
         self._carries_entries = bool(self.device_state.rounding_steps or self.gradient_norms)
         self._is_placed = False  # whether the kernel has the addresses
         self._may_be_replayed = False
@@ -119,24 +123,23 @@ class FusedBackend(Backend):
         if self.plan.has_masters and kernel.is_on_host and not math.isfinite(norms.sum()):  # a device is not waited for
             self.masters.give_way()
         values_of_groups = array("d", chain.from_iterable(values))
+        measures_gradients = not kernel.is_on_host and self.gradient_norms.must_measure(active)
         flags, is_written = self.device_state.flags, False
         must_measure, steps, stale = bytearray(self.norms.must_measure), kernel.steps, None
         try:
             if 1 in must_measure:
                 self.norms.measure_marked(active)
-            if not kernel.is_on_host and self.gradient_norms and self.gradient_norms.must_measure(active):
-                kernel.measure_gradients(grads, grad_dtypes, values_of_groups, *sent)
             # Noted before the kernel runs, since an interrupt may come between that and any line behind it.
             if not is_captured and flags.settled is not active:
                 flags.begin_step()
             if self._carries_entries:
                 is_written = self._begin_entries(active)
-            stale = kernel.step(grads, grad_dtypes, values_of_groups, *sent)
+            stale = kernel.step(grads, grad_dtypes, values_of_groups, *sent, measures_gradients)
         finally:
             if kernel.steps != steps:  # after an interrupt too
                 self._note_step(active, only, is_written)
                 if not is_captured and flags.settled is not active:
-                    self._note_update(prepared, values, sent.lrs, is_certain=sent.found_inf is None)
+                    self._updates.note(active, only, values, sent)
             if is_captured:  # nothing happens before the graph is replayed, if it is
                 self.norms.must_measure = must_measure
                 self.device_state.keep_for_graph(self.memory())
@@ -208,7 +211,7 @@ class FusedBackend(Backend):
         if not self.kernel.is_capturing():
             self.device_state.note_stream(self.kernel.stream(), self.memory)
             if self.device_state.flags.have_arrived():
-                self._learn(is_noted=not changes.entries, only=prepared.only)
+                self._updates.learn(is_noted=not changes.entries, only=prepared.only)
             return False
         if self._momentum.must_make(prepared.grads.active, has_momentum):
             raise _not_in_a_graph("momentum buffers cannot be made")
@@ -290,53 +293,10 @@ class FusedBackend(Backend):
         if is_written:
             self.watch.note_entries(only)
 
-    def _note_update(
-        self, prepared: Prepared, values: Sequence[GroupValues], lrs: Mapping[int, Tensor], is_certain: bool
-    ) -> None:
-        """Notes which flags an update sets; where that depends on the device, has it tell."""
-        flags, active, is_final = self.device_state.flags, prepared.grads.active, True
-        for index in active:
-            group = self.plan.group_of[index]
-            sets = STARTED if values[group].momentum != 0 else 0
-            if is_certain:
-                flags.known[index] |= sets
-            kept, is_last = self.norms.note_update(index, values[group].lr != 0 or group in lrs, is_certain)
-            if not self.kernel.is_on_host and (unknown := self.gradient_norms.flag_of(index)):
-                kept, is_last = kept | unknown, False
-            is_final = is_final and is_last
-            if self.plan.params[index].numel():  # empty tensors have no part in a step
-                flags.note_possible(index, sets | kept)
-        flags.end_step()
-        if flags.are_known():
-            flags.settled = active if is_final else None
-        flags.ask()
-        if flags.have_arrived():
-            self._learn(is_noted=True, only=prepared.only)
-        elif not is_final:  # a norm may be marked as missing in the state
-            self.watch.note_entries(prepared.only)
-
     def _learn_norms(self) -> None:
         if self._is_placed and (self._may_be_replayed or not self.device_state.flags.are_known()):
             self.device_state.flags.ask(anew=True)
-            self._learn(is_noted=False)
-
-    def _learn(self, is_noted: bool, only: int | None = None) -> None:
-        """Takes in what the device told.
-
-        Args:
-            is_noted: whether the state is as it was noted, so that what this adds can be noted too.
-            only: the index of the one parameter of which that is known, if it is not all.
-        """
-        flags, norms = self.device_state.flags.take()
-        self.norms.learn(flags, norms)
-        has_started = any(flag & STARTED for flag in flags)
-        known = self.device_state.flags.known
-        for index, flag in enumerate(flags):
-            is_empty = not self.plan.params[index].numel()  # taken with the others
-            known[index] |= STARTED if is_empty and has_started else flag
-        self.device_state.flags.end_taking()
-        if is_noted and self.norms.frozen.is_on:
-            self.watch.note_entries(only)
+            self._updates.learn(is_noted=False)
 
 
 def _not_in_a_graph(what: str) -> RuntimeError:

@@ -196,7 +196,7 @@ MISTAKES = {
         "plan", "kind = ranks.get(k, 0), param", "kind = 0, param", "test_shared_memory.py foreach"
     ),
     "goes by the order of the state alone": Mistake(
-        "backends.watch", "list(self._state) == self._owners", "True", "test_surprises.py native"
+        "backends.watch", "list(self._state) == self._owners", "True", "test_edited_state.py native"
     ),
     "notes nothing after an interrupt": Mistake(
         "backends.fused",
@@ -206,7 +206,7 @@ MISTAKES = {
     ),
     "takes buffers of one element for the same": Mistake(
         "backends.watch", "addresses and not _all_equal(self._address_of, found, addresses)", "False",
-        "test_surprises.py native",
+        "test_edited_state.py native",
     ),
     "does not see momentum move": Mistake(
         "backends.watch", "addresses and not _all_equal(self._address_of, found, addresses)", "False",
@@ -221,7 +221,7 @@ MISTAKES = {
         "test_surprises.py native",
     ),
     "settles before the device has told": Mistake(
-        "backends.fused", "flags.settled = active if is_final else None", "flags.settled = active",
+        "backends.updates", "flags.settled = active if is_final else None", "flags.settled = active",
         "test_norms.py native",
     ),
     "checks what no step touches": Mistake(
