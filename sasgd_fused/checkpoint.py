@@ -39,12 +39,18 @@ class Loading:
         self._states: list[tuple[Tensor, Mapping[str, Any], Precision]] = []
         self._saved_options: dict[str, Any] = {}
         self._is_foreign = False
+        self._restarts_momentum = False
 
     def adapt(self, _: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Checks a state dictionary, and returns it as torch is to load it; the hook before loading."""
         adapted = adapt(state_dict, self._groups)
         check_shapes(adapted, self._groups)
         self._saved_options, self._is_foreign = saved_options(state_dict), is_foreign(state_dict)
+        # Of gradients in the loss's unit, which the relative scale's steps do not have.
+        if self._options.scale == "relative" and self._saved_options.get("scale") != "relative":
+            without = without_momentum(adapted["state"], adapted["state"])
+            self._restarts_momentum = without != adapted["state"]
+            adapted["state"] = without
         for param, name, saved in saved_states(adapted, self._groups):
             if saved:
                 self._states.append((param, saved, precision_of(param.dtype, self._options, name)))
@@ -62,18 +68,19 @@ class Loading:
         Args:
             own: the optimizer's options as plain values.
         """
-        saved = self._saved_options
+        saved, momentum = self._saved_options, "; momentum begins anew" if self._restarts_momentum else ""
         other = [name for name in saved if saved[name] != own[name]]
         if other:
             made, stay = (", ".join(f"{name}={options[name]!r}" for name in other) for options in (saved, own))
             warnings.warn(
-                f"state_dict: this checkpoint was made with {made}; this optimizer has {stay}, which stays in force",
+                f"state_dict: this checkpoint was made with {made}; this optimizer has {stay}, which stays in "
+                f"force{momentum}",
                 stacklevel=3,
             )
         if self._is_foreign:
             warnings.warn(
                 "state_dict: this checkpoint is not of ScaleAmendedSGD; its lr, momentum and weight_decay are now in "
-                "force, and were chosen for another optimizer",
+                f"force, and were chosen for another optimizer{momentum}",
                 stacklevel=3,
             )
 

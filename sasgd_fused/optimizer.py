@@ -406,7 +406,8 @@ class ScaleAmendedSGD(Optimizer):
         """Loads a checkpoint of this optimizer or of torch.optim.SGD.
 
         A checkpoint with one group, made from ``model.parameters()``, also loads into groups made by
-        `parameter_groups`. Momentum takes the parameters' layouts, and the dtype that this optimizer stores it in.
+        `parameter_groups`. Momentum takes the parameters' layouts, and the dtype that this optimizer stores it in; in
+        the relative scale that of another scale is left out, as its unit is the loss's.
 
         Raises:
             ValueError: groups or shapes do not match, or a parameter's dtype does not go with the options; nothing is

@@ -194,22 +194,37 @@ def test_a_plain_head_takes_the_plain_step(backend: str) -> None:
 
 @EVERY
 def test_from_and_to_torch_sgd(backend: str) -> None:
-    """A checkpoint without norms goes on as one whose gradients have none yet; ours is one of torch.optim.SGD too."""
+    """From SGD all but the momentum, which has the loss's unit; ours is a checkpoint of torch.optim.SGD too."""
     case = Case([(3, 4), (3,)])
-    params, twins = case.params(), case.params()
+    params, fresh, twins = case.params(), case.params(), case.params()
     sgd = torch.optim.SGD(twins, lr=0.1, momentum=0.9)
     case.set_grads(twins, 0)
     sgd.step()
-    optimizer = ScaleAmendedSGD(params, lr=0.1, momentum=0.9, scale="relative", backend=backend)
-    with pytest.warns(UserWarning, match="not of ScaleAmendedSGD"):
+    optimizer = ScaleAmendedSGD(params, lr=0.2, momentum=0.8, scale="relative", backend=backend)
+    with pytest.warns(UserWarning, match="not of ScaleAmendedSGD.*another optimizer; momentum begins anew"):
         optimizer.load_state_dict(through_file(sgd.state_dict()))
+    like_fresh = ScaleAmendedSGD(fresh, lr=0.1, momentum=0.9, scale="relative", backend=backend)
     for step in range(1, 3):
-        case.set_grads(params, step)
-        optimizer.step()
-    assert all(state["gradient_norm_sq"] > 0 for state in states_of(optimizer, params))
+        for ours, stepped in ((params, optimizer), (fresh, like_fresh)):
+            case.set_grads(ours, step)
+            stepped.step()
+    for param, other in zip(params, fresh, strict=True):
+        assert torch.equal(param, other)
     sgd.load_state_dict(through_file(optimizer.state_dict()))
     case.set_grads(twins, 3)
     sgd.step()
+
+
+def test_from_the_amended_scale_without_its_momentum() -> None:
+    case = Case([(3, 4), (3,)], options={"momentum": 0.9})
+    params = case.params()
+    amended = case.optimizer(params, "reference")
+    case.set_grads(params, 0)
+    amended.step()
+    relative = ScaleAmendedSGD(params, lr=0.3, scale="relative", backend="reference")
+    with pytest.warns(UserWarning, match="scale='amended'; .* scale='relative', .* in force; momentum begins anew"):
+        relative.load_state_dict(through_file(amended.state_dict()))
+    assert not any("momentum_buffer" in state for state in states_of(relative, params))
 
 
 @EVERY
