@@ -29,6 +29,7 @@ typedef float FloatPart __attribute__((vector_size(kWidth * sizeof(float))));
 typedef uint32_t WordPart __attribute__((vector_size(kWidth * sizeof(uint32_t))));
 typedef int32_t IntPart __attribute__((vector_size(kWidth * sizeof(int32_t))));
 typedef uint16_t HalfPart __attribute__((vector_size(kWidth * sizeof(uint16_t))));
+typedef double DoublePart __attribute__((vector_size(kWidth * sizeof(double))));
 
 struct Lanes {
   FloatPart part[kParts];
@@ -82,11 +83,14 @@ inline Words upper_halves(const Words& words) {
   return r;
 }
 
-// Adds each lane to its sum in float64.
+// Adds each lane to its sum in float64. As vectors, since GCC makes single additions of a loop over lanes.
 inline void add_lanes(double* sums, const Lanes& lanes) {
-  float single[kLanes];
-  std::memcpy(single, &lanes, sizeof single);
-  for (int i = 0; i < kLanes; ++i) sums[i] += static_cast<double>(single[i]);
+  for (int i = 0; i < kParts; ++i) {
+    DoublePart sum;
+    std::memcpy(&sum, sums + i * kWidth, sizeof sum);
+    sum += __builtin_convertvector(lanes.part[i], DoublePart);
+    std::memcpy(sums + i * kWidth, &sum, sizeof sum);
+  }
 }
 
 template <class To, class From>
