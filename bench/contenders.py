@@ -178,6 +178,7 @@ OTHERS: dict[str, Contender] = {
     "pytorch_optimizer LAMB": _others("pytorch_optimizer", "pytorch_optimizer", "Lamb"),
     "optimi SGD": _others("optimi", "optimi", "SGD", momentum=MOMENTUM, foreach=True, kahan_sum=False),
 }
+LARS = ("timm LARS", "pytorch_optimizer LARS")
 # On GPUs alone. Compiling takes a minute for a large network on the CPU.
 REPLAYED = {f"{name}, graph": _replayed(name) for name in ("torch fused", "native", "triton")}
 COMPILED = "torch compiled"

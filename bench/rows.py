@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from bench.cases import parameter_count
-from bench.contenders import COMPILED, OTHERS
+from bench.contenders import COMPILED, LARS, OTHERS
 
 AGAINST = "torch fused"
 # What a curve is compared with where torch's fused step is wrong.
@@ -63,6 +63,9 @@ CPU_ROWS = (
         for case in ("VGG13-CIFAR", "ResNet-50", "VGG16", "DenseNet-121")
         for contender, aim in (("native, relative", 1.02), ("native, relative, first step", 1.3))
     ),
+    # The scale that is nearest to ours, as others compute it. Few steps: one of them writes gradients, so that those of
+    # vectors grow by 1.9 a step.
+    *(Row(case, contender, "native, relative") for case in ("ResNet-50", "VGG16") for contender in LARS),
     # 16 instead of 20 bytes for each parameter; the random numbers cost arithmetic.
     *(
         Row(case, momentum, "native")

@@ -14,6 +14,7 @@ WHOLLY_LATER: dict[str, str] = {
     "tests/bench/test_gpu_check.py::test_tests_that_outlast_their_time": "waits for the end of that time",
     "tests/product/test_install.py::test_source_archive_builds_in_isolation": "compiles everything",
     "tests/product/test_mistakes.py": "runs tests for each mistake",
+    "tests/experiments/study/test_study.py::test_a_study_that_is_ended_has_lost_nothing": "starts processes of its own",
     "tests/kernels/test_mistakes.py": "compiles the kernels three times more",
     "tests/kernels/test_native_core.py::test_bugs_are_noticed_by_the_sanitizers": "compiles the core for them",
     "tests/kernels/test_cuda_code.py": "compiles for every architecture",

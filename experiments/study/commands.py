@@ -11,12 +11,14 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.arguments import Parser, integer, take_folder
+from experiments.cifar import ArchiveError
 from experiments.study.journal import Journal, read_journal
 from experiments.study.methods import ABLATIONS, STUDIED
 from experiments.study.plan import plan_evaluation, plan_tuning
 from experiments.study.report import write_study_report
 from experiments.study.settings import SETTINGS
 from experiments.study.study import run_missing
+from experiments.study.tasks import MissingDataError, load_task
 
 PHASES = ("tuning", "evaluation")
 OUT = Path("runs/study")
@@ -53,6 +55,9 @@ def _study(args: argparse.Namespace, parser: Parser) -> int:
         for name, method in of_kind.items()
         if {name, kind} & set(args.methods)
     }
+    with parser.error_of("--settings", ArchiveError, MissingDataError):
+        for setting in (SETTINGS[name] for name in settings):
+            load_task(setting.task, tuning=True, classes=setting.classes)
     console = Console()
     with parser.error_of("--journal", OSError, ValueError):
         journal = Journal(path, SETTINGS)

@@ -12,7 +12,7 @@ import torch
 from bench import clocks
 from bench.cases import parameter_count, shapes_of
 from bench.child import CallFailed, Child, ProcessLost
-from bench.contenders import COMPILED, CONTENDERS
+from bench.contenders import COMPILED, CONTENDERS, LARS
 from bench.measure import Effort, Result, measure, measure_all
 from bench.rows import CURVES, FIELD, GPU_NETWORKS, Group, Row, available, groups_of
 
@@ -119,6 +119,11 @@ def test_everything_in_a_group_shares_case_dtype_and_against() -> None:
         assert not any(is_missing(name, row.dtype) for row in group for name in (row.contender, row.against))
     assert {row.against for group in groups for row in group if row.dtype == "bfloat16"} == {"torch foreach"}
     assert list(FIELD) in [[row.contender for row in group] for group in groups]
+
+
+def test_both_lars_are_measured_beside_the_relative_scale() -> None:
+    rows = [row for group in groups_of("cpu", LARS, ["ResNet-50"]) for row in group]
+    assert [(row.contender, row.against) for row in rows] == [(name, "native, relative") for name in LARS]
 
 
 def test_points_of_curves_are_what_they_say() -> None:

@@ -108,7 +108,7 @@ def test_workers_share_the_budget(settings: SearchSettings, tmp_path: Path) -> N
         assert len({trial.params["lr"] for trial in study.trials}) == 5
 
 
-@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_the_trial_of_a_killed_worker_runs_again(killed: bool, settings: SearchSettings, tmp_path: Path) -> None:
     calls: list[None] = []
 

