@@ -71,10 +71,11 @@ class Loading:
         saved, momentum = self._saved_options, "; momentum begins anew" if self._restarts_momentum else ""
         other = [name for name in saved if saved[name] != own[name]]
         if other:
+            rate = "; its lr is now in force, and was chosen for that scale" if "scale" in other else ""
             made, stay = (", ".join(f"{name}={options[name]!r}" for name in other) for options in (saved, own))
             warnings.warn(
                 f"state_dict: this checkpoint was made with {made}; this optimizer has {stay}, which stays in "
-                f"force{momentum}",
+                f"force{rate}{momentum}",
                 stacklevel=3,
             )
         if self._is_foreign:

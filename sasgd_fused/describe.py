@@ -29,7 +29,9 @@ def describe(name: str, options: Mapping[str, Any], groups: Sequence[Mapping[str
         groups: the optimizer's parameter groups.
     """
     shown = {key: value for key, value in options.items() if key not in _DEFAULTS or value != _DEFAULTS[key]}
-    if isinstance(shown["factors"], Mapping):
+    if options["scale"] == "relative":
+        del shown["factors"], shown["norms"]  # have no part in it
+    elif isinstance(shown["factors"], Mapping):
         shown["factors"] = f"a mapping of {len(shown['factors'])}"
     lines = [f"{name} ({', '.join(f'{key}={value!r}' for key, value in shown.items())}"]
     for text, run in groupby(enumerate(groups), key=lambda item: _text_of(item[1])):

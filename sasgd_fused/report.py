@@ -39,8 +39,8 @@ class LayerRow:
         backward_factor: m_b; None in the relative scale.
         gradient_norm: √q_b = ‖g_b + λ W_b‖ of the last step; this and the next two in the relative scale alone.
         growth: q_b / v_b of the last step: by how much its gradient was larger than those before.
-        output_change: lr √(q_b / v_b) / √B of the last step, the fraction of its output by which that changed a layer,
-            momentum aside; None for a vector.
+        output_change: lr √(q_b / v_b) / √B, the fraction of its output by which a step changes a layer at most,
+            momentum aside: with the growth of the last step and the learning rate as it is now; None for a vector.
         layer_scale: s_b, 1 for a layer that is not scaled; in the relative scale NaN before the first gradient.
         effective_lr: lr · s_b.
         decay_per_step: lr · d_b, or lr · λ for a layer that is not scaled.

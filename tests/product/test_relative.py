@@ -222,9 +222,10 @@ def test_from_the_amended_scale_without_its_momentum() -> None:
     case.set_grads(params, 0)
     amended.step()
     relative = ScaleAmendedSGD(params, lr=0.3, scale="relative", backend="reference")
-    with pytest.warns(UserWarning, match="scale='amended'; .* scale='relative', .* in force; momentum begins anew"):
+    with pytest.warns(UserWarning, match="scale='amended'; .* scale='relative', .* that scale; momentum begins anew"):
         relative.load_state_dict(through_file(amended.state_dict()))
     assert not any("momentum_buffer" in state for state in states_of(relative, params))
+    assert "factors" not in repr(relative)  # which has no part in it
 
 
 @EVERY
