@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from experiments.arguments import Parser, integer, take_folder
 from experiments.cifar import ArchiveError
 from experiments.study.journal import Journal, read_journal
-from experiments.study.methods import ABLATIONS, STUDIED
+from experiments.study.methods import ABLATIONS, STUDIED, StudiedMethod
 from experiments.study.plan import plan_evaluation, plan_tuning
 from experiments.study.report import write_study_report
 from experiments.study.settings import SETTINGS
@@ -21,6 +21,7 @@ from experiments.study.study import run_missing
 from experiments.study.tasks import MissingDataError, load_task
 
 PHASES = ("tuning", "evaluation")
+KINDS = ("studied", "ablations")
 OUT = Path("runs/study")
 JOURNAL = "one-learning-rate.jsonl"
 
@@ -34,11 +35,12 @@ def add_commands(commands: argparse._SubParsersAction[Parser]) -> None:
     questions = list(dict.fromkeys(setting.varies for setting in SETTINGS.values()))
     settings = f"settings, or all of a question: {', '.join(questions)}; default: all"
     add("--settings", nargs="+", choices=[*questions, *SETTINGS], metavar="SETTING", default=questions, help=settings)
-    methods = f"any of {', '.join(STUDIED)}; or ablations, or any of {', '.join(ABLATIONS)}; default: the first"
-    choices = ["studied", *STUDIED, "ablations", *ABLATIONS]
-    add("--methods", nargs="+", choices=choices, metavar="METHOD", default=["studied"], help=methods)
     add("--phase", choices=PHASES, help="only this part; default: one after the other")
     add("--workers", type=integer(1), default=1, help="processes that train, of one thread each; default: 1")
+    methods = f"any of {', '.join(STUDIED)}; or ablations, or any of {', '.join(ABLATIONS)}; default: "
+    choices = [*KINDS, *STUDIED, *ABLATIONS]
+    add("--methods", nargs="+", choices=choices, metavar="METHOD", default=["studied"], help=f"{methods}the first")
+    report.add_argument("--methods", nargs="+", choices=choices, metavar="METHOD", default=KINDS, help=f"{methods}all")
     for command, what in ((study, "file that it goes on with"), (report, "file of `study`")):
         command.add_argument("--out", type=Path, default=OUT, help=f"folder for the report; default: {OUT}")
         command.add_argument("--journal", type=Path, help=f"{what}; default: {JOURNAL} in this folder")
@@ -49,12 +51,8 @@ def _study(args: argparse.Namespace, parser: Parser) -> int:
     out = take_folder(args.out, parser)
     path = args.journal or out / JOURNAL
     settings = {name for name, setting in SETTINGS.items() if {name, setting.varies} & set(args.settings)}
-    methods = {
-        name: method
-        for of_kind, kind in ((STUDIED, "studied"), (ABLATIONS, "ablations"))
-        for name, method in of_kind.items()
-        if {name, kind} & set(args.methods)
-    }
+    studied, ablations = _chosen(args.methods)
+    methods = studied | ablations
     with parser.error_of("--settings", ArchiveError, MissingDataError):
         for setting in (SETTINGS[name] for name in settings):
             load_task(setting.task, tuning=True, classes=setting.classes)
@@ -73,7 +71,7 @@ def _study(args: argparse.Namespace, parser: Parser) -> int:
     except KeyboardInterrupt:
         console.print("Interrupted. The same command goes on.")
         return 130
-    return _write(out, path)
+    return _write(out, path, STUDIED, ABLATIONS)
 
 
 def _report(args: argparse.Namespace, parser: Parser) -> int:
@@ -81,11 +79,22 @@ def _report(args: argparse.Namespace, parser: Parser) -> int:
     path = args.journal or out / JOURNAL
     with parser.error_of("--journal", OSError, ValueError):
         read_journal(path)
-    return _write(out, path)
+    return _write(out, path, *_chosen(args.methods))
 
 
-def _write(out: Path, journal: Path) -> int:
-    report = write_study_report(out, journal.stem, read_journal(journal), SETTINGS, STUDIED, ABLATIONS)
+def _chosen(names: Iterable[str]) -> tuple[dict[str, StudiedMethod], dict[str, StudiedMethod]]:
+    """Returns the methods and the ablations that are named, by themselves or by their kind."""
+    studied, ablations = (
+        {name: method for name, method in of_kind.items() if {name, kind} & set(names)}
+        for kind, of_kind in zip(KINDS, (STUDIED, ABLATIONS), strict=True)
+    )
+    return studied, ablations
+
+
+def _write(
+    out: Path, journal: Path, studied: Mapping[str, StudiedMethod], ablations: Mapping[str, StudiedMethod]
+) -> int:
+    report = write_study_report(out, journal.stem, read_journal(journal), SETTINGS, studied, ablations)
     print(f"report: {report}")
     return 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def write_study_report(
     folder.mkdir(parents=True, exist_ok=True)
     parts += _learning_rates(folder / f"{stem}.png", settings, methods, of_methods)
     if variants and BASE in methods:
-        parts += _ablations(outcomes, {BASE: methods[BASE], **variants}, tuned, figures)
+        parts += _ablations(outcomes, settings, {BASE: methods[BASE], **variants}, tuned, figures)
     finite = json.loads(json.dumps(figures), parse_constant=lambda _: None)
     report = folder / f"{stem}.md"
     for path, text in ((folder / f"{stem}.json", json.dumps(finite, indent=1) + "\n"), (report, "\n".join(parts))):
@@ -150,23 +150,30 @@ def _learning_rates(
 
 def _ablations(
     outcomes: Mapping[Run, Outcome],
+    settings: Mapping[str, Setting],
     methods: Mapping[str, StudiedMethod],
     tuned: Mapping[str, Tuned],
     figures: dict[str, Any],
 ) -> list[str]:
     """Compares what `BASE` is made of with it, both with one setting for all and both tuned for each."""
     of_these = {name: tuned[name] for name in methods}
-    evaluated = evaluate(outcomes, of_these)
-    title = f"## {methods[BASE].label}: what it is made of\n"
-    if not evaluated.settings:
-        return [title, "No setting has all runs of all variants begun yet.\n"]
-    for_all, for_each = (
-        {name: compare(errors[name], errors[BASE], evaluated.settings) for name in methods}
-        for errors in (evaluated.for_all, evaluated.for_each)
-    )
-    figures["ablations"] = _describe(for_all, for_each)
-    reference = f"{methods[BASE].label} with its rates of the same kind"
-    return [title, make_excess_table(methods, of_these, for_all, for_each, reference).to_markdown()]
+    evaluated, tried = evaluate(outcomes, of_these), tuned_by_all(of_these)
+    parts = [f"## {methods[BASE].label}: what it is made of\n"]
+    if not tried:
+        return [*parts, "No setting has all runs for tuning of all variants begun yet.\n"]
+    if evaluated.settings:
+        for_all, for_each = (
+            {name: compare(errors[name], errors[BASE], evaluated.settings) for name in methods}
+            for errors in (evaluated.for_all, evaluated.for_each)
+        )
+        figures["ablations"] = _describe(for_all, for_each)
+        reference = f"{methods[BASE].label} with its rates of the same kind"
+        parts.append(make_excess_table(methods, of_these, for_all, for_each, reference).to_markdown())
+    return [*parts, f"In tuning, at {', '.join(tried)}:\n", _sharpness(methods, of_these, tried)]
+
+
+def _sharpness(methods: Mapping[str, StudiedMethod], tuned: Mapping[str, Tuned], tried: Iterable[str]) -> str:
+    return make_sharpness_table(methods, tuned, above_best(tuned, tried)).to_markdown()
 
 
 def _describe(for_all: Mapping[str, Excess], for_each: Mapping[str, Excess]) -> dict[str, Any]:

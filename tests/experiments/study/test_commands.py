@@ -69,7 +69,10 @@ def test_parts_can_be_chosen(tmp_path: Path) -> None:
     assert {(run.setting, run.method) for run in read_journal(tmp_path / "kept" / "j")} == {
         (setting, method) for setting in ("w1", "w2", "w3", "d1") for method in ("sgd", "exact")
     }
-    assert (tmp_path / "out" / "j.md").exists()
+    assert " SGD |" in (tmp_path / "out" / "j.md").read_text()
+    report = ["study-report", "--journal", str(tmp_path / "kept" / "j"), "--out", str(tmp_path / "part")]
+    assert run([*report, "--methods", "relative", "ablations"]) == 0
+    assert " SGD |" not in (tmp_path / "part" / "j.md").read_text()
 
 
 def test_an_interruption_is_told_in_one_line(

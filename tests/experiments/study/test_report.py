@@ -74,6 +74,14 @@ def test_ablations_are_held_against_the_whole(whole: tuple[str, Any, Path]) -> N
     assert "exact norms" not in text[text.index("## Test error") : text.index("## Learning rates")]
 
 
+def test_ablations_that_were_only_tuned_are_held_against_the_whole_too(tmp_path: Path, outcomes: Outcomes) -> None:
+    tuned = {run: outcome for run, outcome in outcomes.items() if run.tuning and run.setting in ("w1", "d2")}
+    text, _ = report(tmp_path, tuned)
+    assert "In tuning, at w1, d2:" in text
+    table = rows(text, "## relative: what it is made of")
+    assert [(row[0], row[4]) for row in table] == [("relative", "+0.0 / +0.0"), ("exact norms", "+2.0 / +2.0")]
+
+
 def test_other_rates_show_how_sharp_the_choice_is(whole: tuple[str, Any, Path]) -> None:
     text, _, folder = whole
     assert rows(text, "## Learning rates")[0] == [
