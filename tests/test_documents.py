@@ -60,9 +60,7 @@ def test_programs_are_there_and_take_these_options(
         return
     for name in ("matplotlib", "optuna", "sklearn", "scipy", "rich"):
         pytest.importorskip(name)
-    subcommand = (
-        [word for word in arguments[:1] if word.isalpha() and word.islower()] if module == "experiments" else []
-    )
+    subcommand = [word for word in arguments[:1] if module == "experiments" and re.fullmatch("[a-z][a-z-]*", word)]
     monkeypatch.setattr(sys, "argv", [module, *subcommand, "--help"])
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
