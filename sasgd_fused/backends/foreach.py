@@ -22,24 +22,23 @@ class ForeachBackend(Backend):
 
     @torch.no_grad()
     def update(self, grads: Gradients, values: Sequence[GroupValues], loss_scale: float) -> None:
-        """Takes a step in a handful of calls for all tensors."""
+        """Takes a step in a handful of calls for all tensors; the only memory it needs is that of the gradients, once."""
         active = [index for index, grad in enumerate(grads) if grad is not None]
         groups = [values[self.plan.group_of[index]] for index in active]
         stored = [self.weight_of(index) for index in active]
         weights = [_widen(weight) for weight in stored]
-        steps = [grads[index].to(w.dtype) for index, w in zip(active, weights, strict=True)]  # type: ignore[union-attr]
+        raw = [grads[index].to(w.dtype) for index, w in zip(active, weights, strict=True)]  # type: ignore[union-attr]
 
         scales = self.take_scales(grads, values, loss_scale)
         pairs = [scales.get(index, (1.0, group.weight_decay)) for index, group in zip(active, groups, strict=True)]
-        signs = [(-1.0 if group.maximize else 1.0) / loss_scale for group in groups]
-        steps = list(torch._foreach_mul(steps, [sign * scale for sign, (scale, _) in zip(signs, pairs, strict=True)]))
-        decaying = [k for k, group in enumerate(groups) if group.weight_decay != 0]
-        if decaying:  # only these: a weight may be infinite
-            decay = torch._foreach_mul([weights[k] for k in decaying], [pairs[k][1] for k in decaying])
-            torch._foreach_add_([steps[k] for k in decaying], decay)
+        factors = [
+            (-scale if group.maximize else scale) / loss_scale for group, (scale, _) in zip(groups, pairs, strict=True)
+        ]
+        steps = _amended_gradients(raw, weights, factors, [pair[1] for pair in pairs], groups)
         self._apply_momentum(active, steps, groups)
-        torch._foreach_mul_(steps, [-group.lr for group in groups])
-        self._store_all(active, stored, list(torch._foreach_add(weights, steps)), bits_for_weight)
+        for lr, same in _runs([group.lr for group in groups]):
+            torch._foreach_add_(weights[same], steps[same], alpha=-lr)
+        self._store_all(active, stored, weights, bits_for_weight)
         for index, weight in zip(active, stored, strict=True):
             if self.plan.precisions[index].has_master:
                 self.plan.params[index].copy_(weight)
@@ -57,18 +56,22 @@ class ForeachBackend(Backend):
         return [total / planned.layer.rows for total, planned in zip(sums, layers, strict=True)]
 
     def _store_all(
-        self, active: Sequence[int], to: list[Tensor], values: list[Tensor], bits_for: Callable[..., Tensor | None]
+        self,
+        active: Sequence[int],
+        to: Sequence[Tensor],
+        values: Sequence[Tensor],
+        bits_for: Callable[..., Tensor | None],
     ) -> None:
-        """Rounds values of these parameters to their dtypes; random bits are there for one of them at a time."""
+        """Rounds values of these parameters to their dtypes, where they are not in their place already."""
+        wider = [k for k, value in enumerate(values) if value is not to[k]]
         if not self._stochastic:
-            torch._foreach_copy_(to, values)
+            if wider:
+                torch._foreach_copy_([to[k] for k in wider], [values[k] for k in wider])
             return
-        for index, target, value in zip(active, to, values, strict=True):
-            store(
-                target,
-                value,
-                bits_for(self.plan.precisions[index], self.plan.params[index], self.rounding_step_of(index)),
-            )
+        for k in wider:  # random bits are there for one of them at a time
+            index = active[k]
+            bits = bits_for(self.plan.precisions[index], self.plan.params[index], self.rounding_step_of(index))
+            store(to[k], values[k], bits)
 
     def _apply_momentum(self, active: list[int], steps: list[Tensor], groups: list[GroupValues]) -> None:
         """Updates the momentum buffers and turns `steps` into the steps taken, in place."""
@@ -76,14 +79,48 @@ class ForeachBackend(Backend):
         if not moving:
             return
         stored, has_started = zip(*(self.momentum_of(active[k]) for k in moving), strict=True)
-        carried = [groups[k].momentum if has else 0.0 for k, has in zip(moving, has_started, strict=True)]
+        buffers = [_widen(buffer) for buffer in stored]
+        torch._foreach_mul_(
+            buffers, [groups[k].momentum if has else 0.0 for k, has in zip(moving, has_started, strict=True)]
+        )
         shares = [1 - groups[k].dampening if has else 1.0 for k, has in zip(moving, has_started, strict=True)]
-
-        buffers = list(torch._foreach_mul([_widen(buffer) for buffer in stored], carried))
-        torch._foreach_add_(buffers, torch._foreach_mul([steps[k] for k in moving], shares))
-        self._store_all([active[k] for k in moving], list(stored), buffers, bits_for_momentum)
+        added = [steps[k] for k in moving]
+        if any(share != 1 for share in shares):  # then there is no Nesterov momentum, which needs the steps once more
+            torch._foreach_mul_(added, shares)
+        torch._foreach_add_(buffers, added)
+        self._store_all([active[k] for k in moving], stored, buffers, bits_for_momentum)
         for k, buffer in zip(moving, buffers, strict=True):
             steps[k] = steps[k].add_(buffer, alpha=groups[k].momentum) if groups[k].nesterov else buffer
+
+
+def _amended_gradients(
+    grads: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    factors: Sequence[float],
+    decays: Sequence[float],
+    groups: Sequence[GroupValues],
+) -> list[Tensor]:
+    """Returns factor · gradient + decay · weight of each, in new memory."""
+    decaying = [k for k, group in enumerate(groups) if group.weight_decay != 0]  # only these: a weight may be infinite
+    if not decaying:
+        return list(torch._foreach_mul(grads, factors))
+    # As factor · (gradient + decay / factor · weight), which takes no memory for a second product.
+    scaled = [k for k in decaying if factors[k] != 0]
+    ratios = [decays[k] / (factors[k] or 1.0) for k in decaying]
+    found = dict(zip(decaying, torch._foreach_mul([weights[k] for k in decaying], ratios), strict=True))
+    if scaled:
+        torch._foreach_add_([found[k] for k in scaled], [grads[k] for k in scaled])
+        torch._foreach_mul_([found[k] for k in scaled], [factors[k] for k in scaled])
+    others = [k for k in range(len(grads)) if k not in found]
+    if others:
+        found |= zip(others, torch._foreach_mul([grads[k] for k in others], [factors[k] for k in others]), strict=True)
+    return [found[k] for k in range(len(grads))]
+
+
+def _runs(values: Sequence[float]) -> list[tuple[float, slice]]:
+    """Returns each run of equal values and where it is."""
+    ends = [k + 1 for k in range(len(values)) if k + 1 == len(values) or values[k + 1] != values[k]]
+    return [(values[start], slice(start, end)) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _widen(tensor: Tensor) -> Tensor:
