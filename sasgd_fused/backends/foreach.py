@@ -14,6 +14,9 @@ from sasgd_fused.hyperparameters import GroupValues
 from sasgd_fused.memory import is_away
 from sasgd_fused.plan import PlannedLayer
 
+_SPAN = 1024  # elements whose squares are added in float32, as in the kernels
+_LARGE = 2**14  # elements of a tensor for which spans are worth their calls
+
 
 class ForeachBackend(Backend):
     """Computes in the parameter's dtype, in float32 for 16-bit parameters."""
@@ -22,7 +25,7 @@ class ForeachBackend(Backend):
 
     @torch.no_grad()
     def update(self, grads: Gradients, values: Sequence[GroupValues], loss_scale: float) -> None:
-        """Takes a step in a handful of calls for all tensors; the only memory it needs is that of the gradients, once."""
+        """Takes a step in a handful of calls for all tensors, with memory for one copy of the gradients."""
         active = [index for index, grad in enumerate(grads) if grad is not None]
         groups = [values[self.plan.group_of[index]] for index in active]
         stored = [self.weight_of(index) for index in active]
@@ -50,7 +53,7 @@ class ForeachBackend(Backend):
         self.masters.follow()
         weights = [self.weight_of(planned.param) for planned in layers]
         dtype = torch.float32 if self.plan.device.type == "mps" else torch.float64  # which Apple's GPUs lack
-        sums = torch.stack(torch._foreach_norm(weights, 2, dtype)).square().tolist()
+        sums = torch.stack(_norms(weights, dtype)).square().tolist()
         if self.masters and not all(map(math.isfinite, sums)) and self.masters.give_way():
             return self.measure(layers)
         return [total / planned.layer.rows for total, planned in zip(sums, layers, strict=True)]
@@ -80,13 +83,12 @@ class ForeachBackend(Backend):
             return
         stored, has_started = zip(*(self.momentum_of(active[k]) for k in moving), strict=True)
         buffers = [_widen(buffer) for buffer in stored]
-        torch._foreach_mul_(
-            buffers, [groups[k].momentum if has else 0.0 for k, has in zip(moving, has_started, strict=True)]
-        )
+        carried = [groups[k].momentum if has else 0.0 for k, has in zip(moving, has_started, strict=True)]
+        torch._foreach_mul_(buffers, carried)
         shares = [1 - groups[k].dampening if has else 1.0 for k, has in zip(moving, has_started, strict=True)]
         added = [steps[k] for k in moving]
-        if any(share != 1 for share in shares):  # then there is no Nesterov momentum, which needs the steps once more
-            torch._foreach_mul_(added, shares)
+        if any(share != 1 for share in shares):
+            added = list(torch._foreach_mul(added, shares))  # Nesterov momentum needs the steps once more
         torch._foreach_add_(buffers, added)
         self._store_all([active[k] for k in moving], stored, buffers, bits_for_momentum)
         for k, buffer in zip(moving, buffers, strict=True):
@@ -115,6 +117,26 @@ def _amended_gradients(
     if others:
         found |= zip(others, torch._foreach_mul([grads[k] for k in others], [factors[k] for k in others]), strict=True)
     return [found[k] for k in range(len(grads))]
+
+
+def _norms(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Returns the norm of each.
+
+    Large float32 tensors on the CPU, where float64 takes four times as long, are added up in it by spans of float32.
+    """
+    found = {}
+    for k, weight in enumerate(weights):
+        if weight.numel() >= _LARGE and weight.dtype == torch.float32 and weight.device.type == "cpu":
+            flat = weight.reshape(-1)
+            split = len(flat) // _SPAN * _SPAN
+            spans = torch.linalg.vector_norm(flat[:split].view(-1, _SPAN), dim=1)
+            norm = torch.linalg.vector_norm(torch.cat((spans, flat[split:])), dtype=dtype)
+            if norm.isfinite():
+                found[k] = norm
+    others = [k for k in range(len(weights)) if k not in found]
+    if others:
+        found |= zip(others, torch._foreach_norm([weights[k] for k in others], 2, dtype), strict=True)
+    return [found[k] for k in range(len(weights))]
 
 
 def _runs(values: Sequence[float]) -> list[tuple[float, slice]]:
