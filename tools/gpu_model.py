@@ -54,7 +54,7 @@ class Card:
     look_up: float = 2.3  # estimate: five dependent loads in a cold cache before a block's first byte
     lone_chunk: float = 4.4  # estimate: a chunk, however small, where few blocks are left: look-up, four rounds, sums
     fence: float = 1.2  # estimate: the fence and the counter by which the last block is found
-    level: float = 1.1  # estimate: a level of its tree, 256 nodes at most: a node, then two times 8 children
+    level: float = 1.1  # estimate, 0.7 to 1.1: a level of its tree, up to 256 nodes: a node, then two times 8 children
     more_nodes: float = 0.6  # chosen as `launch` was: each further 256 nodes, whose loads overlap
     finish: float = 1.4  # estimate: five dependent loads for what the next step needs
     torch_round: float = 0.83  # estimate: torch's 512 threads load, compute and store a vector each
