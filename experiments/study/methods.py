@@ -110,6 +110,14 @@ def _ablation(label: str, decays: tuple[float, ...] = (DECAY,), **options: Any) 
 
 # What is changed of "relative", one thing at a time.
 ABLATIONS: dict[str, StudiedMethod] = {
+    # Half-decades are wide steps where a small difference counts.
+    "between": StudiedMethod("rates between", (0.17, 0.53), (DECAY,), _relative),
+    "linear-between": StudiedMethod(
+        "1/B, rates between", (0.53, 1.7), (DECAY,), partial(_changed, {"depth": "linear"})
+    ),
+    "beta-0.99-between": StudiedMethod(
+        "β = 0.99, rates between", (0.53, 1.7), (DECAY,), partial(_changed, {"beta": 0.99})
+    ),
     "no-fan-in": StudiedMethod("without 1/√f", half_decades(0.03), (DECAY,), partial(_changed, {"fan_in": False})),
     "depth-linear": _ablation("1/B", depth="linear"),
     "depth-none": _ablation("without 1/√B", depth="none"),

@@ -73,9 +73,9 @@ class DeviceState:
         self._device = plan.device
         self._last_stream: object = None
 
-    def note_stream(self, stream: object, memory: Callable[[], Sequence[Tensor]]) -> None:
+    def note_stream(self, stream: object | None, memory: Callable[[], Sequence[Tensor]]) -> None:
         """Tells torch of each stream that uses memory of the kernel's, so that it is not freed too early."""
-        if stream == self._last_stream:
+        if stream is None or stream == self._last_stream:
             return
         self._last_stream = stream
         if self._device.type != "cpu":

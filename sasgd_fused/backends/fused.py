@@ -208,8 +208,9 @@ class FusedBackend(Backend):
     def _begin(self, prepared: Prepared, has_momentum: list[bool]) -> bool:
         """Prepares for work on a device; returns whether it is captured in a graph."""
         changes = prepared.changes
-        if not self.kernel.is_capturing():
-            self.device_state.note_stream(self.kernel.stream(), self.memory)
+        stream = self.kernel.stream()
+        if stream is not None:
+            self.device_state.note_stream(stream, self.memory)
             if self.device_state.flags.have_arrived():
                 self._updates.learn(is_noted=not changes.entries, only=prepared.only)
             return False
@@ -254,7 +255,7 @@ class FusedBackend(Backend):
             self.watch.note_entries(only)
 
     def _place(self) -> None:
-        if self.kernel.is_capturing():
+        if not self.kernel.is_on_host and self.kernel.stream() is None:
             raise _not_in_a_graph("tables of addresses cannot be sent to the device")
         self.weights.place_masters(dict(self.masters.items()))
         self.kernel.place(self.weights.table, self._momentum.table, self.weights.params)
@@ -265,8 +266,7 @@ class FusedBackend(Backend):
         return self.weights.away | self.masters.misfits()
 
     def _norm_pass(self, chosen: bytearray) -> None:
-        if not self.kernel.is_capturing():
-            self.device_state.note_stream(self.kernel.stream(), self.memory)
+        self.device_state.note_stream(self.kernel.stream(), self.memory)
         if not self._is_placed:
             self._place()
         self.kernel.measure(chosen)

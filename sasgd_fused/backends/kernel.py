@@ -82,11 +82,8 @@ class Kernel(Protocol):
     def memory(self) -> Sequence[Tensor]:
         """Returns the device memory that it uses besides what it is given."""
 
-    def is_capturing(self) -> bool:
-        """Returns whether what is put on the current stream is recorded in a graph."""
-
-    def stream(self) -> object:
-        """Returns the current stream, in whatever form it can be compared."""
+    def stream(self) -> object | None:
+        """Returns the current stream, in a form that can be compared; None on the host, or if a graph records it."""
 
 
 MakeKernel = Callable[[StepPlan, CarriedState], Kernel]
@@ -148,7 +145,7 @@ class CudaKernel:
         with self.on_device():
             self._plan = self.core.CudaPlan(device=self.index, **kernel_plan(plan))
             self._tables = torch.zeros(self._plan.table_bytes, dtype=torch.uint8, device=plan.device)
-            self._plan.attach(*map(Tensor.data_ptr, (self._tables, *carried)), self.stream())
+            self._plan.attach(*map(Tensor.data_ptr, (self._tables, *carried)), self.raw_stream())
 
     @property
     def index(self) -> int:
@@ -163,12 +160,12 @@ class CudaKernel:
     def place(self, weights: array[int], momentum_buffers: array[int], params: array[int]) -> None:
         """Sends the addresses to the device; not in a capture."""
         with self.on_device():
-            self._plan.place(weights, momentum_buffers, params, self.stream())
+            self._plan.place(weights, momentum_buffers, params, self.raw_stream())
 
     def measure(self, chosen: bytearray) -> None:
         """Launches a norm pass."""
         with self.on_device():
-            self._plan.measure(chosen, self.stream())
+            self._plan.measure(chosen, self.raw_stream())
 
     def step(
         self,
@@ -186,18 +183,19 @@ class CudaKernel:
             lr_addresses[group] = lr.data_ptr()
         numbers = (0 if number is None else number.data_ptr() for number in (grad_scale, found_inf))
         with self.on_device():
-            self._plan.step(grads, grad_dtypes, values, lr_addresses, *numbers, measures_gradients, self.stream())
+            self._plan.step(grads, grad_dtypes, values, lr_addresses, *numbers, measures_gradients, self.raw_stream())
 
     def memory(self) -> Sequence[Tensor]:
         """Returns the tables."""
         return [self._tables]
 
-    def is_capturing(self) -> bool:
-        """Returns whether the current stream is recorded in a graph."""
+    def stream(self) -> int | None:
+        """Returns the current stream as an integer, or None if a graph records it."""
+        stream = self.raw_stream()
         with self.on_device():
-            return bool(self._plan.is_capturing(self.stream()))
+            return None if self._plan.is_capturing(stream) else stream
 
-    def stream(self) -> int:
+    def raw_stream(self) -> int:
         """Returns the current stream as an integer."""
         # What current_stream() makes a Stream of, which takes microseconds.
         return torch._C._cuda_getCurrentRawStream(self.index)

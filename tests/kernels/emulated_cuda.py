@@ -70,7 +70,7 @@ class EmulatedCudaKernel(CudaKernel):
     def index(self) -> int:
         return self.current_index
 
-    def stream(self) -> int:
+    def raw_stream(self) -> int:
         return self.current_stream
 
     @contextmanager

@@ -138,6 +138,20 @@ def test_stream_and_device(emulation: ModuleType, monkeypatch: pytest.MonkeyPatc
     assert {device for _, device, _ in operations.new()} == {0}
 
 
+def test_a_step_asks_twice_for_the_stream(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it, whether a graph records it and torch has to be told of it, and for the launch."""
+    _, optimizer = begun(Case(SHAPES, options=OPTIONS))
+    asked: list[EmulatedCudaKernel] = []
+
+    def raw_stream(kernel: EmulatedCudaKernel) -> int:
+        asked.append(kernel)
+        return kernel.current_stream
+
+    monkeypatch.setattr(EmulatedCudaKernel, "raw_stream", raw_stream)
+    optimizer.step()
+    assert len(asked) == 2
+
+
 def test_no_other_device_gets_a_context(emulation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which would take hundreds of megabytes of it for each process: a norm pass, steps and addresses, and a report."""
     monkeypatch.setattr(EmulatedCudaKernel, "current_index", 1)

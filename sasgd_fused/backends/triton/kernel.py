@@ -215,11 +215,11 @@ class TritonKernel:
         with on_device(self._device):
             return bool(torch.get_device_module(self._device).is_current_stream_capturing())
 
-    def stream(self) -> object:
-        """Returns the device's current stream."""
-        if self._device.type == "cpu":
+    def stream(self) -> object | None:
+        """Returns the device's current stream, or None if a graph records it."""
+        if self.is_capturing():
             return None
-        return torch.get_device_module(self._device).current_stream(self._device)
+        return 0 if self._device.type == "cpu" else torch.get_device_module(self._device).current_stream(self._device)
 
     def _measure_gradients(self, grads: Tensor, groups: Tensor, grad_scale: Tensor, found_inf: Tensor) -> None:
         self._kernels["gradient_kernel"][(self._chunks, 1, 1)](
