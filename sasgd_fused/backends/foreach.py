@@ -14,8 +14,7 @@ from sasgd_fused.hyperparameters import GroupValues
 from sasgd_fused.memory import is_away
 from sasgd_fused.plan import PlannedLayer
 
-_SPAN = 1024  # elements whose squares are added in float32, as in the kernels
-_LARGE = 2**14  # elements of a tensor for which spans are worth their calls
+_SPAN = 1024  # elements whose squares are added in float32
 
 
 class ForeachBackend(Backend):
@@ -33,11 +32,19 @@ class ForeachBackend(Backend):
         raw = [grads[index].to(w.dtype) for index, w in zip(active, weights, strict=True)]  # type: ignore[union-attr]
 
         scales = self.take_scales(grads, values, loss_scale)
-        pairs = [scales.get(index, (1.0, group.weight_decay)) for index, group in zip(active, groups, strict=True)]
-        factors = [
-            (-scale if group.maximize else scale) / loss_scale for group, (scale, _) in zip(groups, pairs, strict=True)
+        pairs = [
+            _factor_and_ratio(*scales.get(index, (1.0, group.weight_decay)), group, loss_scale)
+            for index, group in zip(active, groups, strict=True)
         ]
-        steps = _amended_gradients(raw, weights, factors, [pair[1] for pair in pairs], groups)
+        factors = [factor for factor, _ in pairs]
+        steps: list[Tensor] = []
+        for ratio, same in _runs([ratio for _, ratio in pairs]):
+            if ratio == 0:  # a weight may be infinite
+                steps += torch._foreach_mul(raw[same], factors[same])
+            else:
+                decayed = torch._foreach_add(raw[same], weights[same], alpha=ratio)
+                torch._foreach_mul_(decayed, factors[same])
+                steps += decayed
         self._apply_momentum(active, steps, groups)
         for lr, same in _runs([group.lr for group in groups]):
             torch._foreach_add_(weights[same], steps[same], alpha=-lr)
@@ -95,48 +102,29 @@ class ForeachBackend(Backend):
             steps[k] = steps[k].add_(buffer, alpha=groups[k].momentum) if groups[k].nesterov else buffer
 
 
-def _amended_gradients(
-    grads: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    factors: Sequence[float],
-    decays: Sequence[float],
-    groups: Sequence[GroupValues],
-) -> list[Tensor]:
-    """Returns factor · gradient + decay · weight of each, in new memory."""
-    decaying = [k for k, group in enumerate(groups) if group.weight_decay != 0]  # only these: a weight may be infinite
-    if not decaying:
-        return list(torch._foreach_mul(grads, factors))
-    # As factor · (gradient + decay / factor · weight), which takes no memory for a second product.
-    scaled = [k for k in decaying if factors[k] != 0]
-    ratios = [decays[k] / (factors[k] or 1.0) for k in decaying]
-    found = dict(zip(decaying, torch._foreach_mul([weights[k] for k in decaying], ratios), strict=True))
-    if scaled:
-        torch._foreach_add_([found[k] for k in scaled], [grads[k] for k in scaled])
-        torch._foreach_mul_([found[k] for k in scaled], [factors[k] for k in scaled])
-    others = [k for k in range(len(grads)) if k not in found]
-    if others:
-        found |= zip(others, torch._foreach_mul([grads[k] for k in others], [factors[k] for k in others]), strict=True)
-    return [found[k] for k in range(len(grads))]
+def _factor_and_ratio(scale: float, decay: float, group: GroupValues, loss_scale: float) -> tuple[float, float]:
+    """Returns f and r, such that f · (gradient + r · weight) is the amended gradient: one pass and one temporary.
+
+    r is the same for all layers of a group where decay is scaled as the gradient is. A scale of zero is that of a
+    gradient of zeros, which any will do for.
+    """
+    scale, share = scale or 1.0, group.weight_decay if decay == scale * group.weight_decay else decay / (scale or 1.0)
+    sign = -1.0 if group.maximize else 1.0
+    return sign * scale / loss_scale, sign * share * loss_scale
 
 
 def _norms(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """Returns the norm of each.
 
-    Large float32 tensors on the CPU, where float64 takes four times as long, are added up in it by spans of float32.
+    On the CPU, where float64 takes four times as long, squares are added in float32 by spans, as in the kernels.
     """
-    found = {}
-    for k, weight in enumerate(weights):
-        if weight.numel() >= _LARGE and weight.dtype == torch.float32 and weight.device.type == "cpu":
-            flat = weight.reshape(-1)
-            split = len(flat) // _SPAN * _SPAN
-            spans = torch.linalg.vector_norm(flat[:split].view(-1, _SPAN), dim=1)
-            norm = torch.linalg.vector_norm(torch.cat((spans, flat[split:])), dtype=dtype)
-            if norm.isfinite():
-                found[k] = norm
-    others = [k for k in range(len(weights)) if k not in found]
-    if others:
-        found |= zip(others, torch._foreach_norm([weights[k] for k in others], 2, dtype), strict=True)
-    return [found[k] for k in range(len(weights))]
+    spans = [
+        torch.linalg.vector_norm(weight.reshape(-1, _SPAN), dim=1)
+        if weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.numel() % _SPAN == 0
+        else weight
+        for weight in weights
+    ]
+    return list(torch._foreach_norm(spans, 2, dtype))
 
 
 def _runs(values: Sequence[float]) -> list[tuple[float, slice]]:
