@@ -43,7 +43,7 @@ def draw_rates(
     """
     rows = math.ceil(len(methods) / COLUMNS)
     figure = Figure(figsize=(12, 0.9 + 2.4 * rows), layout="constrained")
-    panels = figure.subplots(rows, min(COLUMNS, len(methods)), sharey=True, squeeze=False).ravel()
+    panels = figure.subplots(rows, math.ceil(len(methods) / rows), sharey=True, squeeze=False).ravel()
     questions = dict.fromkeys(setting.varies for setting in settings.values())
     styles: dict[str, tuple[str, Any]] = dict(
         zip(questions, zip(cycle(COLOURS), cycle(DASHES), strict=False), strict=False)
@@ -72,7 +72,7 @@ def draw_rates(
     figure.legend(handles=handles, loc="outside upper center", ncols=8, frameon=False, fontsize=8)
     figure.supxlabel("learning rate; the numbers say how many settings have their lowest error there", fontsize=10)
     figure.supylabel("test error in tuning,\npoints above the best of all methods", fontsize=10)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=110)
 
 
 def _draw_curve(axes: Axes, rates: list[float], errors: list[float], colour: str, dash: Any) -> None:
