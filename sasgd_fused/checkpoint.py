@@ -46,11 +46,11 @@ class Loading:
         adapted = adapt(state_dict, self._groups)
         check_shapes(adapted, self._groups)
         self._saved_options, self._is_foreign = saved_options(state_dict), is_foreign(state_dict)
-        # Of gradients in the loss's unit, which the relative scale's steps do not have.
-        if self._options.scale == "relative" and self._saved_options.get("scale") != "relative":
-            without = without_momentum(adapted["state"], adapted["state"])
-            self._restarts_momentum = without != adapted["state"]
-            adapted["state"] = without
+        state = adapted["state"]
+        # Momentum of gradients in the loss's unit, which the relative scale's steps do not have.
+        if self._options.is_relative and not any("gradient_norm_sq" in entry for entry in state.values()):
+            self._restarts_momentum = any("momentum_buffer" in entry for entry in state.values())
+            adapted["state"] = without_momentum(state, state)
         for param, name, saved in saved_states(adapted, self._groups):
             if saved:
                 self._states.append((param, saved, precision_of(param.dtype, self._options, name)))
