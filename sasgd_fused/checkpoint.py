@@ -46,11 +46,10 @@ class Loading:
         adapted = adapt(state_dict, self._groups)
         check_shapes(adapted, self._groups)
         self._saved_options, self._is_foreign = saved_options(state_dict), is_foreign(state_dict)
-        state = adapted["state"]
-        # Momentum of gradients in the loss's unit, which the relative scale's steps do not have.
-        if self._options.is_relative and not any("gradient_norm_sq" in entry for entry in state.values()):
-            self._restarts_momentum = any("momentum_buffer" in entry for entry in state.values())
-            adapted["state"] = without_momentum(state, state)
+        if self._options.is_relative and not self._is_of_relative(adapted["state"]):
+            # Momentum of another scale has the loss's unit.
+            self._restarts_momentum = any("momentum_buffer" in entry for entry in adapted["state"].values())
+            adapted["state"] = without_momentum(adapted["state"], adapted["state"])
         for param, name, saved in saved_states(adapted, self._groups):
             if saved:
                 self._states.append((param, saved, precision_of(param.dtype, self._options, name)))
@@ -61,6 +60,11 @@ class Loading:
         for param, saved, precision in self._states:
             if param in optimizer.state:
                 restore_precision(optimizer.state[param], saved, param, precision)
+
+    def _is_of_relative(self, state: Mapping[Any, Mapping[str, Any]]) -> bool:
+        """Whether a checkpoint is of the relative scale: its options say so, which ZeroRedundancyOptimizer drops."""
+        has_norms = any("gradient_norm_sq" in kept for kept in state.values())
+        return has_norms or self._saved_options.get("scale") == "relative"
 
     def warn(self, own: Mapping[str, Any]) -> None:
         """Warns of a checkpoint made with other options than the optimizer's, which stay, or by another optimizer.

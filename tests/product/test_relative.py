@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from sasgd_fused import ScaleAmendedSGD, parameter_groups
-from tests.helpers import DEVICE, Case, assert_close, backends, message, randn, states_of, through_file
+from tests.helpers import DEVICE, Case, assert_close, backends, message, randn, states_of
 
 pytestmark = pytest.mark.usefixtures("default_device")
 EVERY = pytest.mark.parametrize("backend", backends())
@@ -190,42 +190,6 @@ def test_a_plain_head_takes_the_plain_step(backend: str) -> None:
     assert params[1].eq(0.5).all()
     assert torch.allclose(params[0], torch.tensor(1 - 0.5 / math.sqrt(3)))  # B = 1: the head does not count
     assert [row.scaled for row in optimizer.layer_report()] == [True, False]
-
-
-@EVERY
-def test_from_and_to_torch_sgd(backend: str) -> None:
-    """From SGD all but the momentum, which has the loss's unit; ours is a checkpoint of torch.optim.SGD too."""
-    case = Case([(3, 4), (3,)])
-    params, fresh, twins = case.params(), case.params(), case.params()
-    sgd = torch.optim.SGD(twins, lr=0.1, momentum=0.9)
-    case.set_grads(twins, 0)
-    sgd.step()
-    optimizer = ScaleAmendedSGD(params, lr=0.2, momentum=0.8, scale="relative", backend=backend)
-    with pytest.warns(UserWarning, match="not of ScaleAmendedSGD.*another optimizer; momentum begins anew"):
-        optimizer.load_state_dict(through_file(sgd.state_dict()))
-    like_fresh = ScaleAmendedSGD(fresh, lr=0.1, momentum=0.9, scale="relative", backend=backend)
-    for step in range(1, 3):
-        for ours, stepped in ((params, optimizer), (fresh, like_fresh)):
-            case.set_grads(ours, step)
-            stepped.step()
-    for param, other in zip(params, fresh, strict=True):
-        assert torch.equal(param, other)
-    sgd.load_state_dict(through_file(optimizer.state_dict()))
-    case.set_grads(twins, 3)
-    sgd.step()
-
-
-def test_from_the_amended_scale_without_its_momentum() -> None:
-    case = Case([(3, 4), (3,)], options={"momentum": 0.9})
-    params = case.params()
-    amended = case.optimizer(params, "reference")
-    case.set_grads(params, 0)
-    amended.step()
-    relative = ScaleAmendedSGD(params, lr=0.3, scale="relative", backend="reference")
-    with pytest.warns(UserWarning, match="scale='amended'; .* scale='relative', .* that scale; momentum begins anew"):
-        relative.load_state_dict(through_file(amended.state_dict()))
-    assert not any("momentum_buffer" in state for state in states_of(relative, params))
-    assert "factors" not in repr(relative)  # which has no part in it
 
 
 @EVERY

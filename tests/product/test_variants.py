@@ -53,6 +53,8 @@ def test_it_prints_in_a_few_lines() -> None:
     each = ScaleAmendedSGD([{"params": [Parameter(torch.ones(2))]} for _ in range(50)], factors={})
     assert "Parameter Groups 0 to 49, each\n    parameters: 1\n" in repr(each)
     assert "a mapping of 0" in repr(each)
+    relative = repr(ScaleAmendedSGD([Parameter(torch.ones(2))], scale="relative"))
+    assert "factors" not in relative and "norms" not in relative  # which have no part in it
     assert max(len(text), len(repr(each))) < 800
 
 
