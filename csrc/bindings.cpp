@@ -56,7 +56,6 @@ void bind_cpu(py::module_& m) {
            py::arg("grad_scale"), py::arg("found_inf"), py::arg("measures_gradients") = false);
   // What else a kernel is asked, of which there is nothing here.
   plan.def_property_readonly_static("is_on_host", [](const py::object&) { return true; });
-  plan.def("is_capturing", [](const CpuPlan&) { return false; });
   plan.def("stream", [](const CpuPlan&) { return py::none(); });
   plan.def("memory", [](const CpuPlan&) { return py::list(); });
 }
