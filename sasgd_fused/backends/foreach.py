@@ -108,7 +108,9 @@ def _factor_and_ratio(scale: float, decay: float, group: GroupValues, loss_scale
     r is the same for all layers of a group where decay is scaled as the gradient is. A scale of zero is that of a
     gradient of zeros, which any will do for.
     """
-    scale, share = scale or 1.0, group.weight_decay if decay == scale * group.weight_decay else decay / (scale or 1.0)
+    if scale == 0:
+        scale = 1.0
+    share = group.weight_decay if decay == scale * group.weight_decay else decay / scale
     sign = -1.0 if group.maximize else 1.0
     return sign * scale / loss_scale, sign * share * loss_scale
 
