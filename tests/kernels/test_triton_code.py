@@ -94,6 +94,14 @@ def test_loops_over_vectors_exchange_nothing(target: str, compiled: Compiler) ->
             assert not [found[0] for found in EXCHANGE.finditer(loop)], name
 
 
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_the_tree_has_several_loads_under_way(target: str, compiled: Compiler) -> None:
+    kernel = compiled(target).kernels["finish_norm_kernel"].on_nvidia()
+    instructions = [line for line in kernel.instructions if line.startswith(("LDG.E.128", "DADD"))]
+    before_the_first_addition = [line.startswith("DADD") for line in instructions].index(True)
+    assert before_the_first_addition >= 4
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_one_variant_of_each_kernel_serves_all_models_and_hyperparameters(target: str, compiled: Compiler) -> None:
     told = compiled(target)

@@ -41,6 +41,12 @@ def add_up_lanes(read, written):
 
 
 @triton.jit
+def load_pair(sums, first, place, count):
+    """Loads both sums of some of a tensor's chunks or nodes; zeros from the last on."""
+    return tl.load(sums + (first + place) * 2 + tl.arange(0, 2)[None, :], mask=place < count, other=0.0)
+
+
+@triton.jit
 def add_up_tree(sums, first, count, node):
     """Adds up the sums of a tensor's chunks, level by level; returns where the root is.
 
@@ -51,16 +57,24 @@ def add_up_tree(sums, first, count, node):
         node: where the nodes of its tree begin.
     """
     nodes_at_a_time: tl.constexpr = 128
-    pair = tl.arange(0, 2)[None, :]
     while count > 1:
         nodes = tl.cdiv(count, FAN_IN)
         for begin in range(0, nodes, nodes_at_a_time):
             n = (begin + tl.arange(0, nodes_at_a_time))[:, None]
             total = tl.zeros([nodes_at_a_time, 2], tl.float64)
-            for child in range(FAN_IN):
+            for child in range(0, FAN_IN, 8):
+                # Loads before additions, in which order the assembler leaves them: so several are under way at once.
                 place = n * FAN_IN + child
-                total += tl.load(sums + (first + place) * 2 + pair, mask=place < count, other=0.0)
-            tl.store(sums + (node + n) * 2 + pair, total, mask=n < nodes)
+                s0 = load_pair(sums, first, place, count)
+                s1 = load_pair(sums, first, place + 1, count)
+                s2 = load_pair(sums, first, place + 2, count)
+                s3 = load_pair(sums, first, place + 3, count)
+                s4 = load_pair(sums, first, place + 4, count)
+                s5 = load_pair(sums, first, place + 5, count)
+                s6 = load_pair(sums, first, place + 6, count)
+                s7 = load_pair(sums, first, place + 7, count)
+                total = total + s0 + s1 + s2 + s3 + s4 + s5 + s6 + s7
+            tl.store(sums + (node + n) * 2 + tl.arange(0, 2)[None, :], total, mask=n < nodes)
         tl.debug_barrier()  # the next level reads this one
         first = node
         node += nodes
