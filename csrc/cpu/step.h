@@ -63,8 +63,8 @@ class CpuPlan : public PlanBase {
   template <class Body>
   void for_each_run(TensorRange range, int threads, const Body& body);
 
-  // A tensor's sums: chunks in their order, lane by lane.
-  ChunkSums sums_of(int32_t tensor) const;
+  // One of a tensor's sums: chunks in their order, lane by lane, then the lanes by halving.
+  double sum_of(int32_t tensor, double (ChunkSums::*sum)[kLanes]) const;
 
   // Compares the sums of what a step read of a layer with the carried ones, and carries those of what it wrote. Returns
   // whether the layer had been written unseen and is scaled. The mode is the present floating-point mode.

@@ -39,13 +39,13 @@ inline Lanes update_lanes(typename W::Stored* weight, const typename G::Stored* 
                           RandomKey key) {
   const Lanes g = amended_gradient(load<G>(grad), w, c);
   Words random{};
-  if constexpr (W::kStochastic || M::kStochastic) random = random_lanes(place, key);
+  if constexpr (W::kStochastic || M::kStochastic) random = unfolded_random_lanes(place, key);
   Lanes buffer{};
   if constexpr (kMomentum != Momentum::kNone) {
     buffer = next_momentum(g, load<M>(momentum_buffer), c);
     store<M>(momentum_buffer, buffer, upper_halves(random));
   }
-  return store<W>(weight, next_weight(w, direction<kMomentum>(g, buffer, c), c), random);
+  return store<W>(weight, next_weight(w, direction<kMomentum>(g, buffer, c), c), folded(random));
 }
 
 // Rounds masters to their parameter.
@@ -126,13 +126,11 @@ __attribute__((flatten)) void update(const RunStep& run) {
       }
     }
     if constexpr (kSumSquares) {
-      add_lanes(sums.read, read);
-      add_lanes(sums.written, written);
-      if constexpr (kTaken == Taken::kGradientToo) add_lanes(sums.gradient, gradient);
-      if (end % kChunk == 0 || end == run.count) {
-        run.sums[begin / kChunk] = sums;
-        sums = {};
-      }
+      ChunkSums& sums = run.sums[begin / kChunk];
+      const bool begins = begin % kChunk == 0;
+      add_lanes(sums.read, read, begins);
+      add_lanes(sums.written, written, begins);
+      if constexpr (kTaken == Taken::kGradientToo) add_lanes(sums.gradient, gradient, begins);
     }
   }
 }
@@ -140,7 +138,6 @@ __attribute__((flatten)) void update(const RunStep& run) {
 template <class W>
 void sum_squares(const void* from, int64_t count, ChunkSums* out) {
   const typename W::Stored* weight = static_cast<const typename W::Stored*>(from);
-  ChunkSums sums{};
   for (int64_t begin = 0; begin < count; begin += kSpan) {
     const int64_t end = begin + kSpan < count ? begin + kSpan : count;
     Lanes squares{};
@@ -153,11 +150,7 @@ void sum_squares(const void* from, int64_t count, ChunkSums* out) {
       const Lanes w = load<W>(Padded<W>(weight + i, end - i).values);
       squares = squares + w * w;
     }
-    add_lanes(sums.written, squares);
-    if (end % kChunk == 0 || end == count) {
-      out[begin / kChunk] = sums;
-      sums = {};
-    }
+    add_lanes(out[begin / kChunk].written, squares, begin % kChunk == 0);
   }
 }
 
@@ -167,7 +160,6 @@ void sum_gradients(const RunStep& run) {
   const typename W::Stored* weight = static_cast<const typename W::Stored*>(run.weight);
   const typename G::Stored* grad = static_cast<const typename G::Stored*>(run.grad);
   const UpdateCoefficients c = run.coefficients;
-  ChunkSums sums{};
   for (int64_t begin = 0; begin < run.count; begin += kSpan) {
     const int64_t end = begin + kSpan < run.count ? begin + kSpan : run.count;
     Lanes gradient{};
@@ -181,11 +173,7 @@ void sum_gradients(const RunStep& run) {
       const Lanes g = plain_gradient(load<G>(Padded<G>(grad + i, end - i).values), load<W>(w.values), c);
       gradient = gradient + g * g;
     }
-    add_lanes(sums.gradient, gradient);
-    if (end % kChunk == 0 || end == run.count) {
-      run.sums[begin / kChunk] = sums;
-      sums = {};
-    }
+    add_lanes(run.sums[begin / kChunk].gradient, gradient, begin % kChunk == 0);
   }
 }
 
