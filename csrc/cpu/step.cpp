@@ -36,6 +36,16 @@ const Kernels*& current_kernels() {
   return kernels;
 }
 
+// Measured: docs/kernels.md.
+int64_t& current_prefetch_distance() {
+#if defined(SASGD_HAVE_X86_VARIANTS)
+  static int64_t elements = __builtin_cpu_is("intel") ? 256 : 64;
+#else
+  static int64_t elements = 64;
+#endif
+  return elements;
+}
+
 template <class T>
 T* address(uint64_t base, int64_t offset, DType dtype) {
   return base ? reinterpret_cast<T*>(base + static_cast<uint64_t>(offset) * (dtype == DType::kFloat32 ? 4 : 2))
@@ -177,6 +187,7 @@ RunStep CpuPlan::run_of(int32_t t, int64_t offset, int64_t count, ChunkSums* sum
   run.param = address<void>(params_[t], offset, tensor.precision.param_dtype);
   run.offset = offset;
   run.rounding_step = state_.rounding_steps[t];
+  run.prefetch_distance = current_prefetch_distance();
   return run;
 }
 
@@ -268,6 +279,15 @@ void use_instruction_set(const std::string& name) {
     }
   }
   throw std::invalid_argument("name: got '" + name + "', want one of instruction_sets()");
+}
+
+int64_t prefetch_distance() { return current_prefetch_distance(); }
+
+void use_prefetch_distance(int64_t elements) {
+  if (elements < 0 || elements > kChunk) {
+    throw std::invalid_argument("elements: got " + std::to_string(elements) + ", want 0 to " + std::to_string(kChunk));
+  }
+  current_prefetch_distance() = elements;
 }
 
 }  // namespace sasgd

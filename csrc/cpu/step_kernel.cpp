@@ -16,13 +16,10 @@ namespace {
 constexpr int64_t kSpan = 1024;
 static_assert(kSpan % kLanes == 0 && kChunk % kSpan == 0, "only the last span of a tensor has a tail");
 
-// How many elements ahead of the loop memory is asked for. Measured: docs/kernels.md.
-constexpr int64_t kAhead = 64;
-
 // The element ahead may lie behind the tensor, where no pointer may point: so its address is a number.
 template <bool kToWrite, class T>
-inline void prefetch(const T* from) {
-  const uintptr_t address = reinterpret_cast<uintptr_t>(from) + kAhead * sizeof(T);
+inline void prefetch(const T* from, int64_t ahead) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(from) + static_cast<uint64_t>(ahead) * sizeof(T);
   __builtin_prefetch(reinterpret_cast<const void*>(address), kToWrite);
 }
 
@@ -74,8 +71,8 @@ __attribute__((flatten)) void update(const RunStep& run) {
   // Without momentum any valid address will do: nothing is loaded from it but a tail that nobody uses.
   Buffer* momentum_buffer = static_cast<Buffer*>(kMomentum == Momentum::kNone ? run.weight : run.momentum_buffer);
   const UpdateCoefficients c = run.coefficients;
+  const int64_t ahead = run.prefetch_distance;
   constexpr bool kSumSquares = kTaken != Taken::kNone;
-  ChunkSums sums{};
 
   for (int64_t begin = 0; begin < run.count; begin += kSpan) {
     const int64_t end = begin + kSpan < run.count ? begin + kSpan : run.count;
@@ -85,9 +82,9 @@ __attribute__((flatten)) void update(const RunStep& run) {
     Lanes read{}, written{}, gradient{};
     int64_t i = begin;
     for (; i + kLanes <= end; i += kLanes) {
-      prefetch<true>(weight + i);
-      prefetch<false>(grad + i);
-      if constexpr (kMomentum != Momentum::kNone) prefetch<true>(momentum_buffer + i);
+      prefetch<true>(weight + i, ahead);
+      prefetch<false>(grad + i, ahead);
+      if constexpr (kMomentum != Momentum::kNone) prefetch<true>(momentum_buffer + i, ahead);
       const Lanes before = load<W>(weight + i);
       if constexpr (kTaken == Taken::kGradientToo) {
         const Lanes g = plain_gradient(load<G>(grad + i), before, c);
