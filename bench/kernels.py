@@ -50,7 +50,7 @@ KINDS = {
     "stochastic bfloat16": Kind("bfloat16", stochastic=True),
 }
 # The processor's own first.
-DISTANCES = list(dict.fromkeys([_C.prefetch_distance(), 0, 64, 256]))
+DISTANCES = list(dict.fromkeys([_C.prefetch_distance(), 0, 64, 256, 512]))
 
 
 def make_step(case: str, kind: Kind) -> Callable[[], object]:

@@ -6,6 +6,10 @@
 #include <stdexcept>
 #include <utility>
 
+#if defined(SASGD_HAVE_X86_VARIANTS)
+#include <cpuid.h>
+#endif
+
 #include "parallel.h"
 
 namespace sasgd {
@@ -36,13 +40,21 @@ const Kernels*& current_kernels() {
   return kernels;
 }
 
-// Measured: docs/kernels.md.
-int64_t& current_prefetch_distance() {
+// By the processor's maker and family. Measured: docs/kernels.md.
+int64_t best_prefetch_distance() {
 #if defined(SASGD_HAVE_X86_VARIANTS)
-  static int64_t elements = __builtin_cpu_is("intel") ? 256 : 64;
-#else
-  static int64_t elements = 64;
+  unsigned version, unused;
+  if (__builtin_cpu_is("intel")) return 256;
+  if (__builtin_cpu_is("amd") && __get_cpuid(1, &version, &unused, &unused, &unused)) {
+    const unsigned family = (version >> 8 & 0xf) + (version >> 20 & 0xff);
+    if (family == 0x1a) return 512;  // Zen 5
+  }
 #endif
+  return 64;
+}
+
+int64_t& current_prefetch_distance() {
+  static int64_t elements = best_prefetch_distance();
   return elements;
 }
 

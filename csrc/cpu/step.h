@@ -87,7 +87,7 @@ std::vector<std::string> instruction_sets();
 // Throws std::invalid_argument for any other name.
 void use_instruction_set(const std::string& name);
 
-// How many elements ahead of its loop a step asks for memory. By default that is up to who made the processor.
+// How many elements ahead of its loop a step asks for memory. By default that is up to the processor.
 int64_t prefetch_distance();
 
 // Chooses it for the whole process; it changes no bit of a result. Throws std::invalid_argument if it is negative or
