@@ -75,6 +75,9 @@ PYBIND11_MODULE(_C, m) {
         "Names of the instruction sets that can be used here, the widest first.");
   m.def("use_instruction_set", &use_instruction_set, py::arg("name"),
         "Chooses the instruction set of the whole process; results have the same bits on all.");
+  m.def("prefetch_distance", &prefetch_distance, "How many elements ahead a step asks for memory.");
+  m.def("use_prefetch_distance", &use_prefetch_distance, py::arg("elements"),
+        "Chooses that for the whole process; it changes no bit of a result.");
   m.attr("all_equal") = py::reinterpret_steal<py::object>(PyCFunction_New(&kAllEqual, nullptr));
   bind_cpu(m);
 #if defined(SASGD_WITH_CUDA)

@@ -103,12 +103,18 @@ SASGD_HOST_DEVICE RandomKey random_key(uint64_t stream, int64_t rounding_step, i
   return {static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
 }
 
+// All of `random_bits` but its last operation, which leaves the upper half as it is.
+template <class U>
+SASGD_HOST_DEVICE U unfolded_random_bits(U place, RandomKey key) {
+  U x = (place ^ key.low) * 0x85ebca6bu;
+  x = ((x ^ (x >> 16)) ^ key.high) * 0xc2b2ae35u;
+  return (x ^ (x >> 15)) * 0x27d4eb2fu;
+}
+
 // 32 random bits for each element, from the low 32 bits of its place. U is uint32_t, or a vector of them.
 template <class U>
 SASGD_HOST_DEVICE U random_bits(U place, RandomKey key) {
-  U x = (place ^ key.low) * 0x85ebca6bu;
-  x = ((x ^ (x >> 16)) ^ key.high) * 0xc2b2ae35u;
-  x = (x ^ (x >> 15)) * 0x27d4eb2fu;
+  const U x = unfolded_random_bits(place, key);
   return x ^ (x >> 16);
 }
 

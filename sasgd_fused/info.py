@@ -32,6 +32,7 @@ def describe() -> str:
         lines += [
             f"extension: yes, compiled by {extension.core.compiler}",
             f"instruction sets: {', '.join(extension.core.instruction_sets())} (the first is used)",
+            f"prefetch: {extension.core.prefetch_distance()} elements ahead",
             f"threads: {torch.get_num_threads()}, torch's",
             *_describe_cuda(),
         ]

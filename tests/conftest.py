@@ -76,11 +76,13 @@ def two_threads(set_num_threads: Callable[[int], None]) -> None:
 
 @pytest.fixture(params=backends(["native"]))
 def core() -> Iterator[ModuleType]:
-    """The compiled module, whose instruction set is put back afterwards."""
+    """The compiled module, whose instruction set and prefetch distance are put back afterwards."""
     from sasgd_fused import _C
 
+    distance = _C.prefetch_distance()
     yield _C
     _C.use_instruction_set(_C.instruction_sets()[0])
+    _C.use_prefetch_distance(distance)
 
 
 @pytest.fixture(params=backends([EMULATED_CUDA]))

@@ -31,9 +31,10 @@ struct RunStep {
   ChunkSums* sums;      // one for each chunk; null: none are taken
   bool takes_gradient;  // whether they have a part of the gradient
   Precision precision;
-  void* param;            // that a master is rounded to, or null
-  int64_t offset;         // of the first element in its tensor
-  int64_t rounding_step;  // of the tensor
+  void* param;                // that a master is rounded to, or null
+  int64_t offset;             // of the first element in its tensor
+  int64_t rounding_step;      // of the tensor
+  int64_t prefetch_distance;  // memory is asked for so many elements ahead
 };
 
 struct Kernels {

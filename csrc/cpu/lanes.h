@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__F16C__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -62,18 +62,24 @@ inline Lanes masked(const Lanes& x, uint32_t mask) {
   return r;
 }
 
-// Random bits for each lane.
+// 32 bits for each lane.
 struct Words {
   WordPart part[kParts];
 };
 
-// Those of the elements from a place on.
-inline Words random_lanes(int64_t place, RandomKey key) {
+// The random bits of the elements from a place on, a multiple of kLanes: `unfolded`.
+inline Words unfolded_random_lanes(int64_t place, RandomKey key) {
   // A constant, since places that were stored one by one could not be loaded as a vector at once.
   static constexpr uint32_t kOrder[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   Words r;
   std::memcpy(&r, kOrder, sizeof r);
-  for (int i = 0; i < kParts; ++i) r.part[i] = random_bits(r.part[i] + static_cast<uint32_t>(place), key);
+  for (int i = 0; i < kParts; ++i) r.part[i] = unfolded_random_bits(r.part[i] ^ static_cast<uint32_t>(place), key);
+  return r;
+}
+
+inline Words folded(const Words& words) {
+  Words r;
+  for (int i = 0; i < kParts; ++i) r.part[i] = words.part[i] ^ (words.part[i] >> 16);
   return r;
 }
 
@@ -83,12 +89,16 @@ inline Words upper_halves(const Words& words) {
   return r;
 }
 
-// Adds each lane to its sum in float64. As vectors, since GCC makes single additions of a loop over lanes.
-inline void add_lanes(double* sums, const Lanes& lanes) {
+// Adds each lane to its sum in float64, or begins the sums. As vectors, since GCC makes single additions of a loop over
+// lanes.
+inline void add_lanes(double* sums, const Lanes& lanes, bool begins) {
   for (int i = 0; i < kParts; ++i) {
-    DoublePart sum;
-    std::memcpy(&sum, sums + i * kWidth, sizeof sum);
-    sum += __builtin_convertvector(lanes.part[i], DoublePart);
+    DoublePart sum = __builtin_convertvector(lanes.part[i], DoublePart);
+    if (!begins) {
+      DoublePart before;
+      std::memcpy(&before, sums + i * kWidth, sizeof before);
+      sum = before + sum;
+    }
     std::memcpy(sums + i * kWidth, &sum, sizeof sum);
   }
 }
@@ -101,10 +111,25 @@ inline To bit_cast(const From& from) {
   return to;
 }
 
-// mask ? a : b, per element; masks are all ones or all zeros.
-inline WordPart select(IntPart mask, WordPart a, WordPart b) {
-  const WordPart bits = bit_cast<WordPart>(mask);
-  return (a & bits) | (b & ~bits);
+// From 16 to 32 bits and back, for numbers below 65536. GCC 12 makes four instructions of a vector's conversion.
+inline WordPart widened(HalfPart x) {
+#if defined(__AVX512F__)
+  return (WordPart)_mm512_cvtepu16_epi32((__m256i)x);
+#elif defined(__AVX2__)
+  return (WordPart)_mm256_cvtepu16_epi32((__m128i)x);
+#else
+  return __builtin_convertvector(x, WordPart);
+#endif
+}
+inline HalfPart narrowed(WordPart x) {
+#if defined(__AVX512F__)
+  return (HalfPart)_mm512_cvtepi32_epi16((__m512i)x);
+#elif defined(__AVX2__)
+  const __m256i pairs = _mm256_packus_epi32((__m256i)x, (__m256i)x);
+  return (HalfPart)_mm256_castsi256_si128(_mm256_permute4x64_epi64(pairs, 0x08));
+#else
+  return __builtin_convertvector(x, HalfPart);
+#endif
 }
 
 // Element types. widen is exact; narrow rounds to nearest, ties to even.
@@ -120,12 +145,12 @@ struct BFloat16 {
   static constexpr bool kStochastic = false;
   using Stored = uint16_t;
   using StoredPart = HalfPart;
-  static FloatPart widen(HalfPart x) { return bit_cast<FloatPart>(__builtin_convertvector(x, WordPart) << 16); }
+  static FloatPart widen(HalfPart x) { return bit_cast<FloatPart>(widened(x) << 16); }
   static HalfPart narrow(FloatPart x) {
     const WordPart bits = bit_cast<WordPart>(x);
     const WordPart rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     const WordPart quiet_nan = (bits >> 16) | 0x40u;  // rounding could carry a NaN over to infinity
-    return __builtin_convertvector(select(x != x, quiet_nan, rounded), HalfPart);
+    return narrowed(x != x ? quiet_nan : rounded);
   }
 };
 
@@ -135,7 +160,7 @@ struct StochasticBFloat16 : BFloat16 {
   static HalfPart narrow(FloatPart x, WordPart random) {
     const WordPart bits = bit_cast<WordPart>(x);
     const WordPart quiet_nan = (bits >> 16) | 0x40u;
-    return __builtin_convertvector(select(x != x, quiet_nan, stochastic_upper_half(bits, random)), HalfPart);
+    return narrowed(x != x ? quiet_nan : stochastic_upper_half(bits, random));
   }
 };
 
@@ -143,7 +168,10 @@ struct Float16 {
   static constexpr bool kStochastic = false;
   using Stored = uint16_t;
   using StoredPart = HalfPart;
-#if defined(__F16C__) && !defined(__AVX512F__)
+#if defined(__AVX512F__)
+  static FloatPart widen(HalfPart x) { return (FloatPart)_mm512_cvtph_ps((__m256i)x); }
+  static HalfPart narrow(FloatPart x) { return (HalfPart)_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT); }
+#elif defined(__F16C__)
   static FloatPart widen(HalfPart x) { return (FloatPart)_mm256_cvtph_ps((__m128i)x); }
   static HalfPart narrow(FloatPart x) { return (HalfPart)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT); }
 #else
@@ -156,8 +184,8 @@ struct Float16 {
     const WordPart special = magnitude + 2 * kBiasDifference;  // infinity, NaN
     const WordPart normal = magnitude + kBiasDifference;
     const FloatPart tiny = __builtin_convertvector(bit_cast<IntPart>(half & 0x3ffu), FloatPart) * 0x1p-24f;
-    WordPart bits = select(exponent == 0x7c00u, special, normal);
-    bits = select(exponent == 0u, bit_cast<WordPart>(tiny), bits);
+    WordPart bits = exponent == 0x7c00u ? special : normal;
+    bits = exponent == 0u ? bit_cast<WordPart>(tiny) : bits;
     return bit_cast<FloatPart>(bits | ((half & 0x8000u) << 16));
   }
 
@@ -168,9 +196,9 @@ struct Float16 {
     // Below the smallest normal number, adding 1/2 lets the hardware round to a multiple of 2^-24.
     const WordPart tiny = bit_cast<WordPart>(bit_cast<FloatPart>(magnitude) + 0.5f) - 0x3f000000u;
     const WordPart quiet_nan = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
-    WordPart half = select(magnitude < 0x38800000u, tiny, normal);
-    half = select(magnitude >= 0x477ff000u, 0 * magnitude + 0x7c00u, half);  // 65520 and more: infinity
-    half = select(magnitude > 0x7f800000u, quiet_nan, half);
+    WordPart half = magnitude < 0x38800000u ? tiny : normal;
+    half = magnitude >= 0x477ff000u ? 0 * magnitude + 0x7c00u : half;  // 65520 and more: infinity
+    half = magnitude > 0x7f800000u ? quiet_nan : half;
     return __builtin_convertvector(half | ((bits >> 16) & 0x8000u), HalfPart);
   }
 #endif

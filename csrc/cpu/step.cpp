@@ -6,6 +6,10 @@
 #include <stdexcept>
 #include <utility>
 
+#if defined(SASGD_HAVE_X86_VARIANTS)
+#include <cpuid.h>
+#endif
+
 #include "parallel.h"
 
 namespace sasgd {
@@ -36,18 +40,28 @@ const Kernels*& current_kernels() {
   return kernels;
 }
 
+// By the processor's maker and family. Measured: docs/kernels.md.
+int64_t best_prefetch_distance() {
+#if defined(SASGD_HAVE_X86_VARIANTS)
+  unsigned version, unused;
+  if (__builtin_cpu_is("intel")) return 256;
+  if (__builtin_cpu_is("amd") && __get_cpuid(1, &version, &unused, &unused, &unused)) {
+    const unsigned family = (version >> 8 & 0xf) + (version >> 20 & 0xff);
+    if (family == 0x1a) return 512;  // Zen 5
+  }
+#endif
+  return 64;
+}
+
+int64_t& current_prefetch_distance() {
+  static int64_t elements = best_prefetch_distance();
+  return elements;
+}
+
 template <class T>
 T* address(uint64_t base, int64_t offset, DType dtype) {
   return base ? reinterpret_cast<T*>(base + static_cast<uint64_t>(offset) * (dtype == DType::kFloat32 ? 4 : 2))
               : nullptr;
-}
-
-// By halving: a fixed order.
-double total(double* lanes) {
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  }
-  return lanes[0];
 }
 
 }  // namespace
@@ -98,17 +112,17 @@ void CpuPlan::for_each_run(TensorRange range, int threads, const Body& body) {
   });
 }
 
-ChunkSums CpuPlan::sums_of(int32_t tensor) const {
-  if (first_chunk_[tensor] + 1 == first_chunk_[tensor + 1]) return chunk_sums_[first_chunk_[tensor]];
-  ChunkSums sums{};
-  for (int64_t k = first_chunk_[tensor]; k < first_chunk_[tensor + 1]; ++k) {
-    for (int i = 0; i < kLanes; ++i) {
-      sums.read[i] += chunk_sums_[k].read[i];
-      sums.written[i] += chunk_sums_[k].written[i];
-      sums.gradient[i] += chunk_sums_[k].gradient[i];
-    }
+double CpuPlan::sum_of(int32_t tensor, double (ChunkSums::*sum)[kLanes]) const {
+  double lanes[kLanes];
+  int64_t k = first_chunk_[tensor];
+  std::memcpy(lanes, chunk_sums_[k].*sum, sizeof lanes);
+  while (++k < first_chunk_[tensor + 1]) {
+    for (int i = 0; i < kLanes; ++i) lanes[i] += (chunk_sums_[k].*sum)[i];
   }
-  return sums;
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
 }
 
 void CpuPlan::take_sums(const std::vector<int32_t>& chosen, int threads) {
@@ -122,8 +136,7 @@ void CpuPlan::take_sums(const std::vector<int32_t>& chosen, int threads) {
   });
   for (const int32_t t : chosen) {
     const int32_t b = tensors_[t].layer;
-    ChunkSums sums = sums_of(t);
-    state_.sum_squares[b] = total(sums.written);
+    state_.sum_squares[b] = sum_of(t, &ChunkSums::written);
     sum_modes_[b] = float_mode();
     has_jumped_[b] = 0;
   }
@@ -186,6 +199,7 @@ RunStep CpuPlan::run_of(int32_t t, int64_t offset, int64_t count, ChunkSums* sum
   run.param = address<void>(params_[t], offset, tensor.precision.param_dtype);
   run.offset = offset;
   run.rounding_step = state_.rounding_steps[t];
+  run.prefetch_distance = current_prefetch_distance();
   return run;
 }
 
@@ -206,8 +220,7 @@ void CpuPlan::take_gradient_sums(TensorRange range, const uint64_t* grads, const
   });
   for (int32_t t = range.first; t < range.end; ++t) {
     if (!is_missing(t)) continue;
-    ChunkSums sums = sums_of(t);
-    state_.gradient_sums[t] = total(sums.gradient);
+    state_.gradient_sums[t] = sum_of(t, &ChunkSums::gradient);
     state_.gradient_norm_sq[t] = next_gradient_norm_sq(0, state_.gradient_sums[t]);
   }
 }
@@ -249,10 +262,9 @@ int64_t CpuPlan::step(const uint64_t* grads, const uint8_t* grad_dtypes, const G
 
 bool CpuPlan::carry_sums(int32_t tensor, uint64_t mode) {
   const int32_t b = tensors_[tensor].layer;
-  ChunkSums sums = sums_of(tensor);
-  const double before = total(sums.read), after = total(sums.written);
+  const double before = sum_of(tensor, &ChunkSums::read), after = sum_of(tensor, &ChunkSums::written);
   if (takes_gradient(tensor)) {
-    state_.gradient_sums[tensor] = total(sums.gradient);
+    state_.gradient_sums[tensor] = sum_of(tensor, &ChunkSums::gradient);
     state_.gradient_norm_sq[tensor] =
         next_gradient_norm_sq(state_.gradient_norm_sq[tensor], state_.gradient_sums[tensor]);
   }
@@ -279,6 +291,15 @@ void use_instruction_set(const std::string& name) {
     }
   }
   throw std::invalid_argument("name: got '" + name + "', want one of instruction_sets()");
+}
+
+int64_t prefetch_distance() { return current_prefetch_distance(); }
+
+void use_prefetch_distance(int64_t elements) {
+  if (elements < 0 || elements > kChunk) {
+    throw std::invalid_argument("elements: got " + std::to_string(elements) + ", want 0 to " + std::to_string(kChunk));
+  }
+  current_prefetch_distance() = elements;
 }
 
 }  // namespace sasgd

@@ -63,8 +63,8 @@ class CpuPlan : public PlanBase {
   template <class Body>
   void for_each_run(TensorRange range, int threads, const Body& body);
 
-  // A tensor's sums: chunks in their order, lane by lane.
-  ChunkSums sums_of(int32_t tensor) const;
+  // One of a tensor's sums: chunks in their order, lane by lane, then the lanes by halving.
+  double sum_of(int32_t tensor, double (ChunkSums::*sum)[kLanes]) const;
 
   // Compares the sums of what a step read of a layer with the carried ones, and carries those of what it wrote. Returns
   // whether the layer had been written unseen and is scaled. The mode is the present floating-point mode.
@@ -86,5 +86,12 @@ std::vector<std::string> instruction_sets();
 // Chooses one of them for the whole process; the default is the first. Results have the same bits on all.
 // Throws std::invalid_argument for any other name.
 void use_instruction_set(const std::string& name);
+
+// How many elements ahead of its loop a step asks for memory. By default that is up to the processor.
+int64_t prefetch_distance();
+
+// Chooses it for the whole process; it changes no bit of a result. Throws std::invalid_argument if it is negative or
+// larger than a chunk.
+void use_prefetch_distance(int64_t elements);
 
 }  // namespace sasgd

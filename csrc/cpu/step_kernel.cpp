@@ -16,13 +16,10 @@ namespace {
 constexpr int64_t kSpan = 1024;
 static_assert(kSpan % kLanes == 0 && kChunk % kSpan == 0, "only the last span of a tensor has a tail");
 
-// How many elements ahead of the loop memory is asked for. Measured: docs/kernels.md.
-constexpr int64_t kAhead = 64;
-
 // The element ahead may lie behind the tensor, where no pointer may point: so its address is a number.
 template <bool kToWrite, class T>
-inline void prefetch(const T* from) {
-  const uintptr_t address = reinterpret_cast<uintptr_t>(from) + kAhead * sizeof(T);
+inline void prefetch(const T* from, int64_t ahead) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(from) + static_cast<uint64_t>(ahead) * sizeof(T);
   __builtin_prefetch(reinterpret_cast<const void*>(address), kToWrite);
 }
 
@@ -39,13 +36,13 @@ inline Lanes update_lanes(typename W::Stored* weight, const typename G::Stored* 
                           RandomKey key) {
   const Lanes g = amended_gradient(load<G>(grad), w, c);
   Words random{};
-  if constexpr (W::kStochastic || M::kStochastic) random = random_lanes(place, key);
+  if constexpr (W::kStochastic || M::kStochastic) random = unfolded_random_lanes(place, key);
   Lanes buffer{};
   if constexpr (kMomentum != Momentum::kNone) {
     buffer = next_momentum(g, load<M>(momentum_buffer), c);
     store<M>(momentum_buffer, buffer, upper_halves(random));
   }
-  return store<W>(weight, next_weight(w, direction<kMomentum>(g, buffer, c), c), random);
+  return store<W>(weight, next_weight(w, direction<kMomentum>(g, buffer, c), c), folded(random));
 }
 
 // Rounds masters to their parameter.
@@ -74,8 +71,8 @@ __attribute__((flatten)) void update(const RunStep& run) {
   // Without momentum any valid address will do: nothing is loaded from it but a tail that nobody uses.
   Buffer* momentum_buffer = static_cast<Buffer*>(kMomentum == Momentum::kNone ? run.weight : run.momentum_buffer);
   const UpdateCoefficients c = run.coefficients;
+  const int64_t ahead = run.prefetch_distance;
   constexpr bool kSumSquares = kTaken != Taken::kNone;
-  ChunkSums sums{};
 
   for (int64_t begin = 0; begin < run.count; begin += kSpan) {
     const int64_t end = begin + kSpan < run.count ? begin + kSpan : run.count;
@@ -85,9 +82,9 @@ __attribute__((flatten)) void update(const RunStep& run) {
     Lanes read{}, written{}, gradient{};
     int64_t i = begin;
     for (; i + kLanes <= end; i += kLanes) {
-      prefetch<true>(weight + i);
-      prefetch<false>(grad + i);
-      if constexpr (kMomentum != Momentum::kNone) prefetch<true>(momentum_buffer + i);
+      prefetch<true>(weight + i, ahead);
+      prefetch<false>(grad + i, ahead);
+      if constexpr (kMomentum != Momentum::kNone) prefetch<true>(momentum_buffer + i, ahead);
       const Lanes before = load<W>(weight + i);
       if constexpr (kTaken == Taken::kGradientToo) {
         const Lanes g = plain_gradient(load<G>(grad + i), before, c);
@@ -126,13 +123,11 @@ __attribute__((flatten)) void update(const RunStep& run) {
       }
     }
     if constexpr (kSumSquares) {
-      add_lanes(sums.read, read);
-      add_lanes(sums.written, written);
-      if constexpr (kTaken == Taken::kGradientToo) add_lanes(sums.gradient, gradient);
-      if (end % kChunk == 0 || end == run.count) {
-        run.sums[begin / kChunk] = sums;
-        sums = {};
-      }
+      ChunkSums& sums = run.sums[begin / kChunk];
+      const bool begins = begin % kChunk == 0;
+      add_lanes(sums.read, read, begins);
+      add_lanes(sums.written, written, begins);
+      if constexpr (kTaken == Taken::kGradientToo) add_lanes(sums.gradient, gradient, begins);
     }
   }
 }
@@ -140,7 +135,6 @@ __attribute__((flatten)) void update(const RunStep& run) {
 template <class W>
 void sum_squares(const void* from, int64_t count, ChunkSums* out) {
   const typename W::Stored* weight = static_cast<const typename W::Stored*>(from);
-  ChunkSums sums{};
   for (int64_t begin = 0; begin < count; begin += kSpan) {
     const int64_t end = begin + kSpan < count ? begin + kSpan : count;
     Lanes squares{};
@@ -153,11 +147,7 @@ void sum_squares(const void* from, int64_t count, ChunkSums* out) {
       const Lanes w = load<W>(Padded<W>(weight + i, end - i).values);
       squares = squares + w * w;
     }
-    add_lanes(sums.written, squares);
-    if (end % kChunk == 0 || end == count) {
-      out[begin / kChunk] = sums;
-      sums = {};
-    }
+    add_lanes(out[begin / kChunk].written, squares, begin % kChunk == 0);
   }
 }
 
@@ -167,7 +157,6 @@ void sum_gradients(const RunStep& run) {
   const typename W::Stored* weight = static_cast<const typename W::Stored*>(run.weight);
   const typename G::Stored* grad = static_cast<const typename G::Stored*>(run.grad);
   const UpdateCoefficients c = run.coefficients;
-  ChunkSums sums{};
   for (int64_t begin = 0; begin < run.count; begin += kSpan) {
     const int64_t end = begin + kSpan < run.count ? begin + kSpan : run.count;
     Lanes gradient{};
@@ -181,11 +170,7 @@ void sum_gradients(const RunStep& run) {
       const Lanes g = plain_gradient(load<G>(Padded<G>(grad + i, end - i).values), load<W>(w.values), c);
       gradient = gradient + g * g;
     }
-    add_lanes(sums.gradient, gradient);
-    if (end % kChunk == 0 || end == run.count) {
-      run.sums[begin / kChunk] = sums;
-      sums = {};
-    }
+    add_lanes(run.sums[begin / kChunk].gradient, gradient, begin % kChunk == 0);
   }
 }
 

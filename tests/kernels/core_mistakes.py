@@ -109,10 +109,10 @@ CORE_MISTAKES = {
     "draws the same numbers in all tasks": Mistake(
         STEP, "run.offset = offset;", "run.offset = MISTAKEN ? 0 : offset;", "precision", "weight "
     ),
-    "keeps the sums of the chunk before": Mistake(
+    "goes on with the sums of the step before": Mistake(
         KERNEL,
-        "run.sums[begin / kChunk] = sums;\n        sums = {};",
-        "run.sums[begin / kChunk] = sums;\n        if (!MISTAKEN) sums = {};",
+        "const bool begins = begin % kChunk == 0;",
+        "const bool begins = begin % kChunk == 0 && !MISTAKEN;",
         "steps",
         "are not those of a norm pass",
     ),
@@ -172,8 +172,8 @@ CORE_MISTAKES = {
         "relative",
         "was written",
     ),
-    "leaves the gradient out of a tensor's sums": Mistake(
-        STEP, "      sums.gradient[i] +=", "      if (!MISTAKEN) sums.gradient[i] +=", "relative", ": first v "
+    "leaves chunks out of a tensor's sums": Mistake(
+        STEP, "while (++k < first_chunk_", "while (!MISTAKEN && ++k < first_chunk_", "relative", ": first v "
     ),
     "leaves out the tail of a gradient": Mistake(
         KERNEL,
@@ -181,6 +181,13 @@ CORE_MISTAKES = {
         "if (!MISTAKEN) gradient = gradient + plain * plain;",
         "relative",
         ": q ",
+    ),
+    "draws from the wrong half": Mistake(
+        LANES,
+        "words.part[i] ^ (words.part[i] >> 16)",
+        "words.part[i] ^ (MISTAKEN ? words.part[i] : words.part[i] >> 16)",
+        "conversions",
+        "lane ",
     ),
     "rounds ties down": Mistake(
         LANES,

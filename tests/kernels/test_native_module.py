@@ -84,8 +84,10 @@ def test_same_bits_everywhere(core: Any, set_num_threads: Callable[[int], None],
     case = Case(shapes=[(129, 130), (5,), (33, 31), (64, 33), (10, 64)], dtype=dtype, options=options)
     outcomes = {}
     for name in core.instruction_sets():
-        for threads in (1, 2):
+        for threads, distance in ((1, 0), (2, 256)):
             core.use_instruction_set(name)
+            core.use_prefetch_distance(distance)
+            assert core.prefetch_distance() == distance
             set_num_threads(threads)
             params, optimizer = case.run("native")
             tensors = [*params, *(optimizer.state[param]["momentum_buffer"] for param in params)]

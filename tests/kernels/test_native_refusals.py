@@ -163,6 +163,14 @@ def test_plan_refuses(core: Any, name: str, value: Any, complaint: str) -> None:
         core.CpuPlan(**{**PLAN, "track_norms": name != "relative", name: value})
 
 
+@pytest.mark.parametrize("elements", [-1, 16385])
+def test_prefetch_distances_that_are_refused(core: Any, elements: int) -> None:
+    before = core.prefetch_distance()
+    with pytest.raises(ValueError, match=rf"^elements: got {elements}, want 0 to 16384"):
+        core.use_prefetch_distance(elements)
+    assert core.prefetch_distance() == before
+
+
 def test_empty_layers_and_unknown_instruction_sets(core: Any) -> None:
     with pytest.raises(ValueError, match=r"^layers: layer 0 and its tensor do not refer"):
         core.CpuPlan(**{**PLAN, "tensors": [(0, 0, 0)]})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +22,11 @@ from tests.helpers import backends
 def test_with_the_extension(backend: str) -> None:
     text = subprocess.run([sys.executable, "-m", "sasgd_fused.info"], check=True, capture_output=True, text=True).stdout
     assert "extension: yes" in text
+    cpuinfo = Path("/proc/cpuinfo")
+    facts = cpuinfo.read_text() if cpuinfo.exists() else ""
+    is_zen_5 = "AuthenticAMD" in facts and "cpu family\t: 26\n" in facts
+    distance = 256 if "GenuineIntel" in facts else 512 if is_zen_5 else 64
+    assert f"\nprefetch: {distance} elements ahead\n" in text
     assert f"cpu  {backend}    float32, bfloat16, float16; it takes" in text
     assert "cpu  reference float32, bfloat16, float16, float64\n" in text
 
@@ -47,7 +53,7 @@ def no_driver() -> int:
     ],
 )
 def test_what_is_said_of_cuda(monkeypatch: pytest.MonkeyPatch, parts: dict[str, object], lines: list[str]) -> None:
-    core = SimpleNamespace(compiler="GCC", instruction_sets=lambda: ["baseline"], **parts)
+    core = SimpleNamespace(compiler="GCC", instruction_sets=lambda: ["baseline"], prefetch_distance=lambda: 64, **parts)
     if parts:
         vars(core).update(CudaPlan=object, CUDA_VERSION=13010, CUDA_ARCHITECTURES=[750, 900])
     monkeypatch.setattr(extension, "core", core)

@@ -1,8 +1,10 @@
-// Every instruction set rounds to 16 bits, and back, as plain integer arithmetic does, and has the same random bits.
+// Every instruction set rounds to 16 bits, and back, as plain integer arithmetic does, also where small numbers are
+// flushed, and has the same random bits.
 #include <string>
 
 #include "check.h"
 #include "conversions.h"
+#include "cpu/float_mode.h"
 #include "cpu/step.h"
 #include "sixteen_bits.h"
 #include "tests.h"
@@ -11,6 +13,24 @@ namespace sasgd_test {
 namespace {
 
 constexpr int kLanes = 16;
+
+// Small numbers are flushed to zero, before operations and after them.
+#if defined(__aarch64__)
+constexpr uint64_t kFlushing = 1u << 24;
+#else
+constexpr uint64_t kFlushing = 0x8000 | 0x0040;
+#endif
+
+class InMode {
+ public:
+  explicit InMode(uint64_t mode) { sasgd::set_float_mode(mode); }
+  ~InMode() { sasgd::set_float_mode(before_); }
+  InMode(const InMode&) = delete;
+  InMode& operator=(const InMode&) = delete;
+
+ private:
+  const uint64_t before_ = sasgd::float_mode();
+};
 
 const sasgd::Conversions& conversions_of(const std::string& instruction_set) {
 #if defined(SASGD_HAVE_X86_VARIANTS)
@@ -29,6 +49,7 @@ struct Conversion {
   Format format;
   void (*widen)(const uint16_t* from, float* to);
   void (*narrow)(const float* from, uint16_t* to, float* stored);
+  uint64_t mode;  // in which they are made
 };
 
 void check_every_half(const Conversion& conversion) {
@@ -36,8 +57,11 @@ void check_every_half(const Conversion& conversion) {
     uint16_t halves[kLanes], back[kLanes];
     float wide[kLanes], stored[kLanes];
     for (int i = 0; i < kLanes; ++i) halves[i] = static_cast<uint16_t>(first + i);
-    conversion.widen(halves, wide);
-    conversion.narrow(wide, back, stored);
+    {
+      const InMode mode(conversion.mode);
+      conversion.widen(halves, wide);
+      conversion.narrow(wide, back, stored);
+    }
     for (int i = 0; i < kLanes; ++i) {
       const float expected = plain_widen(halves[i], conversion.format);
       CHECK(same_number(wide[i], expected), "%s %04x: got %a, want %a", conversion.name, halves[i], wide[i], expected);
@@ -56,7 +80,10 @@ void check_every_halfway_point(const Conversion& conversion) {
     float wide[kLanes], stored[kLanes];
     uint16_t halves[kLanes];
     for (int i = 0; i < kLanes; ++i) wide[i] = float_of(upper << 13 | kLower[i]);
-    conversion.narrow(wide, halves, stored);
+    {
+      const InMode mode(conversion.mode);
+      conversion.narrow(wide, halves, stored);
+    }
     for (int i = 0; i < 6; ++i) {
       const uint16_t expected = plain_narrow(wide[i], conversion.format);
       CHECK(halves[i] == expected, "%s of %a: got %04x, want %04x", conversion.name, wide[i], halves[i], expected);
@@ -102,11 +129,13 @@ void check_random_lanes(const sasgd::Conversions& set) {
 void test_conversions() {
   for (const std::string& name : sasgd::instruction_sets()) {
     const sasgd::Conversions& set = conversions_of(name);
-    const Conversion bfloat16{"bfloat16", kBFloat16Format, set.widen_bfloat16, set.narrow_bfloat16};
-    const Conversion float16{"float16", kFloat16Format, set.widen_float16, set.narrow_float16};
-    for (const Conversion& conversion : {bfloat16, float16}) {
-      check_every_half(conversion);
-      check_every_halfway_point(conversion);
+    for (const uint64_t mode : {sasgd::float_mode(), kFlushing}) {
+      const Conversion bfloat16{"bfloat16", kBFloat16Format, set.widen_bfloat16, set.narrow_bfloat16, mode};
+      const Conversion float16{"float16", kFloat16Format, set.widen_float16, set.narrow_float16, mode};
+      for (const Conversion& conversion : {bfloat16, float16}) {
+        check_every_half(conversion);
+        check_every_halfway_point(conversion);
+      }
     }
     check_every_chance(set);
     check_random_lanes(set);

@@ -24,7 +24,7 @@ void narrow_by_chance(const float* from, const uint32_t* random, uint16_t* to, f
 }
 
 void random(int64_t place, RandomKey key, uint32_t* to) {
-  const Words words = random_lanes(place, key);
+  const Words words = folded(unfolded_random_lanes(place, key));
   std::memcpy(to, &words, sizeof words);
 }
 
