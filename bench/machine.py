@@ -94,10 +94,12 @@ def _version(package: str) -> str | None:
 
 
 def _cpu_name() -> str:
+    """Returns what the processor calls itself, and its family and model: a virtual one tells no more of its kind."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    return f"{name}, family {facts['cpu family']} model {facts['model']}" if "cpu family" in facts else name
 
 
 def _gpu() -> dict[str, object]:
