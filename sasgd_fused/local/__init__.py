@@ -1,8 +1,35 @@
-"""The local Hessian and back-matching: tools that look at a network, not part of the optimizer. Only torch is needed.
+"""The local Hessian and back-matching: tools that look at a network, no part of the optimizer. Only torch is needed.
 
 They are imported by name, `from sasgd_fused.local import condition_report`; `import sasgd_fused` does not load them.
 """
 
+from sasgd_fused.local.capture import Captured, capture
+from sasgd_fused.local.condition import ConditionReport, ConditionRow, condition_report
+from sasgd_fused.local.density import Density, spectral_density
+from sasgd_fused.local.hessian import LocalHessian, local_hessian
+from sasgd_fused.local.jacobian import Jacobian
+from sasgd_fused.local.marchenko_pastur import MarchenkoPastur
+from sasgd_fused.local.matching import BackMatching, BlockLoss, back_matching, chain, exact, gradient_steps, one_step
 from sasgd_fused.local.still import still
 
-__all__ = ["still"]
+__all__ = [
+    "BackMatching",
+    "BlockLoss",
+    "Captured",
+    "ConditionReport",
+    "ConditionRow",
+    "Density",
+    "Jacobian",
+    "LocalHessian",
+    "MarchenkoPastur",
+    "back_matching",
+    "capture",
+    "chain",
+    "condition_report",
+    "exact",
+    "gradient_steps",
+    "local_hessian",
+    "one_step",
+    "spectral_density",
+    "still",
+]
