@@ -76,7 +76,7 @@ def spectral_density(op: Operator, probes: int = 8, steps: int = 60, seed: int =
     """Estimates the distribution of the eigenvalues by stochastic Lanczos quadrature.
 
     Lanczos from a random unit vector v makes a tridiagonal matrix T of `steps` rows. The eigenvalues of T are the nodes
-    and the squares of the first components of its eigenvectors the weights of the Gauss quadrature of v's spectral measure:
+    and the squares of the first components of its eigenvectors the weights of a Gauss quadrature of v's measure:
     they have its moments vᵀHʲv up to j = 2 steps − 1. The mean over v is the distribution of the eigenvalues. All
     vectors are orthogonalized against all, twice, so that no eigenvalue comes again.
 

@@ -92,17 +92,23 @@ def jacobian_at(block: nn.Module, inputs: Tensor, wrt: str) -> Jacobian:
     if wrt == "input" and not inputs.is_floating_point():
         raise TypeError(f"inputs: got {inputs.dtype}, want floating numbers, or wrt= a parameter")
     # Detached parameters take no part in the graph, and a frozen one can be the point.
-    params = {name: param.detach() for name, param in block.named_parameters()}
-    tied = dict(block.named_parameters(remove_duplicate=False))
+    detached = {param: param.detach() for param in block.parameters()}
     if wrt == "input":
         point = inputs.detach().clone().requires_grad_()
     else:
-        (name,) = (name for name in params if block.get_parameter(name) is tied[wrt])
-        point = params[name] = params[name].requires_grad_()
+        point = detached[block.get_parameter(wrt)].requires_grad_()
+    # Each slot once, by the first name of its module: of one that has two names, functional_call would not put back
+    # the weights.
+    slots = {
+        f"{prefix}.{name}".lstrip("."): detached[param]
+        for prefix, module in block.named_modules()
+        for name, param in module._parameters.items()
+        if param is not None
+    }
     # A block may write into its input.
     argument = point.clone() if wrt == "input" else inputs.detach().clone()
     with still(block), twice_differentiable():
-        value = floating_output(functional_call(block, params, (argument,)), type(block).__name__)
+        value = floating_output(functional_call(block, slots, (argument,), tie_weights=False), type(block).__name__)
     if not value.requires_grad:
         raise ValueError(f"wrt: got {wrt!r}, on which the output of {type(block).__name__} does not depend")
     return jacobian_of(value, point)
