@@ -66,7 +66,7 @@ class MarchenkoPastur:
         low, high = self.edges
         x = torch.as_tensor(x, dtype=torch.float64)
         root = ((high - x).clamp(min=0) * (x - low).clamp(min=0)).sqrt()
-        return torch.where(root > 0, root / (2 * math.pi * self._scale * x), 0.0)
+        return torch.where(root > 0, root / (2 * math.pi * self._scale * x), root)
 
     def cdf(self, x: float | Tensor) -> Tensor:
         """Returns the fraction of the eigenvalues at or below x, in closed form.
@@ -82,7 +82,7 @@ class MarchenkoPastur:
         inner = torch.atan2(math.sqrt(low) * torch.sin(angle / 2), math.sqrt(high) * torch.cos(angle / 2))
         above = middle * angle - half * torch.sin(angle) - 2 * math.sqrt(low * high) * inner
         found = 1 - above / (2 * math.pi * self._scale)
-        return torch.where(x < low, torch.where(x < 0, 0.0, self.mass_at_zero), found)
+        return torch.where(x < low, self.mass_at_zero * (x >= 0).double(), found)
 
     def distance(self, eigenvalues: Tensor | Density) -> float:
         """Returns the Kolmogorov-Smirnov distance, the largest difference of the distribution functions.
@@ -102,7 +102,7 @@ class MarchenkoPastur:
         total = masses.cumsum(0)
         law = self.cdf(places)
         # Of the law only 0 has a mass, by which it jumps there.
-        before = law - torch.where(places == 0, self.mass_at_zero, 0.0)
+        before = law - self.mass_at_zero * (places == 0).double()
         return float(torch.maximum((total - law).abs(), (total - masses - before).abs()).max())
 
     @property

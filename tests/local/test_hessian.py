@@ -371,6 +371,7 @@ def test_what_the_output_does_not_depend_on() -> None:
         local_hessian(block, torch.ones(1, 2), "unused")
 
 
+@pytest.mark.filterwarnings("ignore")  # what its imports say
 def test_curvlinops_has_the_same() -> None:
     """An independent implementation, where it is installed."""
     curvlinops = pytest.importorskip("curvlinops")
