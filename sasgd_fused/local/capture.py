@@ -52,7 +52,8 @@ def capture(
 
     Returns:
         The blocks by name, in the order in which they were called. A block of several modules is named by the first
-        and the last; that of a module that is called again has ``_2``, ``_3`` and so on behind its name.
+        and the last, a module with several names by its first; one that is called again has ``_2``, ``_3`` and so on
+        behind its name.
 
     Raises:
         ValueError: there is no module of a name in `blocks`, or it was not called.
@@ -61,11 +62,14 @@ def capture(
     if isinstance(blocks, str):
         raise TypeError(f"blocks: got the string {blocks!r}, want names of modules: [{blocks!r}]")
     names = None if blocks is None else list(blocks)
-    watched = list(parts(model)) if names is None else [(name, _submodule(model, name)) for name in names]
+    named = parts(model) if names is None else [(name, _submodule(model, name)) for name in names]
+    watched: dict[nn.Module, str] = {}
+    for name, module in named:
+        watched.setdefault(module, name)
     recorder = _Recorder(is_chosen=names is not None, keeps_outputs=loss is not None)
     args, kwargs = arguments_of(inputs)
     with ExitStack() as hooks, torch.set_grad_enabled(loss is not None), still(model):
-        for name, module in watched:
+        for module, name in watched.items():
             hooks.callback(module.register_forward_pre_hook(recorder.enter(name), with_kwargs=True).remove)
             hooks.callback(module.register_forward_hook(recorder.leave).remove)
         output = model(*args, **kwargs)
@@ -80,7 +84,7 @@ def capture(
             number += 1
             name = f"{run.name}_{number}"
         found[name] = Captured(run.block(), run.inputs, None if slope is None else -slope)
-    for name in names or ():
+    for name in watched.values() if names is not None else ():
         if name not in found:
             raise ValueError(f"blocks: got {name!r}, which the network did not call, want modules that it calls")
     return found

@@ -102,7 +102,8 @@ def condition_report(
     Blocks of at most 512 inputs or outputs over the batch have J formed, and are exact. For others all figures come
     from `probes` × `steps` products with JJᵀ (`spectral_density`), each of about three backward runs' time: the mean
     has a relative standard error of at most √(2 / (probes · effective rank)), the largest eigenvalue is approached
-    from below. The batch can be small: where no batch normalization couples its samples, more of them say the same.
+    from below. One sample says nearly what many do, but not with batch normalization: in training mode take as many
+    samples as in training, because the variance of few is often small, and λ large.
 
     Args:
         model: the network; it is left as it is (`still`).
@@ -120,7 +121,7 @@ def condition_report(
         RuntimeError: an operator in a block cannot be differentiated twice.
 
     Example:
-        >>> print(condition_report(model, images[:4]))
+        >>> print(condition_report(model, images))
     """
     rows = []
     for name, call in capture(model, inputs, blocks).items():
