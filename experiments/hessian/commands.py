@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
+
 from experiments.arguments import Parser, take_folder
 from experiments.hessian.report import write_hessian_report
 
@@ -19,5 +21,7 @@ def add_hessian_command(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _run(args: argparse.Namespace, parser: Parser) -> int:
-    print(f"report: {write_hessian_report(take_folder(args.out, parser))}")
+    out = take_folder(args.out, parser)
+    torch.set_num_threads(1)  # on which the bits of a training depend
+    print(f"report: {write_hessian_report(out)}")
     return 0

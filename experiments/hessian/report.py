@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from experiments.hessian.blocks import PLAIN, SKIPS, he
-from experiments.hessian.factors import EPOCHS, NETWORKS, PROBES, RULES, TRAINED, take_misfits, take_rates
+from experiments.hessian.factors import (
+    EPOCHS,
+    NETWORKS,
+    PROBES,
+    RULES,
+    TRAINED,
+    first_digits,
+    make_network,
+    take_misfits,
+    take_rates,
+)
 from experiments.hessian.inputs import LAYERS, take_unit_spectra
 from experiments.hessian.pictures import (
     draw_depth,
@@ -33,8 +43,10 @@ from experiments.hessian.tables import (
 from experiments.hessian.theory import WIDTHS, take_distances, take_spectra
 from experiments.hessian.training import BLOCKS, KINDS, STEPS, rank_correlation, take_training
 from experiments.report import versions
+from sasgd_fused.local import condition_report, output_shares
 
 NAME = "local-hessian"
+FEW = 32  # images of the condition report
 
 
 @dataclass(frozen=True)
@@ -176,6 +188,16 @@ def _factors(folder: Path, sizes: Sizes) -> list[str]:
     return [text, make_misfit_table(misfits).to_markdown(), make_rate_table(rates).to_markdown()]
 
 
+def _reports(folder: Path, sizes: Sizes) -> list[str]:
+    text = (
+        f"`condition_report(model, images[:{FEW}])` and `output_shares(model, images)` of a new pre-activation ResNet, "
+        "that of `compare --preset resnet`, with digits.\n"
+    )
+    model, images = make_network("pre-activation ResNet, 6 blocks", seed=0), first_digits()
+    reports = condition_report(model, images[:FEW]), output_shares(model, images)
+    return [text, *(f"```text\n{report!r}\n```\n" for report in reports)]
+
+
 SECTIONS = {
     "Spectra of H_z": _spectra,
     "One step of size 1": _steps,
@@ -185,4 +207,5 @@ SECTIONS = {
     "How wide is wide enough": _distances,
     "What is left, and training": _training,
     "Backward factors": _factors,
+    "The reports of a ResNet": _reports,
 }

@@ -6,14 +6,16 @@ from statistics import median
 
 import pytest
 import torch
+from torch import nn
 
-from experiments.hessian.blocks import PLAIN, SKIPS, sample_spectrum, white
-from experiments.hessian.factors import Misfit, take_misfits
+from experiments.hessian.blocks import PLAIN, SKIPS, linear, sample_spectrum, white
+from experiments.hessian.factors import Misfit
 from experiments.hessian.inputs import EXACT, PRINTED, WITHOUT, take_unit_spectra
 from experiments.hessian.residual import OfBlock, take_residual
 from experiments.hessian.steps import take_step, through_depth
 from experiments.hessian.theory import take_distances
 from experiments.hessian.training import KINDS, rank_correlation, take_training
+from sasgd_fused.local import local_hessian
 
 UNITS = 48
 SEEDS = range(1)
@@ -37,22 +39,6 @@ def test_narrowing_and_widening_blocks() -> None:
     widening = take_step(PLAIN["orthogonal"], UNITS, UNITS // 2, SEEDS)
     assert widening.left == pytest.approx(widening.least)
     assert widening.least == pytest.approx(0.5, abs=0.05)
-
-
-def test_batch_normalization_fixes_the_scale_of_the_spectrum_and_leaves_its_condition() -> None:
-    linear, normalized, larger = (
-        take_step(PLAIN[name], UNITS, UNITS, range(1))
-        for name in ("Gaussian, variance 1/n", "batch normalization", "Gaussian, variance 2/n")
-    )
-    assert larger.left > 2 * linear.left
-    assert normalized.left == pytest.approx(linear.left, rel=0.3)
-    assert normalized.condition == pytest.approx(linear.condition, rel=0.3)
-    generator = torch.Generator().manual_seed(0)
-    block, batch = PLAIN["batch normalization"](UNITS, UNITS, generator), white(96, UNITS, generator)
-    before = sample_spectrum(block, batch).eigenvalues
-    with torch.no_grad():
-        block.get_parameter("0.weight").mul_(10)
-    torch.testing.assert_close(sample_spectrum(block, batch).eigenvalues, before, rtol=1e-6, atol=1e-6)
 
 
 def test_only_orthogonal_blocks_keep_the_direction_through_depth() -> None:
@@ -118,8 +104,27 @@ def test_a_misfit_is_up_to_a_common_factor() -> None:
     assert found.span == pytest.approx(4.0)
 
 
-@pytest.mark.nightly
-def test_the_literal_product_is_wrong_on_concatenations() -> None:
-    found = take_misfits("concatenating MLP, 10 layers", probes=8)
-    assert found["product"].typical > 4 * found["width"].typical
-    assert found["graph"].typical < 1.3 < 1.8 < found["width"].typical
+def test_equation_24_has_the_mean_eigenvalues_of_a_layer_with_batch_normalization_behind_it() -> None:
+    rows, columns, samples = 20, 40, 1000
+    generator = torch.Generator().manual_seed(0)
+    batch = white(samples, columns, generator)
+    block = PLAIN["batch normalization"](rows, columns, generator)
+    weight = block.get_parameter("0.weight").detach()
+
+    def of_input(module: nn.Module) -> float:
+        return float(sample_spectrum(module, batch).eigenvalues.mean())
+
+    def of_weight(module: nn.Module, name: str) -> float:
+        hessian = local_hessian(module, batch, name)
+        return hessian.trace(probes=4) / hessian.shape[0] / samples
+
+    with torch.no_grad():
+        weight *= torch.linspace(3, 5, rows)[:, None]
+    row_norm_sq = float(weight.square().sum() / rows)
+    assert of_input(block) == pytest.approx(rows / columns, rel=0.1)
+    with torch.no_grad():
+        weight *= row_norm_sq**0.5 / weight.norm(dim=1, keepdim=True)
+    assert of_weight(block, "0.weight") == pytest.approx(1 / row_norm_sq, rel=0.1)
+    alone = linear(weight)
+    assert of_input(alone) == pytest.approx(row_norm_sq * rows / columns)
+    assert of_weight(alone, "weight") == pytest.approx(float(batch.square().mean()), rel=0.02)

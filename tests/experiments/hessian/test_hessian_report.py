@@ -32,7 +32,8 @@ def small_report(folder: Path) -> Path:
 def test_the_command_leaves_a_report_with_its_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(SECTIONS, "Backward factors")  # takes seconds
+    for title in ("Backward factors", "The reports of a ResNet"):  # take seconds
+        monkeypatch.delitem(SECTIONS, title)
     monkeypatch.setattr("experiments.hessian.commands.write_hessian_report", small_report)
     out = tmp_path / "new" / "folder"
     assert run(["hessian", "--out", str(out)]) == 0
@@ -46,10 +47,13 @@ def test_the_command_leaves_a_report_with_its_pictures(
 
 
 @pytest.mark.nightly
-def test_the_section_of_backward_factors(tmp_path: Path) -> None:
+def test_the_slow_sections(tmp_path: Path) -> None:
     _, misfits, rates = SECTIONS["Backward factors"](tmp_path, SMALL)
     assert re.search(r"\n\| concatenating MLP, 10 layers \| ×[\d.]+ \([\d.e+]+\) \|", misfits)
     assert re.findall("10 layers: (.*?) ", rates) == ["width", "graph", "measured"]
+    _, conditions, shares = SECTIONS["The reports of a ResNet"](tmp_path, SMALL)
+    assert conditions.count("one step makes the match worse") >= 6
+    assert shares.count(".weight") == 16
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
