@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sasgd_fused.local import back_matching, capture, local_hessian, still
+from sasgd_fused.local import back_matching, capture, local_hessian, spectral_density, still
 from tests.local.networks import Skip, dense_jacobian, mixed_blocks, picture, relative
 
 DOUBLE = torch.float64
@@ -206,6 +207,24 @@ def test_estimates_and_ends_of_the_spectrum() -> None:
     assert relative(operator.smallest(2), values[:2]) < 1e-10
     small = local_hessian(nn.Linear(3, 3).double(), torch.randn(1, 3, dtype=DOUBLE))
     assert torch.equal(small.largest(3), small.smallest(3).flip(0))
+
+
+def test_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.sparse.linalg", None)
+    operator = local_hessian(nn.Linear(100, 3), torch.ones(1, 100))
+    assert operator.trace() > 0
+    with pytest.raises(ImportError, match=r"largest and smallest need scipy: pip install scipy"):
+        operator.largest()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bits(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer, inputs = nn.Linear(80, 40).to(dtype), torch.randn(1, 80).to(dtype)
+    operator = local_hessian(layer, inputs)
+    wanted = torch.linalg.matrix_norm(layer.weight.detach().double(), 2).square()
+    assert operator.dtype == dtype and float(operator.largest()) == pytest.approx(float(wanted), rel=0.05)
+    assert float(spectral_density(operator, 1, 20).nodes[-1]) == pytest.approx(float(wanted), rel=0.05)
 
 
 def test_products() -> None:
