@@ -81,8 +81,11 @@ def export_graph(model: nn.Module, inputs: Inputs) -> Graph:
 
 def compute(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Any:
     """Calls a node's operator with the values of other nodes."""
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), value_of)
+    args: Any = fx.node.map_arg(node.args, value_of)
+    kwargs: Any = fx.node.map_arg(node.kwargs, value_of)
     operator: Any = node.target
+    if operator_name(node) == "copy":  # has no derivative
+        return args[1].to(args[0].dtype).expand_as(args[0])
     return operator(*args, **kwargs)
 
 

@@ -26,6 +26,8 @@ _SUMS = re.compile(r"add|sub")
 _WEIGHTED_SUMS = re.compile(r"linear|conv\dd|conv_transpose\dd|convolution")
 # For m samples batch normalization has the gain 1 - 2 / m.
 _UNCHANGED = re.compile(r".*batch_norm.*|(native_|feature_)?dropout")
+# A deviation from the mean of so few is none.
+_ROUNDINGS = 100
 _CHANNELS_BEFORE = re.compile(r"(?:conv|conv_transpose|(?:adaptive_)?(?:avg|max)_pool)(\d)d.*")
 _CHANNELS_SECOND = re.compile(r".*(batch|group|instance)_norm.*|convolution")
 _CHANNELS_LAST = re.compile(r"linear|.*layer_norm.*|.*rms_norm.*|embedding|.*mm|matmul|.*attention.*")
@@ -59,10 +61,12 @@ class Division:
             return torch.zeros_like(value)
         axis = self._axes.get(node, -1) % value.dim()
         others = [dim for dim in range(value.dim()) if dim != axis] or [0]
-        if self._centred:
-            value = value - value.mean(others, keepdim=True)
-        moment: Tensor = value.square().mean(others, keepdim=True)
-        return moment.expand(value.shape)
+        if not self._centred:
+            return value.square().mean(others, keepdim=True).expand(value.shape)
+        mean = value.mean(others, keepdim=True)
+        variance = (value - mean).square().mean(others, keepdim=True)
+        rounding = _ROUNDINGS * torch.finfo(value.dtype).eps * mean
+        return torch.where(variance > rounding.square(), variance, 0).expand(value.shape)
 
     def divide(self, node: fx.Node, fluxes: Fluxes) -> list[tuple[fx.Node, int, Tensor]]:
         """Returns what each node that the inputs have a part in gets of a node's flux: node, place and flux."""
@@ -142,12 +146,17 @@ class Division:
         pairs = [(results[place], cotangent) for place, cotangent in cotangents.items() if results[place].requires_grad]
         if not pairs:
             return {}
-        pulled = torch.autograd.grad(
+        outputs, gradients = (
             [result for result, _ in pairs],
-            list(leaves.values()),
             [cotangent.to(result.dtype) for result, cotangent in pairs],
-            allow_unused=True,
         )
+        try:
+            pulled = torch.autograd.grad(outputs, list(leaves.values()), gradients, allow_unused=True)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"model: {operator_name(node)} at {node.name} cannot be run backward alone ({error}); want "
+                "measured_factors, which needs no graph"
+            ) from error
         wide = {source: part for source, part in zip(sources, pulled, strict=True) if part is not None}
         return {source: part.to(torch.promote_types(part.dtype, torch.float32)) for source, part in wide.items()}
 

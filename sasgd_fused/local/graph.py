@@ -35,7 +35,7 @@ def graph_factors(model: nn.Module, inputs: Inputs, gains: bool = True) -> dict[
     - what only moves elements (reshaping, concatenation, slices, padding): each takes its flux along.
     - batch normalization, dropout: unchanged.
     - any other: φ(z) = E[z²] (Jᵀu)², with J its Jacobian and u = ±√(φ/E[out²]) with random signs. Without `gains` this
-      is scaled to keep the sum. ReLU after batch normalization has the gain π / (π - 1), max pooling less than 1.
+      is scaled to keep the sum. ReLU has the gain π / (π - 1) after batch normalization, 1 where moments are about 0.
 
     So on a chain without `gains` every share is 1, which is ``factors="width"``. What it tells beyond that is where
     the factors come from: how sums and concatenations divide them, and by how much each activation multiplies them.

@@ -103,7 +103,8 @@ def output_shares(
         result = check_output(result if output is None else output(result), "one floating tensor; `output=` picks it")
         generator = torch.Generator(result.device).manual_seed(seed)
         traces = torch.stack([_trace(result, layers, generator) for _ in range(probes)])
-    means, deviations = traces.mean(0).tolist(), (traces.var(0, correction=1) / probes).sqrt().tolist()
+    means = traces.mean(0).tolist()
+    deviations = (traces.var(0, correction=0) / max(probes - 1, 1)).sqrt().tolist()  # of the means
     curvatures, errors = {}, {}
     for param, mean, deviation in zip(layers.amended, means, deviations, strict=True):
         weight = sum_squares(param) / param.numel()
