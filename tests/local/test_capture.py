@@ -80,11 +80,26 @@ def test_displacements_are_those_of_back_propagation() -> None:
         assert torch.equal(grouped[name].displacement, found.displacements[index])
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_module_that_writes_into_its_input(trained: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True)).requires_grad_(trained)
+    inputs = torch.randn(3, 4)
+    before = model[0](inputs).detach()
+    calls = capture(model, inputs, ["0", "1"], loss=torch.sum)
+    assert torch.equal(calls["1"].inputs, before)
+    assert torch.equal(calls["0"].displacement, -(before > 0).float())
+    assert torch.equal(calls["1"].displacement, -torch.ones(3, 4))
+
+
 def test_displacements_where_nothing_is_trained() -> None:
-    model = Branching().requires_grad_(False)
-    calls = capture(model, tokens(), loss=torch.sum)
-    assert torch.equal(calls["heads.1 … relu"].displacement, -torch.ones(5, 2))
-    assert calls["layer1.0"].displacement.any() and not any(param.requires_grad for param in model.parameters())
+    torch.manual_seed(0)
+    model = Branching()
+    trained = capture(model, tokens(), loss=torch.sum)
+    frozen = capture(model.requires_grad_(False), tokens(), loss=torch.sum)
+    assert all(torch.equal(call.displacement, trained[name].displacement) for name, call in frozen.items())
+    assert frozen["conv1 … pool"].displacement.any()
+    assert not any(param.requires_grad for param in model.parameters())
 
 
 def test_a_module_that_is_called_again() -> None:
