@@ -96,8 +96,8 @@ def condition_report(
     of the model; that a well-conditioned block trains well is an observation of the paper, not a theorem.
 
     Blocks of at most 512 inputs or outputs over the batch have J formed, and are exact. For others all figures come
-    from `probes` × `steps` products with JJᵀ (`spectral_density`), each of about three backward runs' time: the mean
-    has a relative standard error of at most √(2 / (probes · effective rank)), the largest eigenvalue is approached
+    from `probes` × `steps` products with JJᵀ (`spectral_density`), each of a few backward runs' time: the mean has a
+    relative standard error of at most √(2 / (probes · effective rank)), the largest eigenvalue is approached
     from below. One sample says nearly what many do, but not with batch normalization: in training mode take as many
     samples as in training, because the variance of few is often small, and λ large.
 

@@ -48,7 +48,7 @@ class LocalHessian:
         return self.jacobian.point.device
 
     def matvec(self, vector: Tensor) -> Tensor:
-        """Returns H v. It takes about as long as three backward passes of the block, five with a displacement.
+        """Returns H v. It takes a few times as long as a backward run of the block, twice that with a displacement.
 
         Raises:
             ValueError: the vector has another number of elements.

@@ -134,7 +134,7 @@ def back_matching(
     its place because a target cancels in float32: gradients are small beside signals.
 
     This is a way to see where a signal is lost, and what becomes of training when one block's step is solved better; no
-    faster way to train. It takes a forward run and about four backward ones. Each block is run once, in its own mode:
+    faster way to train. It takes a few times as long as back-propagation. Each block is run once, in its own mode:
     running statistics follow and dropout draws, as in any forward run. No ``.grad`` is written. Attention takes the
     kernel of ``SDPBackend.MATH``, the one that can be differentiated twice.
 
