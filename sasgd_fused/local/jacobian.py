@@ -98,7 +98,7 @@ def jacobian_at(block: nn.Module, inputs: Tensor, wrt: str) -> Jacobian:
     else:
         point = detached[block.get_parameter(wrt)].requires_grad_()
     # Each slot once, by the first name of its module: of one that has two names, functional_call would not put back
-    # the weights.
+    # the weights (pytorch#164759).
     slots = {
         f"{prefix}.{name}".lstrip("."): detached[param]
         for prefix, module in block.named_modules()
