@@ -92,7 +92,7 @@ class Division:
             parts = self._pull_back(node, sources, fluxes)
         else:
             parts = self._divide_by_gain(node, sources, fluxes)
-        if not self._gains or _WEIGHTED_SUMS.fullmatch(name):
+        if not self._gains:
             parts = _conserved(parts, fluxes)
         return [(source, 0, part) for source, part in parts.items()]
 

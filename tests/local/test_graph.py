@@ -127,6 +127,30 @@ def test_sums_divide_by_second_moments() -> None:
     assert shares(partial(torch.sub, alpha=0.5)) == pytest.approx([0.5, 0.5, 1], rel=0.01)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_second_moments_are_those_of_channels(last: bool) -> None:
+    left, right = nn.Conv2d(1, 2, 1, bias=False), nn.Conv2d(1, 2, 1, bias=False)
+    head = linear(2, 10) if last else nn.Conv2d(2, 10, 1, bias=False)
+    with torch.no_grad():
+        left.weight[:, 0, 0, 0] = torch.tensor([1, 0.1])
+        right.weight.copy_(left.weight.flip(0))
+        head.weight[:, 1] = 0
+
+    def function(images: Tensor, left: nn.Module, right: nn.Module, head: nn.Module) -> Any:
+        first, second = left(images), right(images)
+        return head(first.permute(0, 2, 3, 1) + second.permute(0, 2, 3, 1) if last else first + second)
+
+    expected = pytest.approx([1 / 1.01, 0.01 / 1.01, 1], rel=1e-4)
+    assert flux(Function(function, left, right, head), torch.randn(8, 1, 8, 8)) == expected
+
+
+def test_biases_have_no_part_in_it() -> None:
+    model = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 16), nn.Linear(16, 10))
+    for layer in model:
+        nn.init.constant_(layer.bias, 3)
+    assert flux(model, vectors()) == pytest.approx([1, 1, 1])
+
+
 def test_what_is_used_several_times_gets_the_sum() -> None:
     first, second, head = linear(64, 8), linear(8, 8), linear(8, 10)
 
@@ -137,6 +161,8 @@ def test_what_is_used_several_times_gets_the_sum() -> None:
     body, branch, whole = flux(Function(function, first, second, head), vectors())
     assert (body, whole) == pytest.approx((1, 1))
     assert 0 < branch < 1
+    doubled = Function(lambda z, a, b: b(torch.add(*[a(z)] * 2)), first, head)
+    assert flux(doubled, vectors()) == pytest.approx([1, 1])
     once, twice = flux(Function(lambda z, a, b: b(a(a(z))), linear(64, 64), linear(64, 10)), vectors())
     assert (once, twice) == pytest.approx((2, 1))
 
