@@ -104,11 +104,14 @@ def draw_residual(path: Path, looks: Mapping[str, Sequence[OfBlock]]) -> None:
                 axes.plot(
                     [number + offset] * len(values), values, "o", color=colour, markersize=3, alpha=0.5, label=label
                 )
-    for axes, limit in ((assumption, "assumption a) fails above"), (conclusion, "the conclusion (15) fails above")):
+    for axes, limit, corner in (
+        (assumption, "assumption a) fails above", "upper right"),
+        (conclusion, "the conclusion (15) fails above", "lower left"),
+    ):
         axes.axhline(1, color="black", linewidth=1, linestyle="--", label=limit)
         axes.set_yscale("log")
-        axes.margins(y=0.2)
-        axes.legend(frameon=False, fontsize=8, loc="upper right")
+        axes.margins(y=0.25)
+        axes.legend(frameon=False, fontsize=8, loc=corner)
         _label_ticks(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _finish(assumption, "residual block, from the input", "σ_max(∂φ/∂z), log scale")

@@ -19,7 +19,7 @@ from sasgd_fused.local import back_matching
 UNITS = 64
 BLOCKS = 10
 STEPS = 150
-RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
+RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
 SEEDS = range(5)
 
 
