@@ -187,6 +187,27 @@ def test_nothing_changes(find: Callable[..., Any]) -> None:
     assert picture(model) == before
 
 
+class Counting(nn.Module):
+    """Writes into a buffer whenever it is called."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return inputs
+
+
+@pytest.mark.parametrize("find", [measured_factors, graph_factors])
+def test_buffers_that_the_network_writes_are_put_back(find: Callable[..., Any]) -> None:
+    model = nn.Sequential(Counting(), small())
+    find(model, torch.randn(5, 4))
+    assert model[0].calls == 0
+
+
 @pytest.mark.parametrize("find", [measured_factors, pytest.param(graph_factors, marks=pytest.mark.nightly)])
 def test_dropout_is_off_and_batch_normalization_is_that_of_the_batch(find: Callable[..., Any]) -> None:
     norm, inputs = nn.BatchNorm1d(6), 10 * torch.randn(50, 4)
