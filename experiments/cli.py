@@ -19,6 +19,7 @@ from experiments.arguments import Parser, integer, take_folder
 from experiments.cifar import ArchiveError
 from experiments.compare import KINDS, Settings, choose, compare
 from experiments.data import DATASETS, ROOT
+from experiments.hessian.commands import add_hessian_command
 from experiments.methods import METHODS, OPTIONS, Tuned, why_unavailable
 from experiments.presets import PRESETS
 from experiments.report import describe, write_report, write_results
@@ -213,4 +214,5 @@ def _make_parser() -> Parser:
     add("--out", type=Path, default=Path("runs/report"), help="folder for report and pictures; default: runs/report")
 
     add_commands(commands)
+    add_hessian_command(commands)
     return parser

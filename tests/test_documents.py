@@ -7,11 +7,13 @@ import re
 import runpy
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+import torch
 from torch import nn
 
 ROOT = Path(__file__).parents[1]
@@ -90,12 +92,23 @@ def test_the_first_things_that_a_reader_types_run() -> None:
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
-def test_the_python_in_readme_runs() -> None:
+def network() -> nn.Sequential:
+    layers = {"conv1": nn.Conv2d(3, 8, 3), "bn1": nn.BatchNorm2d(8), "relu": nn.ReLU(), "flatten": nn.Flatten()}
+    return nn.Sequential(OrderedDict(layers, head=nn.Linear(8, 10)))
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/local-hessian.md"])
+def test_the_python_in_documents_runs(document: str) -> None:
     """One block after another, on a small network."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) >= 4
+    model = network()
     names: dict[str, Any] = {
-        "model": nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 10)),
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "resnet": network(),
+        "images": torch.randn(8, 3, 3, 3),
+        "labels": torch.arange(8),
         "sgd_lr": 0.1,
         "step": 0,
         "writer": MagicMock(),

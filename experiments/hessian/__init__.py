@@ -1,0 +1,1 @@
+"""The local Hessian in pictures (docs/local-hessian.md)."""
