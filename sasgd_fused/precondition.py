@@ -323,7 +323,8 @@ def _find_layers(model: nn.Module, needs_bias: bool) -> list[tuple[str, nn.Modul
             continue
         held = [param for slot in ("weight", "bias") if (param := getattr(module, slot)) is not None]
         are_own = all(type(param) is nn.Parameter and holders[id(param)] == 1 for param in held)
-        if are_own and held[0].is_floating_point() and held[0].numel() and len(held) > needs_bias:
+        is_whole = held[0].dim() == 2 + len(getattr(module, "kernel_size", ())) and held[0].numel()  # not a flat part
+        if are_own and is_whole and held[0].is_floating_point() and len(held) > needs_bias:
             found.append((name, module))
     if not found:
         kind = "nn.Linear or convolution" + (" with a bias" if needs_bias else "")

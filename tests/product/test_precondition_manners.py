@@ -270,6 +270,22 @@ def test_a_covariance_that_cannot_be_factored_gets_more_damping() -> None:
     assert 1e-8 < preconditioner.state_dict()[""]["epsilon"] < 1e6
 
 
+@pytest.mark.parametrize("largest", [0.0, float("inf")])
+def test_a_covariance_is_not_taken_where_alpha_tells_no_damping(largest: float) -> None:
+    """The next step takes it; until then there is nothing to multiply by."""
+    layer = nn.Linear(6, 3)
+    preconditioner = CovariancePreconditioner(layer, alpha="max", loss_reduction="sum")
+    for factor in (largest, 1.0):
+        layer.zero_grad()
+        (layer(torch.ones(8, 6)) * torch.tensor([factor, 0.0, 0.0])).sum().backward()
+        preconditioner.step()
+        assert bool(preconditioner.state_dict()) == (factor == 1)
+    layer.zero_grad()
+    (layer(torch.ones(8, 6)) * 0).sum().backward()
+    preconditioner.step()
+    assert all(grad.eq(0).all() for grad in gradients(layer))
+
+
 @methods
 def test_training_goes_on_from_a_checkpoint_to_the_bit(options: dict[str, Any]) -> None:
     options = options | {"every": 3}
