@@ -83,7 +83,7 @@ CONVOLUTIONS: list[tuple[type[nn.Module], dict[str, Any]]] = [
     (nn.Conv1d, {"kernel_size": 3, "stride": 2, "padding": 1}),
     (nn.Conv1d, {"kernel_size": 2, "bias": False}),
     (nn.Conv2d, {"kernel_size": (3, 2), "padding": (2, 1), "dilation": (1, 2)}),
-    (nn.Conv2d, {"kernel_size": 3, "padding": "same", "groups": 2, "padding_mode": "reflect"}),
+    (nn.Conv2d, {"kernel_size": (4, 3), "padding": "same", "groups": 2, "padding_mode": "reflect"}),
     (nn.Conv2d, {"kernel_size": (5, 3), "padding": "same", "dilation": 2}),
     (nn.Conv2d, {"kernel_size": 3, "stride": (1, 2), "padding": 1, "padding_mode": "replicate", "bias": False}),
     (nn.Conv2d, {"kernel_size": 3, "padding": "valid", "groups": 4}),

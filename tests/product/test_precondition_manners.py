@@ -114,6 +114,35 @@ def test_checkpointing_changes_nothing(options: dict[str, Any], reentrant: bool)
     assert train(model, CovariancePreconditioner(model, **options)) == expected
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_of_the_whole_model_counts_once(reentrant: bool) -> None:
+    """Beside a batch without one, for which half of the inputs are then."""
+    ended = []
+    for is_checkpointed in (False, True):
+        model = Network()
+        preconditioner = CovariancePreconditioner(model)
+        first = images(0).requires_grad_()
+        outputs = checkpoint(model, first, use_reentrant=reentrant) if is_checkpointed else model(first)
+        loss_of(outputs).backward()
+        loss_of(model(images(1) + 1)).backward()
+        preconditioner.step()
+        ended.append([bits(grad) for grad in gradients(model)])
+    assert ended[0] == ended[1]
+
+
+def test_a_model_whose_parts_are_called_one_by_one() -> None:
+    """Once between two steps."""
+    expected = train(plain := Network(), CovariancePreconditioner(plain))
+    model = Network()
+    optimizer, preconditioner = torch.optim.SGD(model.parameters(), lr=0.1), CovariancePreconditioner(model)
+    for step in range(3):
+        optimizer.zero_grad()
+        loss_of(model.last(model.first(images(step)))).backward()
+        preconditioner.step()
+        optimizer.step()
+    assert [bits(param) for param in model.parameters()] == expected
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # by dynamo
 def test_a_compiled_model_does_the_same() -> None:
     """Each layer breaks the graph."""
