@@ -74,9 +74,10 @@ class CovariancePreconditioner:
     Where torch.distributed is initialised with several processes, all of them step together, and mean and covariance
     are those of all their inputs.
 
-    With a GradScaler: after ``unscale_``. Inputs that are not finite are not taken into a covariance. With
-    `ScaleAmendedSGD`, whose layer scale divides by much the same, put preconditioned layers in a group with
-    ``amend=False``; under ``scale="relative"`` such a group is scaled by its gradient's length all the same.
+    With a GradScaler: after ``unscale_``. A covariance or alpha that is not finite is not taken; the next step tries
+    again, and a layer that has none yet keeps its gradients. `ScaleAmendedSGD` scales the gradients of layers itself: put
+    the preconditioned ones in a group with ``amend=False``. Under ``scale="relative"`` the length of their gradients has
+    no influence even then.
 
     Raises:
         TypeError: `model` is no module.
