@@ -75,9 +75,9 @@ class CovariancePreconditioner:
     are those of all their inputs.
 
     With a GradScaler: after ``unscale_``. A covariance or alpha that is not finite is not taken; the next step tries
-    again, and a layer that has none yet keeps its gradients. `ScaleAmendedSGD` scales the gradients of layers itself: put
-    the preconditioned ones in a group with ``amend=False``. Under ``scale="relative"`` the length of their gradients has
-    no influence even then.
+    again, and a layer that has none yet keeps its gradients. `ScaleAmendedSGD` scales the gradients of layers itself:
+    put the preconditioned ones in a group with ``amend=False``. Under ``scale="relative"`` the length of their
+    gradients has no influence even then.
 
     Raises:
         TypeError: `model` is no module.
