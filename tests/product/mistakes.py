@@ -234,6 +234,30 @@ MISTAKES = {
         "report", "decay_per_step=group.lr * decay", "decay_per_step=group.lr * group.weight_decay",
         "test_report.py foreach",
     ),
+    "centres without the correction of the bias": Mistake(
+        "precondition", "of_bias * (shrink / alpha) - rows @ mean.unsqueeze(2) * shrink", "of_bias * (shrink / alpha)",
+        "test_precondition.py",
+    ),
+    "damps the covariance alone": Mistake(
+        "precondition", "alpha=epsilon / (1 + epsilon)", "alpha=0.0", "test_precondition.py"
+    ),
+    "forgets what the loss was multiplied by": Mistake(
+        "precondition", " / loss_scale**2", "", "test_precondition.py"
+    ),
+    "takes a covariance that is not finite": Mistake(
+        "precondition", " and covariance.isfinite().all())", ")", "test_precondition_manners.py grad_scaler"
+    ),
+    "counts a forward in evaluation mode": Mistake(
+        "precondition", " and module.training", "", "test_precondition_manners.py backward"
+    ),
+    "adds up covariances as if the means were the same": Mistake(
+        "input_moments", " + outer(shift) * (self.count * other.count / count)", "",
+        "test_precondition_manners.py backward",
+    ),
+    "pads an even kernel on the wrong side": Mistake(
+        "input_moments", "(span // 2, span - span // 2)", "(span - span // 2, span // 2)",
+        "test_precondition.py convolution",
+    ),
     "rounds to nearest in Triton": Mistake(
         "backends.triton.update_rule", "(bits + (random & 0xFFFF)) >> 16", "(bits + 0x8000) >> 16",
         "test_storage.py triton",
