@@ -34,112 +34,109 @@ __device__ __forceinline__ GroupValues group_values(const LaunchArgs<kWords>& ar
   return sent.values;
 }
 
-__device__ __forceinline__ bool is_scaled(const Tables& tables, int32_t layer) {
-  return layer >= 0 && tables.layers[layer].scaled;
-}
-
 // Whether a step leaves a scaled layer as it is, because the one before spoilt it: its norm is no number, which would
 // spoil again what others have put right since. The next step knows the norm, from what this one reads.
-__device__ __forceinline__ bool is_left(const LaunchHeader& header, int32_t layer) {
-  const double norm = header.tables.row_norm_sq[layer];
-  return header.options.track_norms && norm != norm;
+__device__ __forceinline__ bool is_left(const PlanOptions& options, double norm) {
+  return options.track_norms && norm != norm;
 }
 
-// Looks up what a step does with a chunk; one thread does it for all.
+__device__ __forceinline__ ChunkEntry entry_of(const Tables& tables, int32_t chunk) {
+  uint4 halves[2];  // both are on their way at once; of the fields a compiler would load some later
+#pragma unroll
+  for (int i = 0; i < 2; ++i) halves[i] = reinterpret_cast<const uint4*>(tables.chunks + chunk)[i];
+  ChunkEntry entry;
+  memcpy(&entry, halves, sizeof entry);
+  return entry;
+}
+
+// Looks up what a step does with a chunk; one thread does it for all. Whatever the entry leads to is loaded before any
+// of it is looked at, the word for no gradient too, since each wait takes most of a microsecond.
 template <bool kMixedPrecision, bool kRelative, int kWords>
-__device__ ChunkWork step_of_chunk(const LaunchArgs<kWords>& args, int32_t chunk) {
+__device__ ChunkWork step_of_chunk(const LaunchArgs<kWords>& args, const ChunkEntry& entry) {
   const LaunchHeader& header = args.header;
   const Tables& tables = header.tables;
-  const int32_t t = tables.tensor_of_chunk[chunk];
+  const int32_t t = entry.tensor;
   const uint64_t word = args.words[t - header.launch.first_tensor];
   ChunkWork work{};
-  if (word == 0) return work;
-
-  const TensorEntry tensor = tables.tensors[t];
+  const float loss_scale = header.grad_scale ? *header.grad_scale : 1.0f;
   const Addresses base = tables.addresses[t];
-  const GroupValues group = group_values(args, tensor.group);
-  const ChunkPlace place = chunk_place(chunk - tensor.first_chunk, tensor.numel);
-  work.wide_grad = word & kWideGradient;
-  work.weight = address<void>(base.weight, place.offset, item_size(tensor.dtype));
-  const DType param_dtype =
-      kMixedPrecision && tensor.param_dtype != DType::kFloat32 ? tensor.param_dtype : tensor.dtype;
-  work.grad = address<const void>(word & ~kWideGradient, place.offset, work.wide_grad ? 4 : item_size(param_dtype));
-  const int momentum_size = kMixedPrecision && tensor.small_momentum ? 2 : item_size(tensor.dtype);
-  work.momentum_buffer = address<void>(base.momentum_buffer, place.offset, momentum_size);
-  work.count = place.count;
-  work.dtype = tensor.dtype;
-  work.takes_sums = header.options.track_norms && tensor.layer >= 0;
-  work.takes_gradient = kRelative && is_scaled(tables, tensor.layer);
-  work.momentum = !base.momentum_buffer ? Momentum::kNone : group.nesterov ? Momentum::kNesterov : Momentum::kClassic;
-
+  const uint8_t flags = tables.flags[t];
+  const GroupValues group = group_values(args, entry.group);
   Scales scales = plain_scales(group);
-  if (is_scaled(tables, tensor.layer)) {
-    const LayerTraits layer = tables.layers[tensor.layer];
-    const double norm = tables.row_norm_sq[tensor.layer];
-    work.is_left = is_left(header, tensor.layer);
+  if (entry.scaled) {
+    const LayerTraits layer = tables.layers[entry.layer];
+    const double norm = tables.row_norm_sq[entry.layer];
+    work.is_left = is_left(header.options, norm);
     if constexpr (kRelative) {
       scales = relative_scales(group, layer, norm, tables.gradient_norm_sq[t], header.options);
     } else {
       scales = amended_scales(group, layer, norm, header.options);
     }
   }
-  const double inverse = header.grad_scale ? 1.0 / static_cast<double>(*header.grad_scale) : 1.0;
-  work.coefficients = make_coefficients(group, scales, inverse, !(tables.flags[t] & kStarted));
+  const double inverse = header.grad_scale ? 1.0 / static_cast<double>(loss_scale) : 1.0;
+  work.coefficients = make_coefficients(group, scales, inverse, !(flags & kStarted));
+
+  work.wide_grad = word & kWideGradient;
+  work.weight = address<void>(base.weight, entry.offset, item_size(entry.dtype));
+  const DType param_dtype = kMixedPrecision && entry.param_dtype != DType::kFloat32 ? entry.param_dtype : entry.dtype;
+  work.grad = address<const void>(word & ~kWideGradient, entry.offset, work.wide_grad ? 4 : item_size(param_dtype));
+  const int momentum_size = kMixedPrecision && entry.small_momentum ? 2 : item_size(entry.dtype);
+  work.momentum_buffer = address<void>(base.momentum_buffer, entry.offset, momentum_size);
+  work.count = word ? entry.count : 0;
+  work.dtype = entry.dtype;
+  work.takes_sums = header.options.track_norms && entry.layer >= 0;
+  work.takes_gradient = kRelative && entry.scaled;
+  work.momentum = !base.momentum_buffer ? Momentum::kNone : group.nesterov ? Momentum::kNesterov : Momentum::kClassic;
   return work;
 }
 
 // Looks up what a step in mixed precision needs besides.
-__device__ __forceinline__ PrecisionWork precision_of_chunk(const Tables& tables, int32_t chunk) {
-  const int32_t t = tables.tensor_of_chunk[chunk];
-  const TensorEntry tensor = tables.tensors[t];
-  const PrecisionEntry precision = tables.precision[t];
-  const int64_t offset = chunk_place(chunk - tensor.first_chunk, tensor.numel).offset;
+__device__ __forceinline__ PrecisionWork precision_of_chunk(const Tables& tables, const ChunkEntry& entry) {
+  const PrecisionEntry precision = tables.precision[entry.tensor];
   PrecisionWork work{};
-  work.param = address<void>(precision.param, offset, 2);
-  work.param_dtype = tensor.param_dtype;
-  work.small_momentum = tensor.small_momentum;
-  work.stochastic = tensor.stochastic;
-  work.place = static_cast<uint32_t>(offset);
-  if (work.stochastic) work.key = random_key(precision.stream, tables.rounding_steps[t], offset);
+  work.param = address<void>(precision.param, entry.offset, 2);
+  work.param_dtype = entry.param_dtype;
+  work.small_momentum = entry.small_momentum;
+  work.stochastic = entry.stochastic;
+  work.place = static_cast<uint32_t>(entry.offset);
+  if (work.stochastic) {
+    work.key = random_key(precision.stream, tables.rounding_steps[entry.tensor], entry.offset);
+  }
   return work;
 }
 
 // Looks up what is to be summed of a gradient whose norm is not known.
 template <int kWords>
-__device__ ChunkWork gradient_of_chunk(const LaunchArgs<kWords>& args, int32_t chunk) {
-  const Tables& tables = args.header.tables;
-  if (tables.gradient_norm_sq[tables.tensor_of_chunk[chunk]] != 0) return {};
-  return step_of_chunk<true, true>(args, chunk);
+__device__ ChunkWork gradient_of_chunk(const LaunchArgs<kWords>& args, const ChunkEntry& entry) {
+  if (args.header.tables.gradient_norm_sq[entry.tensor] != 0) return {};
+  return step_of_chunk<true, true>(args, entry);
 }
 
 __device__ __forceinline__ DType gradient_dtype(const Tables& tables, int32_t chunk, const ChunkWork& work) {
-  return work.wide_grad ? DType::kFloat32 : tables.tensors[tables.tensor_of_chunk[chunk]].param_dtype;
+  return work.wide_grad ? DType::kFloat32 : tables.chunks[chunk].param_dtype;
 }
 
 // Looks up what a norm pass does with a chunk.
 template <int kWords>
-__device__ ChunkWork norm_of_chunk(const LaunchArgs<kWords>& args, int32_t chunk) {
+__device__ ChunkWork norm_of_chunk(const LaunchArgs<kWords>& args, const ChunkEntry& entry) {
   const Tables& tables = args.header.tables;
-  const int32_t t = tables.tensor_of_chunk[chunk];
+  const int32_t t = entry.tensor;
   ChunkWork work{};
   if (!args.words[t - args.header.launch.first_tensor] || tables.flags[t] & kNormKept) return work;
 
-  const TensorEntry tensor = tables.tensors[t];
-  const ChunkPlace place = chunk_place(chunk - tensor.first_chunk, tensor.numel);
-  work.weight = address<void>(tables.addresses[t].weight, place.offset, item_size(tensor.dtype));
-  work.count = place.count;
-  work.dtype = tensor.dtype;
+  work.weight = address<void>(tables.addresses[t].weight, entry.offset, item_size(entry.dtype));
+  work.count = entry.count;
+  work.dtype = entry.dtype;
   work.takes_sums = true;
   return work;
 }
 
-// The squared norm of a tensor's gradient, for the next step.
-__device__ __forceinline__ void carry_gradient(const Tables& tables, int32_t t) {
-  const double measured = tables.sums[tables.tensors[t].root].gradient;
+// Leaves the squared norm of a tensor's gradient for the next step; returns the flag that says so.
+__device__ __forceinline__ uint8_t carry_gradient(const Tables& tables, int32_t t, double measured) {
   const double next = next_gradient_norm_sq(tables.gradient_norm_sq[t], measured);
   tables.gradient_sums[t] = measured;
   tables.gradient_norm_sq[t] = next;
-  if (next != 0) tables.flags[t] |= kGradientKnown;
+  return next != 0 ? kGradientKnown : 0;
 }
 
 // What a launch leaves for the next step, one tensor to a thread.
@@ -151,32 +148,40 @@ __device__ __forceinline__ void finish_tensor(const LaunchArgs<kWords>& args, in
   const TensorEntry tensor = tables.tensors[t];
   const int32_t b = tensor.layer;
   if constexpr (kPass == Pass::kGradients) {
-    if (tables.gradient_norm_sq[t] == 0) carry_gradient(tables, t);
+    const double measured = tables.sums[tensor.root].gradient;
+    if (tables.gradient_norm_sq[t] == 0) tables.flags[t] |= carry_gradient(tables, t, measured);
     return;
   }
   constexpr bool kUpdate = kPass == Pass::kStep;
-  bool is_unknown = false;
+  // All loads come before the first store: it waits for what it is made of, and what follows would wait with it.
+  uint8_t flags = tables.flags[t];
+  const bool has_momentum = kUpdate && tables.addresses[t].momentum_buffer;
+  double used_norm = 0, carried_sum = 0, rows = 1;
+  Sums sums{};
+  if (b >= 0) {
+    used_norm = tables.row_norm_sq[b];
+    carried_sum = tables.sum_squares[b];
+    rows = tables.layers[b].rows;
+    sums = tables.sums[tensor.root];
+  }
   if constexpr (kUpdate) {
-    is_unknown = is_scaled(tables, b) && is_left(header, b);
-    if (tables.addresses[t].momentum_buffer && !is_unknown) tables.flags[t] |= kStarted;
+    const bool is_unknown = tensor.scaled && is_left(header.options, used_norm);
+    if (has_momentum && !is_unknown) flags |= kStarted;
     if (kMixedPrecision && tensor.stochastic) ++tables.rounding_steps[t];
-    if (b < 0) return;
-    if (kRelative && tables.layers[b].scaled && !is_unknown) carry_gradient(tables, t);
-    if (!header.options.track_norms) {
-      const bool is_update = tables.layers[b].scaled && group_values(args, tensor.group).lr != 0;
-      if (is_update && is_finite(tables.row_norm_sq[b])) tables.flags[t] |= kNormKept;
-      return;
+    if (kRelative && tensor.scaled && !is_unknown) flags |= carry_gradient(tables, t, sums.gradient);
+    if (!header.options.track_norms && tensor.scaled && is_finite(used_norm)) {
+      if (group_values(args, tensor.group).lr != 0) flags |= kNormKept;
     }
-    if (tables.layers[b].scaled && !is_unknown && !same_bits(tables.sums[tensor.root].read, tables.sum_squares[b])) {
-      ++tables.stale_steps[b];
-    }
-  } else if (tables.flags[t] & kNormKept) {
+    tables.flags[t] = flags;
+    if (b < 0 || !header.options.track_norms) return;
+    if (tensor.scaled && !is_unknown && !same_bits(sums.read, carried_sum)) ++tables.stale_steps[b];
+  } else if (flags & kNormKept) {
     return;
   }
-  tables.sum_squares[b] = tables.sums[tensor.root].written;
-  const double norm = tables.sum_squares[b] / tables.layers[b].rows;
+  tables.sum_squares[b] = sums.written;
+  const double norm = sums.written / rows;
   // A norm pass leaves an infinite norm as it is: so infinite weights that nobody put right are noticed.
-  tables.row_norm_sq[b] = kUpdate && tables.layers[b].scaled && !is_finite(norm) ? norm - norm : norm;
+  tables.row_norm_sq[b] = kUpdate && tensor.scaled && !is_finite(norm) ? norm - norm : norm;
 }
 
 template <Pass kPass, bool kMixedPrecision, bool kRelative, int kWords>
@@ -190,10 +195,11 @@ __device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
 
   for (int32_t chunk = header.launch.first_chunk + blockIdx.x; chunk < header.launch.end_chunk; chunk += gridDim.x) {
     if (threadIdx.x == 0) {
-      shared_work[0] = kPass == Pass::kStep    ? step_of_chunk<kMixedPrecision, kRelative>(args, chunk)
-                       : kPass == Pass::kNorms ? norm_of_chunk(args, chunk)
-                                               : gradient_of_chunk(args, chunk);
-      if constexpr (kMixedPrecision) shared_precision[0] = precision_of_chunk(tables, chunk);
+      const ChunkEntry entry = entry_of(tables, chunk);
+      shared_work[0] = kPass == Pass::kStep    ? step_of_chunk<kMixedPrecision, kRelative>(args, entry)
+                       : kPass == Pass::kNorms ? norm_of_chunk(args, entry)
+                                               : gradient_of_chunk(args, entry);
+      if constexpr (kMixedPrecision) shared_precision[0] = precision_of_chunk(tables, entry);
     }
     __syncthreads();  // shared_work is filled in
     const ChunkWork work = shared_work[0];

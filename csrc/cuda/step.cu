@@ -95,31 +95,32 @@ void CudaPlan::plan_launches() {
       slot_of_group[tensor.group] = static_cast<int32_t>(planned.groups.size());
       planned.groups.push_back(tensor.group);
     }
-    const int64_t first_chunk = static_cast<int64_t>(tensor_of_chunk_.size());
     const int64_t chunks = tensor.numel / kChunk + (tensor.numel % kChunk != 0);
-    if (first_chunk + chunks > std::numeric_limits<int32_t>::max()) {
+    if (chunks > std::numeric_limits<int32_t>::max() - static_cast<int64_t>(chunks_.size())) {
       throw std::invalid_argument("tensors: got more elements than a device can hold");
     }
-    entries_.push_back({tensor.numel, static_cast<int32_t>(first_chunk), slot_of_group[tensor.group], tensor.layer,
-                        static_cast<int32_t>(first_chunk), tensor.dtype, tensor.precision.param_dtype,
-                        tensor.precision.small_momentum, tensor.precision.stochastic});
-    tensor_of_chunk_.resize(static_cast<size_t>(first_chunk + chunks), static_cast<int32_t>(t));
+    const int32_t slot = slot_of_group[tensor.group];
+    const bool scaled = tensor.layer >= 0 && layers_[tensor.layer].scaled;
+    const Precision& precision = tensor.precision;
+    first_chunks_.push_back(static_cast<int32_t>(chunks_.size()));
+    for (int32_t i = 0; i < chunks; ++i) {
+      const ChunkPlace place = chunk_place(i, tensor.numel);
+      chunks_.push_back({place.offset, place.count, static_cast<int32_t>(t), slot, tensor.layer, tensor.dtype, scaled,
+                         precision.param_dtype, precision.small_momentum, precision.stochastic});
+    }
+    entries_.push_back({slot, tensor.layer, first_chunks_.back(), scaled, precision.stochastic});
     planned.tensors.end = static_cast<int32_t>(t) + 1;
   }
-}
-
-int32_t CudaPlan::first_chunk_of(int32_t tensor) const {
-  return tensor < all().end ? entries_[tensor].first_chunk : static_cast<int32_t>(tensor_of_chunk_.size());
+  first_chunks_.push_back(static_cast<int32_t>(chunks_.size()));
 }
 
 // Level by level, until one entry is left of each layer: its root.
 void CudaPlan::plan_tree(PlannedLaunch& planned) {
-  const int32_t chunks = static_cast<int32_t>(tensor_of_chunk_.size());
+  const int32_t chunks = first_chunks_.back();
   std::vector<SumNode> ranges;  // what is left of each tensor
   for (int32_t t = planned.tensors.first; t < planned.tensors.end; ++t) {
     const bool is_layer = tensors_[t].layer >= 0;
-    const int64_t numel = is_layer ? tensors_[t].numel : 0;
-    ranges.push_back({entries_[t].first_chunk, static_cast<int32_t>((numel + kChunk - 1) / kChunk)});
+    ranges.push_back({first_chunks_[t], is_layer ? first_chunks_[t + 1] - first_chunks_[t] : 0});
   }
   const auto is_unfinished = [](const SumNode& range) { return range.count > 1; };
   while (std::any_of(ranges.begin(), ranges.end(), is_unfinished)) {
@@ -146,16 +147,16 @@ void CudaPlan::lay_out_tables(uint64_t begin) {
     table = reinterpret_cast<std::remove_reference_t<decltype(table)>>(end);
     end += (items * sizeof(*table) + 15) / 16 * 16;
   };
+  lay_out(tables_.chunks, chunks_.size());  // first, so that no entry lies across what memory is read by
   lay_out(tables_.tensors, entries_.size());
-  lay_out(tables_.tensor_of_chunk, tensor_of_chunk_.size());
   lay_out(tables_.layers, layer_traits_.size());
   lay_out(tables_.nodes, nodes_.size());
   // Those before this are fixed.
   lay_out(tables_.addresses, tensors_.size());
   lay_out(tables_.precision, mixed_precision_ ? tensors_.size() : 0);
-  lay_out(tables_.sums, tensor_of_chunk_.size() + nodes_.size());
+  lay_out(tables_.sums, chunks_.size() + nodes_.size());
   lay_out(tables_.finished_thread_blocks, 1);
-  tables_.sums_of_nodes = tables_.sums + tensor_of_chunk_.size();
+  tables_.sums_of_nodes = tables_.sums + chunks_.size();
   table_bytes_ = static_cast<int64_t>(end - begin);
 }
 
@@ -168,11 +169,11 @@ void CudaPlan::attach(uint64_t tables, const CarriedState& state, uint64_t strea
       std::memcpy(&image[reinterpret_cast<uint64_t>(table) - tables], entries.data(), entries.size() * sizeof(*table));
     }
   };
+  fill(tables_.chunks, chunks_);
   fill(tables_.tensors, entries_);
-  fill(tables_.tensor_of_chunk, tensor_of_chunk_);
   fill(tables_.layers, layer_traits_);
   fill(tables_.nodes, nodes_);
-  send(tables_.tensors, image.data(), image.size(), stream);
+  send(tables_.chunks, image.data(), image.size(), stream);
 }
 
 void CudaPlan::place(std::vector<uint64_t> weights, std::vector<uint64_t> momentum_buffers,
@@ -251,7 +252,7 @@ void CudaPlan::launch(const PlannedLaunch& planned, const Word& word_of, const G
                       const uint64_t* lr_addresses, const DeviceNumbers& numbers, uint64_t stream) {
   const TensorRange range = narrowed(planned.tensors, [&](int32_t t) { return word_of(t) != 0; });
   if (range.first == range.end) return;
-  Launch now{range.first, range.end, first_chunk_of(range.first), first_chunk_of(range.end), 0, {}, {}};
+  Launch now{range.first, range.end, first_chunks_[range.first], first_chunks_[range.end], 0, {}, {}};
   for (const std::vector<int32_t>& first_nodes : planned.levels) {
     now.level_begin[now.levels] = first_nodes[range.first - planned.tensors.first];
     now.level_end[now.levels++] = first_nodes[range.end - planned.tensors.first];
