@@ -5,7 +5,9 @@
 #include <cstring>
 
 #include "../layer_scale.h"
+#include "candidates.h"
 #include "chunk_loops.cuh"
+#include "prefetch.cuh"
 #include "sums.cuh"
 #include "tables.h"
 
@@ -20,6 +22,14 @@ __device__ __forceinline__ T* address(uint64_t base, int64_t offset, int item_si
 }
 
 __device__ __forceinline__ int item_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
+// The word of a tensor; 0 where the launch is not about it.
+template <int kWords>
+__device__ __forceinline__ uint64_t word_of(const LaunchArgs<kWords>& args, int32_t t) {
+  const Launch& launch = args.header.launch;
+  if (has<kTensorTrees> && (t < launch.first_tensor || t >= launch.end_tensor)) return 0;
+  return args.words[t - launch.first_tensor];
+}
 
 template <int kWords>
 __device__ __forceinline__ GroupValues group_values(const LaunchArgs<kWords>& args, int group) {
@@ -56,7 +66,7 @@ __device__ ChunkWork step_of_chunk(const LaunchArgs<kWords>& args, const ChunkEn
   const LaunchHeader& header = args.header;
   const Tables& tables = header.tables;
   const int32_t t = entry.tensor;
-  const uint64_t word = args.words[t - header.launch.first_tensor];
+  const uint64_t word = word_of(args, t);
   ChunkWork work{};
   const float loss_scale = header.grad_scale ? *header.grad_scale : 1.0f;
   const Addresses base = tables.addresses[t];
@@ -87,6 +97,25 @@ __device__ ChunkWork step_of_chunk(const LaunchArgs<kWords>& args, const ChunkEn
   work.takes_sums = header.options.track_norms && entry.layer >= 0;
   work.takes_gradient = kRelative && entry.scaled;
   work.momentum = !base.momentum_buffer ? Momentum::kNone : group.nesterov ? Momentum::kNesterov : Momentum::kClassic;
+  return work;
+}
+
+// kWithoutLookUp: what a step does with a chunk of its only tensor, by its arguments alone.
+template <int kWords>
+__device__ ChunkWork wired_chunk(const LaunchArgs<kWords>& args, int32_t chunk) {
+  const GroupValues group = group_values(args, 0);
+  const uint64_t* wired = args.words + 1 + kGroupWords;
+  const DType dtype = static_cast<DType>(wired[3]);
+  const ChunkPlace place = chunk_place(chunk, static_cast<int64_t>(wired[2]));
+  ChunkWork work{};
+  work.weight = address<void>(wired[0], place.offset, item_size(dtype));
+  work.grad = address<const void>(args.words[0], place.offset, item_size(dtype));
+  work.momentum_buffer = address<void>(wired[1], place.offset, item_size(dtype));
+  work.count = place.count;
+  work.dtype = dtype;
+  work.takes_sums = args.header.options.track_norms;
+  work.momentum = group.nesterov ? Momentum::kNesterov : Momentum::kClassic;
+  work.coefficients = make_coefficients(group, plain_scales(group), 1.0, false);
   return work;
 }
 
@@ -122,7 +151,7 @@ __device__ ChunkWork norm_of_chunk(const LaunchArgs<kWords>& args, const ChunkEn
   const Tables& tables = args.header.tables;
   const int32_t t = entry.tensor;
   ChunkWork work{};
-  if (!args.words[t - args.header.launch.first_tensor] || tables.flags[t] & kNormKept) return work;
+  if (!word_of(args, t) || tables.flags[t] & kNormKept) return work;
 
   work.weight = address<void>(tables.addresses[t].weight, entry.offset, item_size(entry.dtype));
   work.count = entry.count;
@@ -144,7 +173,7 @@ template <Pass kPass, bool kMixedPrecision, bool kRelative, int kWords>
 __device__ __forceinline__ void finish_tensor(const LaunchArgs<kWords>& args, int32_t t) {
   const LaunchHeader& header = args.header;
   const Tables& tables = header.tables;
-  if (!args.words[t - header.launch.first_tensor]) return;
+  if (!word_of(args, t)) return;
   const TensorEntry tensor = tables.tensors[t];
   const int32_t b = tensor.layer;
   if constexpr (kPass == Pass::kGradients) {
@@ -184,22 +213,50 @@ __device__ __forceinline__ void finish_tensor(const LaunchArgs<kWords>& args, in
   tables.row_norm_sq[b] = kUpdate && tensor.scaled && !is_finite(norm) ? norm - norm : norm;
 }
 
+// kTensorTrees: the tree of one tensor, level by level, and what is left of it for the next step.
+template <Pass kPass, bool kMixedPrecision, bool kRelative, int kWords>
+__device__ __forceinline__ void finish_with_tree(const LaunchArgs<kWords>& args, int32_t t) {
+  const LaunchHeader& header = args.header;
+  const TensorEntry tensor = header.tables.tensors[t];
+  const bool has_sums = tensor.layer >= 0 && (kPass != Pass::kStep || header.options.track_norms);
+  for (int32_t first = tensor.first_node, count = tensor.chunks; has_sums && count > 1;) {
+    count = (count + kFanIn - 1) / kFanIn;
+    for (int32_t n = first + threadIdx.x; n < first + count; n += kThreads) {
+      add_up_children<kRelative>(header.tables, n);
+    }
+    __syncthreads();  // the next level of the tensor reads this one
+    first += count;
+  }
+  if (threadIdx.x == 0) {
+    finish_tensor<kPass, kMixedPrecision, kRelative>(args, t);
+    header.tables.finished_thread_blocks[t] = 0;
+  }
+}
+
 template <Pass kPass, bool kMixedPrecision, bool kRelative, int kWords>
 __device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
   SASGD_SHARED(ChunkWork, shared_work, 1);
   SASGD_SHARED(PrecisionWork, shared_precision, 1);
   SASGD_SHARED(Sums, of_warps, kWarps);
+  SASGD_SHARED(int32_t, shared_tensor, 1);    // of the chunk
+  SASGD_SHARED(int32_t, finished_tensor, 1);  // with the chunk, or -1
   const LaunchHeader& header = args.header;
   const Tables& tables = header.tables;
+  if constexpr (has<kPrefetch> && kPass == Pass::kStep) prefetch_tables(tables, header.launch);
   if (kPass != Pass::kNorms && header.found_inf && *header.found_inf != 0) return;
 
   for (int32_t chunk = header.launch.first_chunk + blockIdx.x; chunk < header.launch.end_chunk; chunk += gridDim.x) {
     if (threadIdx.x == 0) {
       const ChunkEntry entry = entry_of(tables, chunk);
-      shared_work[0] = kPass == Pass::kStep    ? step_of_chunk<kMixedPrecision, kRelative>(args, entry)
-                       : kPass == Pass::kNorms ? norm_of_chunk(args, entry)
-                                               : gradient_of_chunk(args, entry);
+      if constexpr (has<kWithoutLookUp> && kPass == Pass::kStep) {
+        shared_work[0] = wired_chunk(args, chunk);
+      } else {
+        shared_work[0] = kPass == Pass::kStep    ? step_of_chunk<kMixedPrecision, kRelative>(args, entry)
+                         : kPass == Pass::kNorms ? norm_of_chunk(args, entry)
+                                                 : gradient_of_chunk(args, entry);
+      }
       if constexpr (kMixedPrecision) shared_precision[0] = precision_of_chunk(tables, entry);
+      if constexpr (has<kTensorTrees>) shared_tensor[0] = entry.tensor;
     }
     __syncthreads();  // shared_work is filled in
     const ChunkWork work = shared_work[0];
@@ -221,9 +278,21 @@ __device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
         if (threadIdx.x == 0) tables.sums[chunk] = sums;
       }
     }
+    if constexpr (has<kTensorTrees>) {
+      if (threadIdx.x == 0) {
+        const int32_t t = shared_tensor[0];
+        const bool is_finished = work.count > 0 && is_last(tables.finished_thread_blocks[t], tables.tensors[t].chunks);
+        finished_tensor[0] = is_finished ? t : -1;
+      }
+    }
     __syncthreads();  // shared_work and of_warps have been read
+    if constexpr (has<kTensorTrees>) {
+      const int32_t t = finished_tensor[0];
+      if (t >= 0) finish_with_tree<kPass, kMixedPrecision, kRelative>(args, t);
+    }
   }
 
+  if constexpr (has<kTensorTrees> || (has<kWithoutEpilogue> && kPass == Pass::kStep)) return;
   if (!is_last_thread_block(tables)) return;
   const Launch& launch = header.launch;
   if (kPass != Pass::kStep || header.options.track_norms) {
@@ -245,7 +314,9 @@ __device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
 template <int kWords, bool kMixedPrecision, bool kRelative>
 __global__ void __launch_bounds__(kThreads, kResidentThreadBlocks)
     step_kernel(const __grid_constant__ LaunchArgs<kWords> args) {
-  run_pass<Pass::kStep, kMixedPrecision, kRelative>(args);
+  if constexpr (!(kMixedPrecision && has<kWithoutMixed>) && !(kRelative && has<kWithoutRelative>)) {
+    run_pass<Pass::kStep, kMixedPrecision, kRelative>(args);
+  }
 }
 
 template <int kWords>
@@ -256,7 +327,7 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ 
 // Of weights and gradients of any dtypes.
 template <int kWords>
 __global__ void __launch_bounds__(kThreads) gradient_kernel(const __grid_constant__ LaunchArgs<kWords> args) {
-  run_pass<Pass::kGradients, false, true>(args);
+  if constexpr (!has<kWithoutRelative>) run_pass<Pass::kGradients, false, true>(args);
 }
 
 }  // namespace cuda

@@ -40,6 +40,9 @@ struct TensorEntry {
   int32_t group;  // as for its chunks, and so are the others
   int32_t layer;
   int32_t root;  // where the tree puts the sums of all its chunks; of layers only
+  int32_t first_chunk;
+  int32_t chunks;
+  int32_t first_node;  // of kTensorTrees
   bool scaled;
   bool stochastic;
 };
@@ -76,9 +79,9 @@ struct Tables : CarriedState {
   const PrecisionEntry* precision;  // in mixed precision only
   const LayerTraits* layers;
   const SumNode* nodes;
-  Sums* sums;           // of the chunks, then of the nodes
-  Sums* sums_of_nodes;  // the latter
-  unsigned* finished_thread_blocks;
+  Sums* sums;                        // of the chunks, then of the nodes
+  Sums* sums_of_nodes;               // the latter
+  unsigned* finished_thread_blocks;  // in kTensorTrees, finished chunks of each tensor
 };
 
 // What a launch is for: a step, the norms of weights, or the norms of gradients.

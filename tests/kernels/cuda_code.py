@@ -61,7 +61,7 @@ class Kernel:
         return {kind: instructions for kind, instructions in found.items() if instructions}
 
     def dependent_loads(self) -> int:
-        """How many global loads there are one after the other, each waiting for the one before, up to the first barrier.
+        """How many global loads come one after the other, each waiting for the one before, up to the first barrier.
 
         A load waits for the loads that its address comes from, and for those that decided whether to go on to it.
         """

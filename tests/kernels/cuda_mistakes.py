@@ -35,9 +35,7 @@ CUDA_MISTAKES = {
         RACE,
         "thread",
     ),
-    "counts without an atomic": Mistake(
-        SUMS, COUNT, f"(MISTAKEN ? (*tables.finished_thread_blocks)++ : {COUNT})", "threads", RACE, "thread"
-    ),
+    "counts without an atomic": Mistake(SUMS, COUNT, f"(MISTAKEN ? count++ : {COUNT})", "threads", RACE, "thread"),
     "reads other thread blocks' sums unordered": Mistake(
         SUMS,
         COUNT,
@@ -247,5 +245,41 @@ CUDA_MISTAKES = {
         "if (!MISTAKEN && threadIdx.x == 0) *tables.finished_thread_blocks = 0;",
         "steps",
         "are not those of a norm pass",
+    ),
+}
+
+# In the candidates of csrc/cuda/candidates.h.
+CANDIDATE_MISTAKES = {
+    "counts a tensor's chunks unordered": Mistake(
+        SUMS,
+        COUNT,
+        f"(MISTAKEN ? finished.fetch_add(1u, ::cuda::memory_order_relaxed) : {COUNT})",
+        "threads",
+        RACE,
+        "thread",
+    ),
+    "counts a chunk before its sums are there": Mistake(
+        KERNELS,
+        "finished_tensor[0] = is_finished ? t : -1;",
+        "finished_tensor[0] = is_finished ? t : -1; if (MISTAKEN && work.takes_sums) tables.sums[chunk].read *= 1;",
+        "threads",
+        RACE,
+        "thread",
+    ),
+    "reads a level of a tensor too early": Mistake(
+        KERNELS,
+        "__syncthreads();  // the next level of the tensor reads this one",
+        "if (!MISTAKEN) __syncthreads();",
+        "threads",
+        RACE,
+        "thread",
+    ),
+    "does not count a tensor out": Mistake(
+        KERNELS,
+        "header.tables.finished_thread_blocks[t] = 0;",
+        "if (!MISTAKEN) header.tables.finished_thread_blocks[t] = 0;",
+        "threads",
+        "weight ",
+        "thread",
     ),
 }

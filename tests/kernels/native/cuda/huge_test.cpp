@@ -64,7 +64,7 @@ void check_last_chunks() {
     weight[i] = narrow<W>(1.0f);
     grad[i] = narrow<__nv_bfloat16>(gradient(i));
   }
-  const std::vector<TensorEntry> tensors = {{0, -1, 0, false, kStochastic}};
+  const std::vector<TensorEntry> tensors = {{0, -1, 0, 0, kChunks, 0, false, kStochastic}};
   const std::vector<PrecisionEntry> precision = {{kStream, kIsMaster ? param.address() : 0}};
   const std::vector<Addresses> addresses = {{weight.address(), 0}};
   std::vector<ChunkEntry> chunks(kChunks);
