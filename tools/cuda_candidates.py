@@ -45,7 +45,7 @@ CANDIDATES = {
     "prefetch, tensor trees": Candidate(f"kPrefetch+kTensorTrees+{PLAIN}", "the sum of both"),
     "evict gradients": Candidate(f"kEvictGradients+{PLAIN}", "0 to -3 %"),
     "evict momentum": Candidate(f"kEvictGradients+kEvictMomentum+{PLAIN}", "0 to -3 %"),
-    "argument sizes": Candidate("kArgumentSizes+kWithoutRelative", "-1 to -5 of the host"),
+    "short arguments": Candidate("kShortArguments+kWithoutRelative", "-1 to -5 of the host"),
 }
 
 
@@ -99,6 +99,8 @@ def enter(name: str, module: Path | None) -> None:
     from sasgd_fused.plan import State, StepPlan
 
     native = BACKENDS["native"]
+    if name in BACKENDS:  # a second time pybind11 would refuse it
+        return
     if module is None:
         BACKENDS[name] = native
         return

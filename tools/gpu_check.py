@@ -127,13 +127,13 @@ def limit_of(part: str, stage: Mapping[str, float], left: float) -> float:
 
 
 def markdown(where: Mapping[str, object], parts: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns what each part came to, and what the failed ones said."""
+    """Returns what each part came to, and what the failed ones said, and those that answer a question."""
     rows, said = [], []
     for name, part in parts.items():
         counts = ", ".join(f"{count} {outcome}" for outcome, count in part.get("counts", {}).items())
         rows.append((name, part["verdict"], counts, f"{part['seconds']:.0f} s"))
         said += [f"- `{failure}`" for failure in part.get("failures", [])[:20]]
-        if name == "info" or part["verdict"] != PASSED:
+        if name in ("info", "candidates") or part["verdict"] != PASSED:
             said.append(f"{name}:\n\n```\n{part['says']}\n```")
     facts = "; ".join(f"{key}: {fact}" for key, fact in where.items() if fact is not None)
     return "\n\n".join([facts, table("part|verdict||time", "lllr", rows), *said]) + "\n"

@@ -43,13 +43,14 @@ class Place:
     momentum_dtype: torch.dtype | None = None
 
 
+SMALLEST = "1x1048576"
 NETWORKS = ("VGG13-CIFAR", "ResNet-50", "VGG16")
-ON_NETWORKS = [name for name in CANDIDATES if name not in ("without look-up", "argument sizes")]
+ON_NETWORKS = [name for name in CANDIDATES if name not in ("without look-up", "short arguments")]
 PLACES = {
     **{case: Place(case, ON_NETWORKS) for case in NETWORKS},
-    "1x1048576": Place("1x1048576", ["without look-up"]),
-    "DenseNet-201": Place("DenseNet-201", ["argument sizes"]),
-    "ResNet-50, bfloat16 momentum": Place("ResNet-50", ["argument sizes"], momentum_dtype=torch.bfloat16),
+    SMALLEST: Place(SMALLEST, ["without look-up"]),
+    "DenseNet-201": Place("DenseNet-201", ["short arguments"]),
+    "ResNet-50, bfloat16 momentum": Place("ResNet-50", ["short arguments"], momentum_dtype=torch.bfloat16),
     **{f"{case}, bfloat16": Place(case, ON_NETWORKS, "bfloat16") for case in NETWORKS},
 }
 
@@ -127,7 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.measure_candidates", description="Other kernels than ours.")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench", metavar="FILES")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run, of its own kernel")
-    parser.add_argument("--places", nargs="+", choices=PLACES, default=[*PLACES], metavar="NAME")
+    parser.add_argument("--places", nargs="+", choices=PLACES, metavar="NAME",
+                        help=f"default all: {'; '.join(PLACES)}; in a dry run the smallest")  # fmt: skip
     parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=[*CANDIDATES], metavar="NAME")
     parser.add_argument("--seconds", type=float, default=2.0, help="at least so long for a place")
     parser.add_argument("--commit", help="where the sources are no checkout of git")
@@ -154,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             notes |= {name: found for name, found in built.items() if isinstance(found, str)}
             modules = {name: found for name, found in built.items() if isinstance(found, Path)}
         with Child() as child:
-            for name in chosen.places:
+            for name in chosen.places or (PLACES if chosen.device == "cuda" else [SMALLEST]):
                 place = PLACES[name]
                 here = {candidate: modules[candidate] for candidate in place.candidates if candidate in modules}
                 measured = {candidate for found in known.get(name, []) for candidate in found.differences_us}

@@ -16,7 +16,7 @@ enum Candidate : unsigned {
   kTensorTrees = 2,        // a tensor's tree is added up as soon as its last chunk is done, the largest tensors first
   kEvictGradients = 4,     // gradients are the first to leave the L2 cache
   kEvictMomentum = 8,      // so are momentum buffers
-  kArgumentSizes = 16,     // launches have arguments of 8 KB too, those of mixed precision small ones
+  kShortArguments = 16,    // the large arguments have 8 KB
   kWithoutEpilogue = 32,   // takes wrong steps: nothing is left for the next one
   kWithoutLookUp = 64,     // takes wrong steps: of one tensor, and without its norm
   kWithoutRelative = 128,  // the relative scale is refused, which saves half of the compiler's time

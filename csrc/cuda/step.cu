@@ -16,8 +16,7 @@ namespace {
 // Most networks fit the small arguments, which cost the host less; the large ones are the largest that CUDA takes.
 constexpr int kHeaderWords = sizeof(LaunchHeader) / sizeof(uint64_t);
 constexpr int kSmallWords = 4096 / sizeof(uint64_t) - kHeaderWords;
-constexpr int kLargeWords = 32764 / sizeof(uint64_t) - kHeaderWords;
-constexpr int kMediumWords = 8192 / sizeof(uint64_t) - kHeaderWords;  // of kArgumentSizes
+constexpr int kLargeWords = (has<kShortArguments> ? 8192 : 32764) / sizeof(uint64_t) - kHeaderWords;
 static_assert(sizeof(LaunchHeader) % sizeof(uint64_t) == 0, "words follow the header without a gap");
 
 }  // namespace
@@ -95,7 +94,7 @@ CudaPlan::CudaPlan(int device, PlanSpec spec) : PlanBase(std::move(spec)), devic
   resident_thread_blocks_ = resident_thread_blocks(device_, mixed_precision_, options_.relative);
 }
 
-// Deals the tensors out to as few launches as their words fit in, and the chunks to the tensors.
+// Deals the tensors out to as few launches as their words fit in.
 void CudaPlan::plan_launches() {
   std::vector<int32_t> slot_of_group;
   int words = 0;
@@ -331,16 +330,6 @@ void CudaPlan::launch(const PlannedLaunch& planned, const Word& word_of, const G
     LaunchArgs<kSmallWords> args;
     run(kPass == Pass::kStep ? step_kernel<kSmallWords, false, false> : norm_kernel<kSmallWords>, args);
     return;
-  }
-  if constexpr (has<kArgumentSizes> && kPass == Pass::kStep) {
-    if (is_small && !options_.relative) {
-      LaunchArgs<kSmallWords> args;
-      return run(step_kernel<kSmallWords, true, false>, args);
-    }
-    if (words_.size() <= static_cast<size_t>(kMediumWords) && is_plain_step) {
-      LaunchArgs<kMediumWords> args;
-      return run(step_kernel<kMediumWords, false, false>, args);
-    }
   }
   LaunchArgs<kLargeWords> args;
   if (kPass == Pass::kNorms) {

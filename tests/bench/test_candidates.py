@@ -86,9 +86,9 @@ def test_nothing_is_concluded_from_half_of_the_places() -> None:
 
 @pytest.mark.parametrize(("device", "host", "expected"), [(0, -2, "yes"), (-2, 0, "yes"), (-0.9, -0.9, "no")])
 def test_arguments_may_save_on_either_side(device: float, host: float, expected: str) -> None:
-    here = [figures({"argument sizes": device}, {"argument sizes": host})]
+    here = [figures({"short arguments": device}, {"short arguments": host})]
     places = {"DenseNet-201": here, "ResNet-50, bfloat16 momentum": here}
-    assert verdict("argument sizes", Measurements(places)) == expected
+    assert verdict("short arguments", Measurements(places)) == expected
 
 
 def test_the_report_has_a_line_for_each_candidate_and_what_was_left_out() -> None:
@@ -146,7 +146,7 @@ def test_a_dry_run_goes_on_where_it_was_stopped(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(measure_candidates, "measure_alone_where_needed", stop)
-    main(command)
+    main([*command, "--places", "first", "second"])
     found = json.loads(written.read_text())
     assert found["places"] == {"first": first} and found["left_out"] == {"the rest": "stopped"}
     assert "| first | prefetch |" in capsys.readouterr().out
