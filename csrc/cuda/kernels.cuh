@@ -106,12 +106,12 @@ __device__ ChunkWork wired_chunk(const LaunchArgs<kWords>& args, int32_t chunk) 
   const GroupValues group = group_values(args, 0);
   const uint64_t* wired = args.words + 1 + kGroupWords;
   const DType dtype = static_cast<DType>(wired[3]);
-  const ChunkPlace place = chunk_place(chunk, static_cast<int64_t>(wired[2]));
+  const int64_t offset = chunk * kChunk, left = static_cast<int64_t>(wired[2]) - offset;
   ChunkWork work{};
-  work.weight = address<void>(wired[0], place.offset, item_size(dtype));
-  work.grad = address<const void>(args.words[0], place.offset, item_size(dtype));
-  work.momentum_buffer = address<void>(wired[1], place.offset, item_size(dtype));
-  work.count = place.count;
+  work.weight = address<void>(wired[0], offset, item_size(dtype));
+  work.grad = address<const void>(args.words[0], offset, item_size(dtype));
+  work.momentum_buffer = address<void>(wired[1], offset, item_size(dtype));
+  work.count = static_cast<int32_t>(left < kChunk ? left : kChunk);
   work.dtype = dtype;
   work.takes_sums = args.header.options.track_norms;
   work.momentum = group.nesterov ? Momentum::kNesterov : Momentum::kClassic;
