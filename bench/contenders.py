@@ -94,7 +94,7 @@ def _with_instructions(instruction_set: str) -> Contender:
     return make
 
 
-def _replayed(contender: str) -> Contender:
+def replayed(contender: str) -> Contender:
     """Returns the step of another contender, captured in a CUDA graph."""
 
     def make(parameters: list[Tensor]) -> tuple[torch.optim.Optimizer, Step]:
@@ -180,7 +180,7 @@ OTHERS: dict[str, Contender] = {
 }
 LARS = ("timm LARS", "pytorch_optimizer LARS")
 # On GPUs alone. Compiling takes a minute for a large network on the CPU.
-REPLAYED = {f"{name}, graph": _replayed(name) for name in ("torch fused", "native", "triton")}
+REPLAYED = {f"{name}, graph": replayed(name) for name in ("torch fused", "native", "triton")}
 COMPILED = "torch compiled"
 CONTENDERS = {**TORCH, **OURS, **OTHERS, **REPLAYED, COMPILED: _torch_compiled}
 

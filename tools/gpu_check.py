@@ -26,8 +26,8 @@ from tools.verdicts import FAILED, IMPOSSIBLE, PASSED, count_tests, verdict_of
 # Seconds for each part of a stage, in the order of what one wants to know first; what a part leaves goes to the later.
 STAGES = {
     1: {"build": 80, "info": 15, "small case": 35, "tests": 120, "benchmark": 170},
-    2: {"build": 5, "memcheck": 60, "racecheck": 60, "ncu VGG13-CIFAR": 20, "ncu ResNet-50": 20, "more tests": 60,
-        "all of the benchmark": 25},
+    2: {"build": 5, "memcheck": 45, "racecheck": 45, "ncu VGG13-CIFAR": 15, "ncu ResNet-50": 15, "more tests": 40,
+        "all of the benchmark": 20, "candidates": 70},
 }  # fmt: skip
 TESTS = {
     "tests": (
@@ -100,6 +100,7 @@ def command_of(part: str, device: str, commit: str | None, files: Path) -> list[
             "small case": ["-m", "tools.small_case", device],
             "benchmark": [*benchmark, "--contenders", *FIRST_CONTENDERS],
             "all of the benchmark": benchmark,
+            "candidates": ["-m", "tools.measure_candidates", *benchmark[2:]],
         }[part],
     ]
 
@@ -126,13 +127,13 @@ def limit_of(part: str, stage: Mapping[str, float], left: float) -> float:
 
 
 def markdown(where: Mapping[str, object], parts: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns what each part came to, and what the failed ones said."""
+    """Returns what each part came to, and what the failed ones said, and those that answer a question."""
     rows, said = [], []
     for name, part in parts.items():
         counts = ", ".join(f"{count} {outcome}" for outcome, count in part.get("counts", {}).items())
         rows.append((name, part["verdict"], counts, f"{part['seconds']:.0f} s"))
         said += [f"- `{failure}`" for failure in part.get("failures", [])[:20]]
-        if name == "info" or part["verdict"] != PASSED:
+        if name in ("info", "candidates") or part["verdict"] != PASSED:
             said.append(f"{name}:\n\n```\n{part['says']}\n```")
     facts = "; ".join(f"{key}: {fact}" for key, fact in where.items() if fact is not None)
     return "\n\n".join([facts, table("part|verdict||time", "lllr", rows), *said]) + "\n"
@@ -161,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.gpu_check", description="Build, test and measure on a GPU.")
     parser.add_argument("--stage", type=int, nargs="+", choices=STAGES, default=[*STAGES])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu-check", metavar="FOLDER")
-    parser.add_argument("--seconds", type=float, help="for a stage, default 440 for the first and 270 for the second")
+    parser.add_argument("--seconds", type=float, help="for a stage, default 440 for the first and 275 for the second")
     parser.add_argument("--commit", help="where the sources are no checkout of git")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run")
     chosen = parser.parse_args(arguments)

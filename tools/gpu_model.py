@@ -51,12 +51,12 @@ class Card:
     share_of_copy: float = 0.93  # estimate, the least certain: of a copy's bandwidth, in both steps' streams
     latency: float = 0.9  # estimate: of a load from memory while much is under way
     launch: float = 2.4  # chosen such that the totals are those of a first model by hand: for each launch
-    look_up: float = 2.3  # estimate: five dependent loads in a cold cache before a block's first byte
-    lone_chunk: float = 4.4  # estimate: a chunk, however small, where few blocks are left: look-up, four rounds, sums
+    look_up: float = 0.9  # estimate: two loads in a row in a cold cache before a block's first byte
+    lone_chunk: float = 3.0  # estimate: a chunk, however small, where few blocks are left: look-up, four rounds, sums
     fence: float = 1.2  # estimate: the fence and the counter by which the last block is found
     level: float = 1.1  # estimate, 0.7 to 1.1: a level of its tree, up to 256 nodes: a node, then two times 8 children
     more_nodes: float = 0.6  # chosen as `launch` was: each further 256 nodes, whose loads overlap
-    finish: float = 1.4  # estimate: five dependent loads for what the next step needs
+    finish: float = 0.6  # estimate: two loads in a row for what the next step needs
     torch_round: float = 0.83  # estimate: torch's 512 threads load, compute and store a vector each
 
 

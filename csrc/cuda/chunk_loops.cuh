@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "../dispatch.h"
+#include "candidates.h"
 #include "elements.cuh"
 #include "tables.h"
 
@@ -110,8 +111,10 @@ __device__ __forceinline__ ThreadSums update_chunk(const ChunkWork& work, const 
     for (int b = 0; b < P::kBatch; ++b) {
       const int at = i + b * P::kStride, left = work.count - at;
       load<kVectors>(w[b], weight + at, left);
-      load<kGradVectors>(g[b], grad + at, left);
-      if constexpr (kMomentum != Momentum::kNone) load<kVectors>(m[b], momentum_buffer + at, left);
+      load<kGradVectors, has<kEvictGradients>>(g[b], grad + at, left);
+      if constexpr (kMomentum != Momentum::kNone) {
+        load<kVectors, has<kEvictMomentum>>(m[b], momentum_buffer + at, left);
+      }
     }
 #pragma unroll
     for (int b = 0; b < P::kBatch; ++b) {
@@ -138,7 +141,9 @@ __device__ __forceinline__ ThreadSums update_chunk(const ChunkWork& work, const 
         sums.written += after * after;
       }
       store<kVectors>(weight + at, w[b], left);
-      if constexpr (kMomentum != Momentum::kNone) store<kVectors>(momentum_buffer + at, m[b], left);
+      if constexpr (kMomentum != Momentum::kNone) {
+        store<kVectors, has<kEvictMomentum>>(momentum_buffer + at, m[b], left);
+      }
       if constexpr (HowStored::kMixedPrecision && std::is_same_v<W, float>) {
         if (precision.param && precision.param_dtype == DType::kBFloat16) {
           store_param<__nv_bfloat16, kVectors>(precision.param, at, w[b], left);

@@ -60,15 +60,17 @@ struct alignas(16) Elements {
 template <class T, int kCount>
 using Vector = std::conditional_t<sizeof(T) * kCount % 16 == 0, uint4, uint2>;
 
-// The first `left` elements, and zeros for the others. kVectors: the address is aligned to a vector.
-template <bool kVectors, class T, int kCount>
+// The first `left` elements, and zeros for the others. kVectors: the address is aligned to a vector. kEvictFirst: what
+// is loaded is the first to leave the cache.
+template <bool kVectors, bool kEvictFirst = false, class T, int kCount>
 __device__ __forceinline__ void load(Elements<T, kCount>& to, const T* from, int left) {
   using V = Vector<T, kCount>;
   constexpr int kPerVector = sizeof(V) / sizeof(T);
   if (kVectors && left >= kCount) {
 #pragma unroll
     for (int i = 0; i < kCount; i += kPerVector) {
-      const V vector = *reinterpret_cast<const V*>(from + i);
+      const V* const place = reinterpret_cast<const V*>(from + i);
+      const V vector = kEvictFirst ? __ldcs(place) : *place;
       memcpy(static_cast<void*>(to.value + i), &vector, sizeof vector);
     }
   } else {
@@ -77,7 +79,7 @@ __device__ __forceinline__ void load(Elements<T, kCount>& to, const T* from, int
   }
 }
 
-template <bool kVectors, class T, int kCount>
+template <bool kVectors, bool kEvictFirst = false, class T, int kCount>
 __device__ __forceinline__ void store(T* to, const Elements<T, kCount>& from, int left) {
   using V = Vector<T, kCount>;
   constexpr int kPerVector = sizeof(V) / sizeof(T);
@@ -86,7 +88,12 @@ __device__ __forceinline__ void store(T* to, const Elements<T, kCount>& from, in
     for (int i = 0; i < kCount; i += kPerVector) {
       V vector;
       memcpy(&vector, from.value + i, sizeof vector);
-      *reinterpret_cast<V*>(to + i) = vector;
+      V* const place = reinterpret_cast<V*>(to + i);
+      if constexpr (kEvictFirst) {
+        __stcs(place, vector);
+      } else {
+        *place = vector;
+      }
     }
   } else {
 #pragma unroll

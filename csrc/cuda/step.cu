@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <iterator>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 #include <utility>
 
@@ -14,7 +16,7 @@ namespace {
 // Most networks fit the small arguments, which cost the host less; the large ones are the largest that CUDA takes.
 constexpr int kHeaderWords = sizeof(LaunchHeader) / sizeof(uint64_t);
 constexpr int kSmallWords = 4096 / sizeof(uint64_t) - kHeaderWords;
-constexpr int kLargeWords = 32764 / sizeof(uint64_t) - kHeaderWords;
+constexpr int kLargeWords = (has<kShortArguments> ? 8192 : 32764) / sizeof(uint64_t) - kHeaderWords;
 static_assert(sizeof(LaunchHeader) % sizeof(uint64_t) == 0, "words follow the header without a gap");
 
 }  // namespace
@@ -70,14 +72,29 @@ int cuda_devices() {
 
 CudaPlan::CudaPlan(int device, PlanSpec spec) : PlanBase(std::move(spec)), device_(device) {
   for (const TensorInfo& tensor : tensors_) mixed_precision_ = mixed_precision_ || !is_plain(tensor.precision);
+  if ((has<kWithoutMixed> && mixed_precision_) || (has<kWithoutRelative> && options_.relative) ||
+      (has<kWithoutLookUp> && tensors_.size() != 1)) {
+    throw std::invalid_argument("plan: got one that this candidate of the kernels is built without");
+  }
   for (const LayerInfo& layer : layers_) layer_traits_.push_back(layer);
   plan_launches();
-  for (PlannedLaunch& planned : launches_) plan_tree(planned);
+  for (const PlannedLaunch& planned : launches_) plan_chunks(planned.tensors);
+  for (PlannedLaunch& planned : launches_) {
+    if constexpr (has<kTensorTrees>) {
+      for (int32_t t = planned.tensors.first; t < planned.tensors.end; ++t) {
+        entries_[t].first_node = static_cast<int32_t>(nodes_.size());
+        plan_tree(planned, {t, t + 1});
+      }
+      planned.levels.clear();
+    } else {
+      plan_tree(planned, planned.tensors);
+    }
+  }
   lay_out_tables(0);
   resident_thread_blocks_ = resident_thread_blocks(device_, mixed_precision_, options_.relative);
 }
 
-// Deals the tensors out to as few launches as their words fit in, and the chunks to the tensors.
+// Deals the tensors out to as few launches as their words fit in.
 void CudaPlan::plan_launches() {
   std::vector<int32_t> slot_of_group;
   int words = 0;
@@ -95,31 +112,44 @@ void CudaPlan::plan_launches() {
       slot_of_group[tensor.group] = static_cast<int32_t>(planned.groups.size());
       planned.groups.push_back(tensor.group);
     }
-    const int64_t first_chunk = static_cast<int64_t>(tensor_of_chunk_.size());
-    const int64_t chunks = tensor.numel / kChunk + (tensor.numel % kChunk != 0);
-    if (first_chunk + chunks > std::numeric_limits<int32_t>::max()) {
-      throw std::invalid_argument("tensors: got more elements than a device can hold");
-    }
-    entries_.push_back({tensor.numel, static_cast<int32_t>(first_chunk), slot_of_group[tensor.group], tensor.layer,
-                        static_cast<int32_t>(first_chunk), tensor.dtype, tensor.precision.param_dtype,
-                        tensor.precision.small_momentum, tensor.precision.stochastic});
-    tensor_of_chunk_.resize(static_cast<size_t>(first_chunk + chunks), static_cast<int32_t>(t));
+    const bool scaled = tensor.layer >= 0 && layers_[tensor.layer].scaled;
+    entries_.push_back({slot_of_group[tensor.group], tensor.layer, 0, 0, 0, 0, scaled, tensor.precision.stochastic});
     planned.tensors.end = static_cast<int32_t>(t) + 1;
   }
 }
 
-int32_t CudaPlan::first_chunk_of(int32_t tensor) const {
-  return tensor < all().end ? entries_[tensor].first_chunk : static_cast<int32_t>(tensor_of_chunk_.size());
+// Numbers the chunks of a launch's tensors.
+void CudaPlan::plan_chunks(TensorRange tensors) {
+  std::vector<int32_t> order(static_cast<size_t>(tensors.end - tensors.first));
+  std::iota(order.begin(), order.end(), tensors.first);
+  if constexpr (has<kTensorTrees>) {
+    const auto is_larger = [&](int32_t a, int32_t b) { return tensors_[a].numel > tensors_[b].numel; };
+    std::stable_sort(order.begin(), order.end(), is_larger);
+  }
+  for (const int32_t t : order) {
+    const TensorInfo& tensor = tensors_[t];
+    const int64_t chunks = tensor.numel / kChunk + (tensor.numel % kChunk != 0);
+    if (chunks > std::numeric_limits<int32_t>::max() - static_cast<int64_t>(chunks_.size())) {
+      throw std::invalid_argument("tensors: got more elements than a device can hold");
+    }
+    TensorEntry& entry = entries_[t];
+    entry.first_chunk = static_cast<int32_t>(chunks_.size());
+    entry.chunks = static_cast<int32_t>(chunks);
+    const Precision& precision = tensor.precision;
+    for (int32_t i = 0; i < entry.chunks; ++i) {
+      const ChunkPlace place = chunk_place(i, tensor.numel);
+      chunks_.push_back({place.offset, place.count, t, entry.group, tensor.layer, tensor.dtype, entry.scaled,
+                         precision.param_dtype, precision.small_momentum, precision.stochastic});
+    }
+  }
 }
 
 // Level by level, until one entry is left of each layer: its root.
-void CudaPlan::plan_tree(PlannedLaunch& planned) {
-  const int32_t chunks = static_cast<int32_t>(tensor_of_chunk_.size());
+void CudaPlan::plan_tree(PlannedLaunch& planned, TensorRange tensors) {
+  const int32_t chunks = static_cast<int32_t>(chunks_.size());
   std::vector<SumNode> ranges;  // what is left of each tensor
-  for (int32_t t = planned.tensors.first; t < planned.tensors.end; ++t) {
-    const bool is_layer = tensors_[t].layer >= 0;
-    const int64_t numel = is_layer ? tensors_[t].numel : 0;
-    ranges.push_back({entries_[t].first_chunk, static_cast<int32_t>((numel + kChunk - 1) / kChunk)});
+  for (int32_t t = tensors.first; t < tensors.end; ++t) {
+    ranges.push_back({entries_[t].first_chunk, tensors_[t].layer >= 0 ? entries_[t].chunks : 0});
   }
   const auto is_unfinished = [](const SumNode& range) { return range.count > 1; };
   while (std::any_of(ranges.begin(), ranges.end(), is_unfinished)) {
@@ -135,9 +165,7 @@ void CudaPlan::plan_tree(PlannedLaunch& planned) {
     }
     first_nodes.push_back(static_cast<int32_t>(nodes_.size()));
   }
-  for (int32_t t = planned.tensors.first; t < planned.tensors.end; ++t) {
-    entries_[t].root = ranges[t - planned.tensors.first].first;
-  }
+  for (int32_t t = tensors.first; t < tensors.end; ++t) entries_[t].root = ranges[t - tensors.first].first;
 }
 
 void CudaPlan::lay_out_tables(uint64_t begin) {
@@ -146,16 +174,16 @@ void CudaPlan::lay_out_tables(uint64_t begin) {
     table = reinterpret_cast<std::remove_reference_t<decltype(table)>>(end);
     end += (items * sizeof(*table) + 15) / 16 * 16;
   };
+  lay_out(tables_.chunks, chunks_.size());  // first, so that no entry lies across what memory is read by
   lay_out(tables_.tensors, entries_.size());
-  lay_out(tables_.tensor_of_chunk, tensor_of_chunk_.size());
   lay_out(tables_.layers, layer_traits_.size());
   lay_out(tables_.nodes, nodes_.size());
   // Those before this are fixed.
   lay_out(tables_.addresses, tensors_.size());
   lay_out(tables_.precision, mixed_precision_ ? tensors_.size() : 0);
-  lay_out(tables_.sums, tensor_of_chunk_.size() + nodes_.size());
-  lay_out(tables_.finished_thread_blocks, 1);
-  tables_.sums_of_nodes = tables_.sums + tensor_of_chunk_.size();
+  lay_out(tables_.sums, chunks_.size() + nodes_.size());
+  lay_out(tables_.finished_thread_blocks, has<kTensorTrees> ? tensors_.size() : 1);
+  tables_.sums_of_nodes = tables_.sums + chunks_.size();
   table_bytes_ = static_cast<int64_t>(end - begin);
 }
 
@@ -168,11 +196,11 @@ void CudaPlan::attach(uint64_t tables, const CarriedState& state, uint64_t strea
       std::memcpy(&image[reinterpret_cast<uint64_t>(table) - tables], entries.data(), entries.size() * sizeof(*table));
     }
   };
+  fill(tables_.chunks, chunks_);
   fill(tables_.tensors, entries_);
-  fill(tables_.tensor_of_chunk, tensor_of_chunk_);
   fill(tables_.layers, layer_traits_);
   fill(tables_.nodes, nodes_);
-  send(tables_.tensors, image.data(), image.size(), stream);
+  send(tables_.chunks, image.data(), image.size(), stream);
 }
 
 void CudaPlan::place(std::vector<uint64_t> weights, std::vector<uint64_t> momentum_buffers,
@@ -251,7 +279,15 @@ void CudaPlan::launch(const PlannedLaunch& planned, const Word& word_of, const G
                       const uint64_t* lr_addresses, const DeviceNumbers& numbers, uint64_t stream) {
   const TensorRange range = narrowed(planned.tensors, [&](int32_t t) { return word_of(t) != 0; });
   if (range.first == range.end) return;
-  Launch now{range.first, range.end, first_chunk_of(range.first), first_chunk_of(range.end), 0, {}, {}};
+  const TensorEntry& last = entries_[range.end - 1];
+  Launch now{range.first, range.end, entries_[range.first].first_chunk, last.first_chunk + last.chunks, 0, {}, {}};
+  if constexpr (has<kTensorTrees>) {
+    for (int32_t t = range.first; t < range.end; ++t) {
+      if (word_of(t) == 0) continue;
+      now.first_chunk = std::min(now.first_chunk, entries_[t].first_chunk);
+      now.end_chunk = std::max(now.end_chunk, entries_[t].first_chunk + entries_[t].chunks);
+    }
+  }
   for (const std::vector<int32_t>& first_nodes : planned.levels) {
     now.level_begin[now.levels] = first_nodes[range.first - planned.tensors.first];
     now.level_end[now.levels++] = first_nodes[range.end - planned.tensors.first];
@@ -264,6 +300,11 @@ void CudaPlan::launch(const PlannedLaunch& planned, const Word& word_of, const G
       words_.resize(words_.size() + kGroupWords);
       std::memcpy(&words_[words_.size() - kGroupWords], &sent, sizeof sent);
     }
+  }
+  if constexpr (has<kWithoutLookUp>) {
+    const uint64_t wired[] = {weights_[0], momentum_buffers_[0], static_cast<uint64_t>(tensors_[0].numel),
+                              static_cast<uint64_t>(tensors_[0].dtype)};
+    words_.insert(words_.end(), std::begin(wired), std::end(wired));
   }
   const LaunchHeader header{tables_, now, options_, reinterpret_cast<const float*>(numbers.grad_scale),
                             reinterpret_cast<const float*>(numbers.found_inf)};

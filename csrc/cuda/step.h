@@ -71,11 +71,11 @@ class CudaPlan : public PlanBase {
   };
 
   void plan_launches();
+  void plan_chunks(TensorRange tensors);
   // The word of a tensor in a step.
   uint64_t gradient_word(int32_t tensor, const uint64_t* grads, const uint8_t* grad_dtypes) const;
-  // The first chunk of a tensor; of the one after the last, their number.
-  int32_t first_chunk_of(int32_t tensor) const;
-  void plan_tree(PlannedLaunch& planned);
+  // Adds the nodes of some tensors of a launch.
+  void plan_tree(PlannedLaunch& planned, TensorRange tensors);
   // Gives the tables their addresses, one after the other, and counts their bytes.
   void lay_out_tables(uint64_t begin);
   void send(const void* to, const void* from, size_t bytes, uint64_t stream);
@@ -87,8 +87,8 @@ class CudaPlan : public PlanBase {
   int device_;
   bool mixed_precision_ = false;
   std::vector<PlannedLaunch> launches_;
+  std::vector<cuda::ChunkEntry> chunks_;
   std::vector<cuda::TensorEntry> entries_;
-  std::vector<int32_t> tensor_of_chunk_;
   std::vector<LayerTraits> layer_traits_;
   std::vector<cuda::SumNode> nodes_;
   int64_t table_bytes_ = 0;

@@ -37,15 +37,18 @@ __device__ __forceinline__ Sums add_up(const ThreadSums& own, Sums* of_warps, bo
   return sums;
 }
 
-// Whether all other thread blocks of the launch have finished, so that what they wrote can be read.
+// Counts one up, and says whether it is the last of so many: then what the others wrote before can be read.
+__device__ __forceinline__ bool is_last(unsigned& count, unsigned all) {
+  ::cuda::atomic_ref<unsigned, ::cuda::thread_scope_device> finished(count);
+  return finished.fetch_add(1u, ::cuda::memory_order_acq_rel) == all - 1;
+}
+
+// Whether all other thread blocks of the launch have finished.
 __device__ __forceinline__ bool is_last_thread_block(const Tables& tables) {
-  SASGD_SHARED(bool, is_last, 1);
-  if (threadIdx.x == 0) {
-    ::cuda::atomic_ref<unsigned, ::cuda::thread_scope_device> finished(*tables.finished_thread_blocks);
-    is_last[0] = finished.fetch_add(1u, ::cuda::memory_order_acq_rel) == gridDim.x - 1;
-  }
-  __syncthreads();  // is_last is known
-  return is_last[0];
+  SASGD_SHARED(bool, is_last_one, 1);
+  if (threadIdx.x == 0) is_last_one[0] = is_last(*tables.finished_thread_blocks, gridDim.x);
+  __syncthreads();  // is_last_one is known
+  return is_last_one[0];
 }
 
 // One node of the tree: its children in their order.

@@ -18,17 +18,32 @@ constexpr int64_t kChunk = 8192;
 constexpr int kFanIn = 16;
 constexpr int kMaxLevels = 8;  // 16^8 is more chunks than an int32 can number
 
-// What is fixed about a tensor in its plan.
-struct TensorEntry {
-  int64_t numel;
-  int32_t first_chunk;
+// What is fixed about a chunk and its tensor. One load of it leads to all others that a chunk needs, none of which then
+// waits for another.
+struct alignas(16) ChunkEntry {
+  int64_t offset;  // of its first element in the tensor
+  int32_t count;   // of its elements
+  int32_t tensor;
   int32_t group;  // index into the groups of its launch
   int32_t layer;  // index into the layers, or -1: it is no layer's weight
-  int32_t root;   // where the tree puts the sums of all its chunks; of layers only
   DType dtype;    // of the weights, and of the momentum buffer unless that is small
+  bool scaled;    // see LayerTraits; false where there is no layer
   // The rest is looked at in mixed precision only, see Precision.
   DType param_dtype;
   bool small_momentum;
+  bool stochastic;
+};
+static_assert(sizeof(ChunkEntry) == 32, "what memory is read by at least");
+
+// What the last thread block needs of a tensor besides its layer.
+struct TensorEntry {
+  int32_t group;  // as for its chunks, and so are the others
+  int32_t layer;
+  int32_t root;  // where the tree puts the sums of all its chunks; of layers only
+  int32_t first_chunk;
+  int32_t chunks;
+  int32_t first_node;  // of kTensorTrees
+  bool scaled;
   bool stochastic;
 };
 
@@ -58,15 +73,15 @@ struct SumNode {
 };
 
 struct Tables : CarriedState {
+  const ChunkEntry* chunks;
   const TensorEntry* tensors;
   const Addresses* addresses;
   const PrecisionEntry* precision;  // in mixed precision only
-  const int32_t* tensor_of_chunk;
   const LayerTraits* layers;
   const SumNode* nodes;
-  Sums* sums;           // of the chunks, then of the nodes
-  Sums* sums_of_nodes;  // the latter
-  unsigned* finished_thread_blocks;
+  Sums* sums;                        // of the chunks, then of the nodes
+  Sums* sums_of_nodes;               // the latter
+  unsigned* finished_thread_blocks;  // in kTensorTrees, finished chunks of each tensor
 };
 
 // What a launch is for: a step, the norms of weights, or the norms of gradients.
@@ -116,7 +131,7 @@ struct ChunkPlace {
   int32_t count;
 };
 
-SASGD_HOST_DEVICE ChunkPlace chunk_place(int32_t chunk_of_tensor, int64_t numel) {
+inline ChunkPlace chunk_place(int32_t chunk_of_tensor, int64_t numel) {
   const int64_t offset = chunk_of_tensor * kChunk;
   return {offset, static_cast<int32_t>(numel - offset < kChunk ? numel - offset : kChunk)};
 }

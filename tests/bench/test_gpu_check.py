@@ -37,6 +37,7 @@ STOPPED = Ended(2, "12 passed, 88 skipped in 30.50s", 36, in_time=False)
         ("tests", Ended(1, "12 passed, 1 error in 30.50s (0:01:00)", 36, True), FAILED),
         ("benchmark", Ended(1, "CUDA error", 1, True), IMPOSSIBLE),
         ("benchmark", Ended(0, "", 1, False), INCOMPLETE),
+        ("candidates", Ended(1, "CUDA error", 1, True), IMPOSSIBLE),
         ("ncu VGG16", Ended(1, "ERR_NVGPUCTRPERM", 1, True), IMPOSSIBLE),
         ("memcheck", Ended(0, CLEAN, 1, True), PASSED),
         ("racecheck", Ended(0, CLEAN_RACECHECK, 1, True), PASSED),
@@ -97,7 +98,7 @@ def test_parts_share_their_stage_and_the_build_gets_what_it_needs() -> None:
     assert limit_of("tests", STAGES[1], 290) == 120
     assert limit_of("tests", STAGES[1], 29) == 12
     assert limit_of("benchmark", STAGES[1], 29) == 29
-    assert sum(STAGES[1].values()) + 20 <= 440 and sum(STAGES[2].values()) + 20 <= 270
+    assert sum(STAGES[1].values()) + 20 <= 440 and sum(STAGES[2].values()) + 20 <= 275
 
 
 def test_every_part_has_its_command() -> None:
@@ -116,6 +117,9 @@ def test_every_part_has_its_command() -> None:
     assert " ".join(benchmark).endswith(
         "--out out/name --commit abc --contenders native triton native, graph triton, graph"
     )
+    candidates = command_of("candidates", "cpu", "abc", files)
+    assert candidates is not None
+    assert " ".join(candidates).endswith("-m tools.measure_candidates --device cpu --out out/name --commit abc")
 
 
 def checked(monkeypatch: pytest.MonkeyPatch, *options: str, **verdicts: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from bench.rows import Row
 from bench.turns import Spread
 from tools.gpu_model import CARDS, LOOPS, last_block_time, main, predict, stream_time, torch_launches
 
+# By hand it was done for kernels that waited for five loads, one after the other, where two are left.
+THEN = {name: replace(card, look_up=2.3, lone_chunk=4.4, finish=1.4) for name, card in CARDS.items()}
 # Microseconds of ours and of torch's step on an H100, and the ratios there and on an H200, by hand from the same facts.
 BY_HAND = {
     "160x64": (12, 13, 0.90, 0.90),
@@ -32,16 +34,17 @@ BY_HAND = {
 @pytest.mark.parametrize("network", BY_HAND)
 def test_the_figures_are_those_by_hand(network: str) -> None:
     ours, torch, ratio, ratio_h200 = BY_HAND[network]
-    predicted = predict(shapes_of(network), "float32", CARDS["H100"])
+    predicted = predict(shapes_of(network), "float32", THEN["H100"])
     assert predicted.ours == pytest.approx(ours, rel=0.03)
     assert predicted.torch == pytest.approx(torch, rel=0.03)
     assert predicted.ratio == pytest.approx(ratio, abs=0.02)
-    assert predict(shapes_of(network), "float32", CARDS["H200"]).ratio == pytest.approx(ratio_h200, abs=0.02)
+    assert predict(shapes_of(network), "float32", CARDS["H100"]).ours < predicted.ours
+    assert predict(shapes_of(network), "float32", THEN["H200"]).ratio == pytest.approx(ratio_h200, abs=0.02)
 
 
 def test_torchs_blocks_take_as_long_as_their_elements() -> None:
     """By hand, 104 us, each of MobileNetV2's four launches was taken for one with a full block; two have none."""
-    predicted = predict(shapes_of("MobileNetV2"), "float32", CARDS["H100"])
+    predicted = predict(shapes_of("MobileNetV2"), "float32", THEN["H100"])
     launches = torch_launches(map(math.prod, shapes_of("MobileNetV2")))
     assert [max(blocks) for blocks in launches] == [6144, 24576, 65536, 65536]
     assert predicted.ours == pytest.approx(37, rel=0.03)
@@ -145,4 +148,5 @@ def test_a_table_has_a_column_for_each_network(capsys: pytest.CaptureFixture[str
     main(["--networks", "VGG13-CIFAR", "64x1024"])
     head, _, *lines = capsys.readouterr().out.strip().splitlines()
     assert head == "| µs | VGG13-CIFAR | 64x1024 |"
-    assert {line.split(" | ")[0]: line.split(" | ")[1] for line in lines}["| ratio"] == "1.10"
+    of = predict(shapes_of("VGG13-CIFAR"), "float32", CARDS["H100"])
+    assert {line.split(" | ")[0]: line.split(" | ")[1] for line in lines}["| ratio"] == f"{of.ratio:.2f}"

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import site
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +31,9 @@ FORBIDDEN = {
     "contraction": r"FFMA2?\b(?!.*\bRZ\b)",
 }
 
+REGISTER = re.compile(r"\bU?[RP]\d+\b")
+TWO_WORDS = r"\.(64|WIDE|F64\.F32)\b|^(D[A-Z]|CS2R)"  # what writes two registers
+
 
 @dataclass
 class Kernel:
@@ -42,6 +46,7 @@ class Kernel:
     shared: int
     local: int
     instructions: list[str] = field(default_factory=list, repr=False)
+    guards: list[str] = field(default_factory=list, repr=False)  # of each: the predicate that it depends on, or nothing
 
     def count(self, opcode: str) -> int:
         return sum(re.match(rf"{re.escape(opcode)}\b", instruction) is not None for instruction in self.instructions)
@@ -54,6 +59,29 @@ class Kernel:
         }
         found |= {name: [f"{value} bytes"] for name in ("stack", "local") if (value := getattr(self, name))}
         return {kind: instructions for kind, instructions in found.items() if instructions}
+
+    def dependent_loads(self) -> int:
+        """How many global loads come one after the other, each waiting for the one before, up to the first barrier.
+
+        A load waits for the loads that its address comes from, and for those that decided whether to go on to it.
+        """
+        waits: Counter[str] = Counter()  # by the register: loads that were waited for until it was written
+        decided = 0
+        for guard, instruction in zip(self.guards, self.instructions, strict=True):
+            opcode, *operands = re.split(r"[ ,]+", instruction)
+            if opcode.startswith("BAR"):
+                break
+            written = 0 if opcode.startswith(("ST", "BRA", "EXIT", "CALL")) else 1
+            if written and len(operands) > 1 and re.fullmatch(r"U?P(\d|T)", operands[1]):
+                written = 2  # a predicate as well
+            depth = max([decided, *(waits[name] for name in REGISTER.findall(" ".join([guard, *operands[written:]])))])
+            if opcode.startswith(("BRA", "EXIT")):
+                decided = depth
+            depth += opcode.startswith("LDG")
+            for kind, number in re.findall(r"\b(U?[RP])(\d+)\b", " ".join(operands[:written])):
+                for word in range(4 if ".128" in opcode else 2 if re.search(TWO_WORDS, opcode) else 1):
+                    waits[f"{kind}{int(number) + word}"] = depth
+        return max(waits.values())
 
     def resident_blocks(self, threads: int) -> int:
         """Thread blocks that a multiprocessor holds at once."""
@@ -90,7 +118,8 @@ def take_apart(compiled: Path) -> list[Kernel]:
             name = found[1]
         elif found := re.match(r"\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", line):
             kernels[architecture, name] = Kernel(architecture, name, *map(int, found.groups()))
-        elif found := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?\s*([A-Z].*?) ?;", line):
-            kernels[architecture, name].instructions.append(found[1])
+        elif found := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+ )?\s*([A-Z].*?) ?;", line):
+            kernels[architecture, name].guards.append(found[1] or "")
+            kernels[architecture, name].instructions.append(found[2])
     assert all(kernel.instructions for kernel in kernels.values()), done.stdout
     return list(kernels.values())

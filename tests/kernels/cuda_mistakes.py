@@ -35,9 +35,7 @@ CUDA_MISTAKES = {
         RACE,
         "thread",
     ),
-    "counts without an atomic": Mistake(
-        SUMS, COUNT, f"(MISTAKEN ? (*tables.finished_thread_blocks)++ : {COUNT})", "threads", RACE, "thread"
-    ),
+    "counts without an atomic": Mistake(SUMS, COUNT, f"(MISTAKEN ? count++ : {COUNT})", "threads", RACE, "thread"),
     "reads other thread blocks' sums unordered": Mistake(
         SUMS,
         COUNT,
@@ -122,8 +120,8 @@ CUDA_MISTAKES = {
     ),
     "rounds all chunks alike": Mistake(
         KERNELS,
-        "work.place = static_cast<uint32_t>(offset);",
-        "work.place = MISTAKEN ? 0 : static_cast<uint32_t>(offset);",
+        "work.place = static_cast<uint32_t>(entry.offset);",
+        "work.place = MISTAKEN ? 0 : static_cast<uint32_t>(entry.offset);",
         "precision",
         "weight ",
     ),
@@ -136,8 +134,8 @@ CUDA_MISTAKES = {
     ),
     "forgets the upper half of a place": Mistake(
         KERNELS,
-        "rounding_steps[t], offset);",
-        "rounding_steps[t], MISTAKEN ? work.place : offset);",
+        "rounding_steps[entry.tensor], entry.offset);",
+        "rounding_steps[entry.tensor], MISTAKEN ? work.place : entry.offset);",
         "huge",
         "weight 4294",
     ),
@@ -174,18 +172,22 @@ CUDA_MISTAKES = {
     ),
     "does not say that a norm is known": Mistake(
         KERNELS,
-        "if (next != 0) tables.flags[t]",
-        "if (next != 0 && !MISTAKEN) tables.flags[t]",
+        "next != 0 ? kGradientKnown",
+        "next != 0 && !MISTAKEN ? kGradientKnown",
         "relative",
         "flags after a gradient pass",
     ),
     "goes on with the norm of what is left": Mistake(
-        KERNELS, "!is_unknown) carry_gradient", "(MISTAKEN || !is_unknown)) carry_gradient", "relative", ": q 2: got"
+        KERNELS,
+        "!is_unknown) flags |= carry_gradient",
+        "(MISTAKEN || !is_unknown)) flags |= carry_gradient",
+        "relative",
+        ": q 2: got",
     ),
     "measures gradients whose norm is known": Mistake(
         KERNELS,
-        "if (tables.gradient_norm_sq[t] == 0) carry",
-        "if (MISTAKEN || tables.gradient_norm_sq[t] == 0) carry",
+        "if (tables.gradient_norm_sq[t] == 0) tables.flags",
+        "if (MISTAKEN || tables.gradient_norm_sq[t] == 0) tables.flags",
         "relative",
         "was written",
     ),
@@ -216,12 +218,12 @@ CUDA_MISTAKES = {
     "takes the norm of another tensor's gradient": Mistake(
         KERNELS,
         "tables.gradient_norm_sq[t], header.options",
-        "tables.gradient_norm_sq[MISTAKEN ? tensor.layer : t], header.options",
+        "tables.gradient_norm_sq[MISTAKEN ? entry.layer : t], header.options",
         "relative",
         "weight ",
     ),
     "takes every update for the first": Mistake(
-        KERNELS, "!(tables.flags[t] & kStarted)", "MISTAKEN || !(tables.flags[t] & kStarted)", "steps", "momentum "
+        KERNELS, "!(flags & kStarted)", "MISTAKEN || !(flags & kStarted)", "steps", "momentum "
     ),
     "adds up too few nodes": Mistake(
         "cuda/step.cu",
@@ -243,5 +245,39 @@ CUDA_MISTAKES = {
         "if (!MISTAKEN && threadIdx.x == 0) *tables.finished_thread_blocks = 0;",
         "steps",
         "are not those of a norm pass",
+    ),
+}
+
+# In the candidates of csrc/cuda/candidates.h.
+CANDIDATE_MISTAKES = {
+    "counts a tensor's chunks unordered": Mistake(
+        SUMS,
+        COUNT,
+        f"(MISTAKEN ? finished.fetch_add(1u, ::cuda::memory_order_relaxed) : {COUNT})",
+        "threads",
+        RACE,
+        "thread",
+    ),
+    "counts a chunk before its sums are there": Mistake(
+        KERNELS,
+        "finished_tensor[0] = is_finished ? t : -1;",
+        "finished_tensor[0] = is_finished ? t : -1; if (MISTAKEN && work.takes_sums) tables.sums[chunk].read = 0;",
+        "threads",
+        RACE,
+        "thread",
+    ),
+    "reads a level of a tensor too early": Mistake(
+        KERNELS,
+        "__syncthreads();  // the next level of the tensor reads this one",
+        "if (!MISTAKEN) __syncthreads();",
+        "steps",
+        "norm ",
+    ),
+    "does not count a tensor out": Mistake(
+        KERNELS,
+        "header.tables.finished_thread_blocks[t] = 0;",
+        "if (!MISTAKEN) header.tables.finished_thread_blocks[t] = 0;",
+        "steps",
+        "norm",
     ),
 }

@@ -42,12 +42,15 @@ def emulation(variant: str = "plain") -> list[Object]:
     return [Object(path, f"emulation_{path.stem}.o", command) for path in sources]
 
 
-def emulated_kernels(variant: str = "plain") -> Object:
-    """The kernels and their launches."""
+def emulated_kernels(variant: str = "plain", candidates: str = "") -> Object:
+    """The kernels and their launches; with some of the bits in csrc/cuda/candidates.h, as `kPrefetch+kTensorTrees`."""
     # Optimizing what the address sanitizer adds takes longer than it saves. GCC's thread sanitizer does not watch the
     # copying of structs without optimization.
     level = ["-O0"] if variant == "address" else []
-    return Object(CSRC / "cuda/step.cu", "cuda_step.o", [*_checked(variant), *level, "-x", "c++"])
+    command = [*_checked(variant), *level, "-x", "c++"]
+    if candidates:
+        return Object(CSRC / "cuda/step.cu", "cuda_candidates.o", [*command, f"-DSASGD_CANDIDATES={candidates}"])
+    return Object(CSRC / "cuda/step.cu", "cuda_step.o", command)
 
 
 def emulated_tests(variant: str) -> list[Object]:

@@ -27,6 +27,10 @@ STRICT = ["-Xptxas", "-warn-spills,-warn-lmem-usage", "-Werror", "all-warnings"]
 # With that many, and 64 registers at the most, loads are on their way from enough threads.
 RESIDENT_BLOCKS = 4
 
+# Global loads in a row before a thread block's first element: the flag of an overflow, the chunk's entry, what it leads
+# to; and what these decide on.
+LOOK_UP = {"": 3, "mixed": 4, "relative": 4, "mixed relative": 5}
+
 VECTORS = [f"{access}.E.{bits}" for access in ("LDG", "STG") for bits in (128, 64)]
 
 
@@ -100,6 +104,13 @@ def test_registers_and_occupancy_are_printed(kernels: list[Kernel], capsys: pyte
                 f"  sm_{kernel.architecture} {name}: {kernel.registers} registers, {kernel.shared} bytes, "
                 f"{blocks} blocks, {share:.0%} of the threads"
             )
+
+
+def test_a_chunk_is_looked_up_by_few_loads_in_a_row(kernels: list[Kernel]) -> None:
+    steps = [(kernel, kind) for kernel in kernels if (kind := kind_of(kernel.name)) in LOOK_UP]
+    chains = {(kernel.architecture, kind): kernel.dependent_loads() for kernel, kind in steps}
+    assert len(chains) == len(LOOK_UP) * len(ARCHITECTURES)
+    assert not {place: loads for place, loads in chains.items() if loads > LOOK_UP[place[1] or ""]}
 
 
 def loop_vectors(name: str) -> Counter[str]:

@@ -115,6 +115,24 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask,
   return sasgd_emulation::shuffle("__shfl_xor_sync", mask, value, sasgd_emulation::lane() ^ lane_mask, place);
 }
 
+// Loads and stores of what is to leave the cache first. There is none here.
+template <class T>
+T __ldcs(const T* place) {
+  return *place;
+}
+
+template <class T>
+void __stcs(T* place, T value) {
+  *place = value;
+}
+
+// Reads the byte, for the sanitizer to see the address. The thread sanitizer would take it for an access.
+inline void prefetch_to_l2(const void* address) {
+#if !defined(SASGD_THREAD_SANITIZER)
+  static_cast<void>(*static_cast<const volatile char*>(address));
+#endif
+}
+
 inline void __threadfence() { sasgd_emulation::fence(); }
 
 inline unsigned __isGlobal(const void* address) { return sasgd_emulation::is_global(address); }

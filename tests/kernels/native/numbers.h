@@ -30,6 +30,11 @@ class Numbers {
   DType dtype() const { return dtype_; }
   bool operator==(const Numbers& other) const { return bytes_ == other.bytes_; }
   bool operator!=(const Numbers& other) const { return bytes_ != other.bytes_; }
+  // Adds the bytes to a digest.
+  uint64_t added_to(uint64_t digest) const {
+    for (const unsigned char byte : bytes_) digest = (digest ^ byte) * 0x100000001b3u;  // FNV-1a
+    return digest;
+  }
 
  private:
   size_t item_size() const { return dtype_ == DType::kFloat32 ? 4 : 2; }

@@ -64,18 +64,30 @@ void check_last_chunks() {
     weight[i] = narrow<W>(1.0f);
     grad[i] = narrow<__nv_bfloat16>(gradient(i));
   }
-  const std::vector<TensorEntry> tensors = {{kElements, 0, 0, -1, 0, kIsMaster ? DType::kFloat32 : DType::kBFloat16,
-                                             kIsMaster ? DType::kBFloat16 : DType::kFloat32, false, kStochastic}};
+  const std::vector<TensorEntry> tensors = {{0, -1, 0, 0, kChunks, 0, false, kStochastic}};
   const std::vector<PrecisionEntry> precision = {{kStream, kIsMaster ? param.address() : 0}};
   const std::vector<Addresses> addresses = {{weight.address(), 0}};
-  const std::vector<int32_t> tensor_of_chunk(kChunks, 0);
+  std::vector<ChunkEntry> chunks(kChunks);
+  for (int32_t chunk : {kChunks - 2, kChunks - 1}) {
+    const ChunkPlace place = chunk_place(chunk, kElements);
+    chunks[chunk] = {place.offset,
+                     place.count,
+                     0,
+                     0,
+                     -1,
+                     kIsMaster ? DType::kFloat32 : DType::kBFloat16,
+                     false,
+                     kIsMaster ? DType::kBFloat16 : DType::kFloat32,
+                     false,
+                     kStochastic};
+  }
   unsigned finished_thread_blocks = 0;
   uint8_t flags = 0;
   int64_t rounding_steps = kRoundingStep;
   LaunchArgs<kWords> args{};
   args.header.tables.tensors = tensors.data();
   args.header.tables.addresses = addresses.data();
-  args.header.tables.tensor_of_chunk = tensor_of_chunk.data();
+  args.header.tables.chunks = chunks.data();
   args.header.tables.finished_thread_blocks = &finished_thread_blocks;
   args.header.tables.flags = &flags;
   args.header.tables.precision = precision.data();
