@@ -47,7 +47,7 @@ def test_the_promised_versions_are_tested() -> None:
     (promise,) = re.findall(r'^dependencies = \["torch>=([\d.]+)"\]', PROJECT, re.MULTILINE)
     pythons = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', PROJECT)
     matrix = load(".github/workflows/tests.yml")["jobs"]["versions"]["strategy"]["matrix"]
-    assert matrix == {"python": pythons, "torch": [f"{promise}.0", CONSTRAINTS["torch"]]}
+    assert matrix == {"python": pythons, "torch": [f"{promise}.0", ""]}
     assert f'requires-python = ">={pythons[0]}"' in PROJECT
     (built,) = re.findall(r"^build = \[(.*)\]", PROJECT, re.MULTILINE)
     assert built == ", ".join(f'"cp{python.replace(".", "")}-*"' for python in pythons)

@@ -15,10 +15,8 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).resolve().parents[1]
 # What the tests import; the package is not among it.
 COPIED = ("examples", "tests", "tools")
-TESTS = (
-    *("test_parity.py", "test_sgd_equivalence.py", "test_checkpoints.py", "test_errors.py", "test_info.py"),
-    *("test_norms.py", "test_relative.py", "test_rounding.py", "test_schedulers.py"),
-)
+PRODUCT = ("parity", "sgd_equivalence", "checkpoints", "errors", "info", "norms", "relative", "rounding", "schedulers")
+TESTS = ["tests/kernels/test_native_module.py", *(f"tests/product/test_{promise}.py" for promise in PRODUCT)]
 
 
 def main() -> int:
@@ -29,8 +27,7 @@ def main() -> int:
         shutil.copy(ROOT / "pyproject.toml", folder)
         # An absent backend is a failure, so that skipped tests cannot pass for success.
         env = {**os.environ, "SASGD_REQUIRE_BACKENDS": "reference,foreach,native"}
-        tests = [f"tests/product/{name}" for name in TESTS]
-        for command in (["sasgd_fused.info"], ["pytest", "-q", "-p", "no:cacheprovider", *tests]):
+        for command in (["sasgd_fused.info"], ["pytest", "-q", "-p", "no:cacheprovider", *TESTS]):
             code = subprocess.run([sys.executable, "-m", *command], cwd=folder, env=env).returncode
             if code != 0:
                 return code

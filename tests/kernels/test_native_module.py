@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,3 +114,14 @@ def test_all_equal(core: Any) -> None:
         core.all_equal(str, (1,), ["1"])
     values: list[int] = [0, 1, 2]
     core.all_equal(lambda item: values.clear(), [0, 1, 2], values)  # and lists that shrink meanwhile
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux only")
+@pytest.mark.usefixtures("core")
+def test_a_process_has_one_openmp_runtime() -> None:
+    """That of torch: with two, each would keep as many threads."""
+    code = "import sasgd_fused._C; print(open('/proc/self/maps').read())"
+    maps = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    runtimes = {line.split()[-1] for line in maps.splitlines() if "libgomp" in line or "libomp" in line}
+    (runtime,) = runtimes
+    assert Path(torch.__file__).resolve().parent in Path(runtime).parents
