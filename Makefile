@@ -4,10 +4,15 @@ VENV ?= .venv
 STAGE ?= 1 2
 
 IN_VENV := "$(VENV)/bin/python" -m
-# TORCH=2.6.0 takes that torch and not the one that the release was tested with, and leaves out Triton, which goes with one torch.
-CONSTRAINTS := $(if $(TORCH),build/constraints-torch-$(TORCH).txt,constraints.txt)
+# TORCH=2.6.0 takes that torch, not the one that the release was tested with, and no Triton, which goes with one torch.
+ifdef TORCH
+CONSTRAINTS := build/constraints-torch-$(TORCH).txt
+EXTRAS := dev,experiments
+else
+CONSTRAINTS := constraints.txt
+EXTRAS := dev,experiments,triton
+endif
 PIP_INSTALL := $(IN_VENV) pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
-EXTRAS := $(if $(TORCH),[dev,experiments],[dev,experiments,triton])
 INSTALLED := $(VENV)/.installed
 JSON_SCHEMA := $(IN_VENV) check_jsonschema --quiet --builtin-schema
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
@@ -111,7 +116,7 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) cannot make environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	test -x "$(VENV)/bin/pip" || $(PYTHON) -m venv "$(VENV)"
 	$(PIP_INSTALL) "pip>=23"
-	SASGD_BUILD_NATIVE=0 $(PIP_INSTALL) -e ".$(EXTRAS)"
+	SASGD_BUILD_NATIVE=0 $(PIP_INSTALL) -e ".[$(EXTRAS)]"
 	@touch "$@"
 
 build/constraints-torch-%.txt: constraints.txt
