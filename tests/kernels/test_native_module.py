@@ -57,7 +57,7 @@ def test_the_caller_may_change_what_is_carried(core: Any) -> None:
     step = Step(core).attach()
     step.row_norm_sq[0], step.stale_steps[0] = 5.0, 7
     step.plan.step(**step.arguments)
-    assert step.weights[0][0, 0] == pytest.approx(1 - 0.1 * 5.0 * (1 + 0.01), rel=1e-6)
+    assert step.weights[0][0, 0].item() == pytest.approx(1 - 0.1 * 5.0 * (1 + 0.01), rel=1e-6)
     assert step.stale_steps.tolist() == [7]
 
 
@@ -65,7 +65,7 @@ def test_the_caller_may_change_what_is_carried(core: Any) -> None:
 def test_gradients_are_unscaled(core: Any, scale: Any) -> None:
     step = Step(core).attach()
     step.plan.step(**{**step.arguments, "grad_scale": scale})
-    assert step.weights[0][0, 0] == pytest.approx(1 - 0.1 * 3.0 * (1 / 4 + 0.01), rel=1e-6)
+    assert step.weights[0][0, 0].item() == pytest.approx(1 - 0.1 * 3.0 * (1 / 4 + 0.01), rel=1e-6)
 
 
 def test_threads_are_asked_for_every_time(core: Any) -> None:
