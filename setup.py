@@ -5,7 +5,7 @@ The environment has a word in it:
     SASGD_BUILD_NATIVE: `auto` (default) builds the extension where that is possible, `1` fails
         where it is not, `0` leaves it out.
     SASGD_BUILD_CUDA: the same for the extension's CUDA part.
-    SASGD_CUDA_ARCHITECTURES: what to compile for, as in `90`, and not for all: a faster build for one machine.
+    SASGD_CUDA_ARCHITECTURES: what to compile for, as in `80 90`, which is the default, or `all`, as a release.
     CUDA_HOME or CUDA_PATH: the CUDA toolkit to use; otherwise tools/cuda.py looks for one.
 """
 
@@ -49,6 +49,12 @@ sasgd_fused: {missing}.
     The native extension is built without CUDA: on a GPU the backend `foreach` runs. To get it,
     mend that and install this package again. SASGD_BUILD_CUDA=0 leaves CUDA out without this
     message.
+"""
+
+
+WITH_CUDA = """\
+sasgd_fused: compiling CUDA kernels by {nvcc} for {targets}, which takes a minute or more.
+    SASGD_CUDA_ARCHITECTURES, as in `80 90` or `all`, chooses others; SASGD_BUILD_CUDA=0 leaves CUDA out.
 """
 
 
@@ -115,6 +121,9 @@ class NinjaBuild(build_ext):
         try:
             core = core_objects(compiler)
             toolkit = cuda_toolkit(compiler)
+            if toolkit:
+                targets = ", ".join(f"sm_{number}" for number in toolkit.architectures)
+                print(WITH_CUDA.format(nvcc=toolkit.nvcc, targets=targets), file=sys.stderr)
             library = build_library(target.name, compiler, core, toolkit)
         except subprocess.CalledProcessError as error:
             used, ways_out = compiler[0], "SASGD_BUILD_NATIVE=0 installs the package without it"

@@ -63,6 +63,11 @@ def cpu_only(reason: str) -> pytest.MarkDecorator:
 # For what only a GPU can show. The emulation of the kernels shows all else on the CPU.
 cuda_only = pytest.mark.skipif(DEVICE.type != "cuda", reason=f"no CUDA device: the parameters are on {DEVICE}")
 
+# Torch 2.6 has no gradients of another dtype than their parameter's.
+other_gradient_dtypes = pytest.mark.skipif(
+    not hasattr(Tensor, "grad_dtype"), reason=f"torch {torch.__version__} wants gradients of the parameter's dtype"
+)
+
 
 def skips_on_device(backend: str) -> bool:
     """Whether the kernel alone sees an overflow, so that a skipped step looks like any other to the host."""

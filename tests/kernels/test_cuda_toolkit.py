@@ -10,7 +10,15 @@ import pytest
 from tests.kernels.native_programs import compiler_for
 from tests.kernels.toolchain import cuda_toolkit, write_script
 from tools import cuda
-from tools.cuda import UnusableToolkit, find_nvcc, find_toolkit, nvcc_command
+from tools.cuda import (
+    ARCHITECTURES,
+    DEFAULT_ARCHITECTURES,
+    UnusableToolkit,
+    find_nvcc,
+    find_toolkit,
+    nvcc_command,
+    wanted_architectures,
+)
 from tools.ninja_build import Object, build
 
 
@@ -99,11 +107,23 @@ def test_cuda_is_compiled_again_after_an_edit_of_a_header(tmp_path: Path) -> Non
     assert time_of_object() > first
 
 
-def test_one_architecture_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("named", "wanted"), [("90", (90,)), ("75 90", (75, 90)), ("all", ARCHITECTURES), ("", DEFAULT_ARCHITECTURES)]
+)
+def test_architectures_can_be_named(named: str, wanted: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SASGD_CUDA_ARCHITECTURES", named)
+    assert wanted_architectures() == wanted
+
+
+def test_an_architecture_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SASGD_CUDA_ARCHITECTURES", "sm_90")
+    with pytest.raises(UnusableToolkit, match=r"^SASGD_CUDA_ARCHITECTURES: got 'sm_90', want numbers, as in '80 90'"):
+        wanted_architectures()
+
+
+def test_an_architecture_that_cannot_be_compiled_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also beside one that can be: a release shall have all, or not be built."""
     cuda_toolkit()
-    monkeypatch.setenv("SASGD_CUDA_ARCHITECTURES", "90")
-    toolkit = find_toolkit(compiler_for("cuda"))
-    assert toolkit is not None and toolkit.architectures == (90,)
-    monkeypatch.setenv("SASGD_CUDA_ARCHITECTURES", "11")
-    with pytest.raises(UnusableToolkit, match=r"sm_90.*, want one of 11$"):
+    monkeypatch.setenv("SASGD_CUDA_ARCHITECTURES", "90 11")
+    with pytest.raises(UnusableToolkit, match=r"compiles for .*sm_90.*, not for sm_11$"):
         find_toolkit(compiler_for("cuda"))

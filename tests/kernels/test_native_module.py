@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,7 +57,7 @@ def test_the_caller_may_change_what_is_carried(core: Any) -> None:
     step = Step(core).attach()
     step.row_norm_sq[0], step.stale_steps[0] = 5.0, 7
     step.plan.step(**step.arguments)
-    assert step.weights[0][0, 0] == pytest.approx(1 - 0.1 * 5.0 * (1 + 0.01), rel=1e-6)
+    assert step.weights[0][0, 0].item() == pytest.approx(1 - 0.1 * 5.0 * (1 + 0.01), rel=1e-6)
     assert step.stale_steps.tolist() == [7]
 
 
@@ -62,7 +65,7 @@ def test_the_caller_may_change_what_is_carried(core: Any) -> None:
 def test_gradients_are_unscaled(core: Any, scale: Any) -> None:
     step = Step(core).attach()
     step.plan.step(**{**step.arguments, "grad_scale": scale})
-    assert step.weights[0][0, 0] == pytest.approx(1 - 0.1 * 3.0 * (1 / 4 + 0.01), rel=1e-6)
+    assert step.weights[0][0, 0].item() == pytest.approx(1 - 0.1 * 3.0 * (1 / 4 + 0.01), rel=1e-6)
 
 
 def test_threads_are_asked_for_every_time(core: Any) -> None:
@@ -113,3 +116,14 @@ def test_all_equal(core: Any) -> None:
         core.all_equal(str, (1,), ["1"])
     values: list[int] = [0, 1, 2]
     core.all_equal(lambda item: values.clear(), [0, 1, 2], values)  # and lists that shrink meanwhile
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux only")
+@pytest.mark.usefixtures("core")
+def test_a_process_has_one_openmp_runtime() -> None:
+    """That of torch: with two, each would keep as many threads."""
+    code = "import sasgd_fused._C; print(open('/proc/self/maps').read())"
+    maps = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    runtimes = {line.split()[-1] for line in maps.splitlines() if "libgomp" in line or "libomp" in line}
+    (runtime,) = runtimes
+    assert Path(torch.__file__).resolve().parent in Path(runtime).parents

@@ -113,8 +113,10 @@ def test_a_whole_training_step(backend: str) -> None:
         compilations.append(counter.frame_count)
     assert_same(ours, theirs)
     assert compilations[2:] == compilations[2:3] * 4, "a new learning rate compiles nothing anew"
+    places = r"Optimizer.zero_grad|Tensor.backward|optim/lr_scheduler.py|_update_outside_graph"
+    older = r"^call_method OptimizerVariable\(\w+\) step "  # torch 2.6, of the step that a scheduler watches
     for told in torch._dynamo.utils.counters["graph_break"]:
-        assert re.search(r"Optimizer.zero_grad|Tensor.backward|optim/lr_scheduler.py|_update_outside_graph", told), told
+        assert re.search(f"{places}|{older}", told), told
 
 
 def test_one_graph_for_all_is_refused() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import Parameter
 
 from sasgd_fused import ScaleAmendedSGD
-from tests.helpers import backends
+from tests.helpers import backends, other_gradient_dtypes
 
 pytestmark = pytest.mark.usefixtures("default_device")
 
@@ -66,6 +66,7 @@ def test_a_parameter_transposed_in_place_is_updated_in_its_new_layout(backend: s
     assert weight.tolist() == [[-2.0, -5.0], [-5.0, -8.0]]
 
 
+@other_gradient_dtypes
 @pytest.mark.parametrize("backend", backends())
 def test_gradients_may_change_their_dtype_where_the_parameter_allows_it(backend: str) -> None:
     weight = Parameter(torch.zeros(2, 2, dtype=torch.bfloat16))

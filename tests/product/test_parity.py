@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers import ALL_BACKENDS, LAYOUTS, LOW_PRECISION, Case, assert_close, assert_same_run, backends, randn
+from tests.helpers import (
+    ALL_BACKENDS,
+    LAYOUTS,
+    LOW_PRECISION,
+    Case,
+    assert_close,
+    assert_same_run,
+    backends,
+    other_gradient_dtypes,
+    randn,
+)
 from tests.tiers import thin
 
 CHUNK = 16384
@@ -97,6 +107,7 @@ def test_a_strided_view_leaves_its_neighbours_alone(backend: str) -> None:
         assert base[..., 0].ne(0).all()
 
 
+@other_gradient_dtypes
 @pytest.mark.parametrize("backend", OTHERS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], **DTYPE_IDS)
 def test_float32_gradients_of_16_bit_parameters(backend: str, dtype: torch.dtype) -> None:

@@ -40,6 +40,7 @@ def test_every_scheduler_of_torch_is_here() -> None:
     assert set(lr_scheduler.__all__) - {"LRScheduler"} <= SCHEDULERS.keys()
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter in:UserWarning")  # SequentialLR of torch 2.6
 @thin(slow=0)  # a scheduler writes into the groups, which all backends read in one place
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize("tensor_lr", [False, True], ids=["float", "tensor"])

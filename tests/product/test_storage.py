@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import ALL_BACKENDS, LAYOUTS, Case, assert_same_run, backends, states_of
+from tests.helpers import ALL_BACKENDS, LAYOUTS, Case, assert_same_run, backends, other_gradient_dtypes, states_of
 from tests.tiers import thin
 
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
@@ -66,6 +66,7 @@ def test_layouts(backend: str, dtype: torch.dtype, storage: dict[str, Any], layo
     assert_same_run(Case(shapes, dtype, layout, "misaligned", options), backend)
 
 
+@other_gradient_dtypes
 @pytest.mark.parametrize("backend", OTHERS)
 def test_float32_gradients_of_masters(backend: str) -> None:
     def run(name: str) -> list[Tensor]:
