@@ -1,6 +1,7 @@
 #include "step.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -35,8 +36,9 @@ std::vector<const Kernels*> available_kernels() {
   return found;
 }
 
-const Kernels*& current_kernels() {
-  static const Kernels* kernels = available_kernels().front();
+// What is chosen for the process: any thread may choose anew while others are in a step.
+std::atomic<const Kernels*>& current_kernels() {
+  static std::atomic<const Kernels*> kernels{available_kernels().front()};
   return kernels;
 }
 
@@ -47,14 +49,14 @@ int64_t best_prefetch_distance() {
   if (__builtin_cpu_is("intel")) return 256;
   if (__builtin_cpu_is("amd") && __get_cpuid(1, &version, &unused, &unused, &unused)) {
     const unsigned family = (version >> 8 & 0xf) + (version >> 20 & 0xff);
-    if (family == 0x1a) return 512;  // Zen 5
+    if (family == 0x1a) return 512;  // Zen 5, and what comes after it in the family
   }
 #endif
   return 64;
 }
 
-int64_t& current_prefetch_distance() {
-  static int64_t elements = best_prefetch_distance();
+std::atomic<int64_t>& current_prefetch_distance() {
+  static std::atomic<int64_t> elements{best_prefetch_distance()};
   return elements;
 }
 
@@ -216,7 +218,7 @@ void CpuPlan::take_gradient_sums(TensorRange range, const uint64_t* grads, const
   make_coefficients_of(range, groups, grad_scale);
   for_each_run(range, threads, [&](int32_t t, int64_t offset, int64_t count, ChunkSums* sums) {
     if (t < range.first || t >= range.end || !is_missing(t)) return;
-    current_kernels()->sum_gradients(run_of(t, offset, count, sums, grads[t], grad_dtypes[t]));
+    current_kernels().load()->sum_gradients(run_of(t, offset, count, sums, grads[t], grad_dtypes[t]));
   });
   for (int32_t t = range.first; t < range.end; ++t) {
     if (!is_missing(t)) continue;
