@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -50,14 +51,24 @@ def local_as(tensor: Any, like: Any) -> Tensor:
         tensor: a DTensor, or a plain tensor that every rank has as a whole.
         like: the parameter, a DTensor.
     """
-    from torch.distributed.tensor import DTensor, distribute_tensor
+    from torch.distributed.tensor import DTensor
 
     if not isinstance(tensor, DTensor):
-        tensor = distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+        tensor = dealt_out(tensor, like)
     if tensor.placements != like.placements:
         local: Tensor = tensor.redistribute(placements=like.placements).to_local()
         return local
     return local_of(tensor)
+
+
+def dealt_out(tensor: Tensor, like: Any) -> Tensor:
+    """The DTensor of a plain tensor that every rank has as a whole, dealt out as a parameter is."""
+    from torch.distributed.tensor import distribute_tensor
+
+    # Each rank cuts its part out of what it has. In torch 2.6 the first rank sends all parts, which are the same.
+    knows = inspect.signature(distribute_tensor).parameters
+    own_data = {"src_data_rank": None} if "src_data_rank" in knows else {}
+    return distribute_tensor(tensor, like.device_mesh, like.placements, **own_data)
 
 
 def whole_of(local: Tensor, like: Any) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sasgd_fused import ScaleAmendedSGD, parameter_groups
+from sasgd_fused.shards import dealt_out, is_sharded
 from tests.distributed.sharded_runs import even_network, whole
 from tests.helpers import Case
 from tests.unchanged import bits
@@ -78,13 +79,11 @@ def momentum_dtype(storage: str) -> torch.dtype:
 
 def give_gradients(model: nn.Module, step: int) -> None:
     """The same ones dealt out or whole: so all that differs is the optimizer's."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
     generator = torch.Generator().manual_seed(step)
     for param in model.parameters():
         grad = torch.randn(param.shape, generator=generator).to(param.dtype)
-        if isinstance(param, DTensor):
-            grad = distribute_tensor(grad, param.device_mesh, param.placements, src_data_rank=None)
+        if is_sharded(param):
+            grad = dealt_out(grad, param)
         param.grad = grad
 
 

@@ -27,7 +27,7 @@ def main() -> int:
         shutil.copy(ROOT / "pyproject.toml", folder)
         # An absent backend is a failure, so that skipped tests cannot pass for success.
         env = {**os.environ, "SASGD_REQUIRE_BACKENDS": "reference,foreach,native"}
-        for command in (["sasgd_fused.info"], ["pytest", "-q", "-p", "no:cacheprovider", *TESTS]):
+        for command in (["sasgd_fused.info"], ["pytest", "-q", "-rNfE", "-p", "no:cacheprovider", *TESTS]):
             code = subprocess.run([sys.executable, "-m", *command], cwd=folder, env=env).returncode
             if code != 0:
                 return code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -19,6 +20,14 @@ RULES: dict[str, dict[str, Any]] = {
     "relative": {"scale": "relative"},
 }
 BATCH = 8
+needs_fsdp = pytest.mark.skipif(
+    not hasattr(torch.cpu.Stream, "record_event"), reason=f"FSDP2 of torch {torch.__version__} runs on GPUs alone"
+)
+
+
+def marks_of(layout: str) -> list[pytest.MarkDecorator]:
+    """Marks for a test of a layout."""
+    return [] if layout == "tensor parallel" else [needs_fsdp]
 
 
 def network() -> nn.Sequential:

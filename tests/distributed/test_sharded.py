@@ -13,7 +13,18 @@ from torch import nn
 
 from sasgd_fused import ScaleAmendedSGD
 from tests.distributed.ranks import run_ranks
-from tests.distributed.sharded_runs import RULES, backward, even_network, network, optimizer_for, outcome, shard, train
+from tests.distributed.sharded_runs import (
+    RULES,
+    backward,
+    even_network,
+    marks_of,
+    needs_fsdp,
+    network,
+    optimizer_for,
+    outcome,
+    shard,
+    train,
+)
 from tests.helpers import assert_close, backends, cpu_only
 from tests.kernels.emulated_cuda import EMULATED_CUDA
 from tests.tiers import thin
@@ -55,7 +66,7 @@ def train_sharded(rank: int, layout: str, backend: str) -> list[dict[str, Any]]:
 
 # What is sharded is the same for all backends; the slow ones run the layout that has everything.
 CASES = [
-    pytest.param(layout, ranks, *backend.values, marks=backend.marks)
+    pytest.param(layout, ranks, *backend.values, marks=[*backend.marks, *marks_of(layout)])
     for layout, ranks in LAYOUTS
     for backend in backends()
     if layout == "both" or backend.values[0] in ("native", "foreach")
@@ -143,6 +154,7 @@ def train_through_events(rank: int, backend: str) -> list[dict[str, Any]]:
     return outcomes
 
 
+@needs_fsdp
 @pytest.mark.parametrize("backend", backends(["native", "reference", EMULATED_CUDA]))
 def test_what_happens_between_steps(backend: str) -> None:
     outcomes = run_ranks(2, train_through_events, backend)[0]
@@ -175,6 +187,7 @@ def train_in_part(rank: int, backend: str) -> list[dict[str, Any]]:
     return outcomes
 
 
+@needs_fsdp
 @pytest.mark.parametrize("backend", backends(["native", "foreach"]))
 def test_plain_parameters_beside_sharded_ones(backend: str) -> None:
     for actuals in run_ranks(2, train_in_part, backend):
@@ -220,6 +233,7 @@ def run_manners(rank: int) -> list[dict[str, Any]]:
     return outcomes
 
 
+@needs_fsdp
 @pytest.mark.filterwarnings("ignore")  # of dynamo's
 def test_manners_of_stepping() -> None:
     for actuals in run_ranks(2, run_manners):

@@ -12,10 +12,19 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 
 from tests.distributed.ranks import run_ranks
-from tests.distributed.sharded_runs import HYPERPARAMETERS, RULES, network, optimizer_for, outcome, shard, train
+from tests.distributed.sharded_runs import (
+    HYPERPARAMETERS,
+    RULES,
+    needs_fsdp,
+    network,
+    optimizer_for,
+    outcome,
+    shard,
+    train,
+)
 from tests.helpers import assert_close, cpu_only
 
-pytestmark = cpu_only("processes that talk through gloo")
+pytestmark = [cpu_only("processes that talk through gloo"), needs_fsdp]
 WHOLE = 0  # ranks of a run whose parameters are not sharded
 OTHERS = [pytest.param(*ranks, marks=pytest.mark.nightly) for ranks in ((4, 2), (WHOLE, WHOLE))]
 

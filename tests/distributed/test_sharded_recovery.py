@@ -10,10 +10,10 @@ from torch import Tensor
 
 from sasgd_fused import ScaleAmendedSGD
 from tests.distributed.ranks import run_ranks
-from tests.distributed.sharded_runs import backward, network, optimizer_for, outcome, shard, train, whole
+from tests.distributed.sharded_runs import backward, needs_fsdp, network, optimizer_for, outcome, shard, train, whole
 from tests.helpers import backends, cpu_only
 
-pytestmark = cpu_only("processes that talk through gloo")
+pytestmark = [cpu_only("processes that talk through gloo"), needs_fsdp]
 
 
 def local(param: Any) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sasgd_fused import ScaleAmendedSGD
 from tests.distributed.ranks import run_ranks
-from tests.distributed.sharded_runs import shard
+from tests.distributed.sharded_runs import marks_of, needs_fsdp, shard
 from tests.helpers import assert_close, backends, cpu_only
 from tests.kernels.emulated_cuda import EMULATED_CUDA
 from tests.kernels.emulated_runs import give_scaler
@@ -34,7 +34,7 @@ pytestmark = cpu_only("processes that talk through gloo")
 STEPS = 3
 LAYOUTS = [("fully sharded", 2), ("hybrid", 4), ("tensor parallel", 2), ("both", 4)]
 CASES = [
-    pytest.param(layout, ranks, *backend.values, marks=backend.marks)
+    pytest.param(layout, ranks, *backend.values, marks=[*backend.marks, *marks_of(layout)])
     for layout, ranks in LAYOUTS
     for backend in backends(["native", "foreach", EMULATED_CUDA])
     if backend.values[0] == "native" or layout == "fully sharded"
@@ -218,6 +218,7 @@ def train_in_manners(rank: int, storage: str) -> list[Any]:
     return outcomes
 
 
+@needs_fsdp
 @pytest.mark.filterwarnings("ignore")  # of dynamo's
 @pytest.mark.parametrize("storage", [pytest.param("stochastic weights", marks=pytest.mark.nightly), "all"])
 def test_manners_of_stepping(storage: str) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from sasgd_fused import ScaleAmendedSGD
 from tests.distributed.ranks import run_ranks
-from tests.distributed.sharded_runs import shard
+from tests.distributed.sharded_runs import needs_fsdp, shard
 from tests.helpers import assert_close, cpu_only
 from tests.storage_cases import (
     NEAREST,
@@ -27,7 +27,7 @@ from tests.storage_cases import (
     train,
 )
 
-pytestmark = cpu_only("processes that talk through gloo")
+pytestmark = [cpu_only("processes that talk through gloo"), needs_fsdp]
 WHOLE = 0  # ranks of a run whose parameters are not sharded
 
 

@@ -46,14 +46,14 @@ def test_every_scheduler_of_torch_is_here() -> None:
 @pytest.mark.parametrize("tensor_lr", [False, True], ids=["float", "tensor"])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers(name: str, tensor_lr: bool, backend: str) -> None:
-    """Three epochs of two steps; the learning rates are the same numbers, and momentum cycles where it should."""
+    """Four epochs of two steps; the learning rates are the same numbers, and momentum cycles where it should."""
     seen: dict[int, list[tuple[float, float]]] = {}
 
     def script(optimizer: Optimizer, params: list[Parameter]) -> None:
         (group,) = optimizer.param_groups
         scheduler = SCHEDULERS[name](optimizer)
         values = seen[len(seen)] = []
-        for epoch in range(3):
+        for epoch in range(4):
             for batch in range(2):
                 step(optimizer, params, 2 * epoch + batch)
                 values.append((float(group["lr"]), group["momentum"]))
