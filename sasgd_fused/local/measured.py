@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sasgd_fused.local.arguments import Inputs, arguments_of
+from sasgd_fused.local.arguments import Inputs, arguments_of, unwrapped
 from sasgd_fused.local.shares import (
     ModelLayers,
     OutputShares,
@@ -18,7 +18,6 @@ from sasgd_fused.local.shares import (
     make_shares,
     no_path,
     sum_squares,
-    unwrapped,
     with_gradients,
 )
 from sasgd_fused.local.still import still
