@@ -7,7 +7,7 @@ import warnings
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sasgd_fused.local.arguments import Inputs, arguments_of, unwrapped
+from sasgd_fused.local.arguments import Inputs, unwrapped
 from sasgd_fused.local.exported import export_graph
 from sasgd_fused.local.flux import Division, Fluxes, total_of
 from sasgd_fused.local.shares import (
@@ -66,8 +66,9 @@ def graph_factors(model: nn.Module, inputs: Inputs, gains: bool = True) -> dict[
         RuntimeError: torch.export does not take the network, as where an ``if`` asks for the value of a tensor, or
             keeps a part of it whole, as torch.cond.
         TypeError: the output is not one floating tensor, `inputs` is none of the above, or `model` no module.
-        ValueError: the inputs are empty, have NaN, or are one sample that is normalized as a batch; a layer has no part
-            in the output, or a share is zero or not finite: the message names it; parameters are sharded or quantized.
+        ValueError: the inputs are empty or have NaN; a layer has no part in the output, or a share is zero or not
+            finite, as may be for one sample in training mode with batch normalization: the message names it;
+            parameters are sharded or quantized; something is on the meta device.
     """
     return factors_of(find_model_layers(model), graph_shares(model, inputs, gains))
 
@@ -76,15 +77,9 @@ def graph_shares(model: nn.Module, inputs: Inputs, gains: bool = True) -> Output
     """Finds the shares of `graph_factors`; they have no errors."""
     layers, inner = find_model_layers(model), unwrapped(model)
     flux_of = dict.fromkeys(layers.amended, 0.0)
-    by_batch = _normalizes_by_batch(inner)
-    if by_batch and _is_one_sample(inputs):
-        raise ValueError(
-            "inputs: got one sample, want several in training mode, where batch normalization takes out what all "
-            "samples have in common"
-        )
     with still(inner), with_gradients(layers):
         graph = export_graph(inner, inputs)
-        division = Division(graph, by_batch, gains)
+        division = Division(graph, _normalizes_by_batch(inner), gains)
         pending: dict[fx.Node, Fluxes] = {graph.output: {0: division.moment(graph.output)}}
         reached: set[Tensor] = set()
         for node in reversed(graph.nodes):
@@ -109,12 +104,6 @@ def graph_shares(model: nn.Module, inputs: Inputs, gains: bool = True) -> Output
             stacklevel=3,
         )
     return make_shares(layers, flux_of)
-
-
-def _is_one_sample(inputs: Inputs) -> bool:
-    args, kwargs = arguments_of(inputs)
-    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()]
-    return bool(tensors) and len(tensors[0]) == 1
 
 
 def _normalizes_by_batch(model: nn.Module) -> bool:

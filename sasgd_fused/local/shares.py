@@ -27,7 +27,7 @@ class ModelLayers(NamedTuple):
         amended: the amended layer of each parameter that has one, input first.
         plain: the other layers, which take the plain step.
         heads: the parameters of the layers at the outputs.
-        output_width: n_B.
+        output_width: n_B, the rows of the head, of several the largest.
     """
 
     amended: dict[Tensor, Layer]
@@ -116,11 +116,11 @@ def make_shares(
     """
     for param, layer in layers.amended.items():
         if not 0 < curvatures[param] < math.inf:
-            reason = "a weight or a value on the way to the output is not finite"
+            reason = "a weight, or a value on the way to the output, is infinite, NaN or too large"
             if curvatures[param] == 0:
                 reason = (
                     "it is 0 if the weight is zero, if something that is zero at first stands between it and the "
-                    "output, or in training mode if all samples are alike to batch normalization"
+                    "output, or if batch normalization in training mode is given one sample: want several there"
                 )
             raise ValueError(
                 f"model: {layer.name} has the share {curvatures[param]:g}, want a positive finite number; {reason}"

@@ -305,11 +305,3 @@ def conditional(inputs: Tensor, body: nn.Module, head: nn.Module) -> Any:
 def test_errors(function: Callable[..., Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         graph_factors(Function(function, linear(64, 8), linear(8, 10)), vectors())
-
-
-def test_one_sample_that_is_normalized_as_a_batch() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-    images = torch.randn(1, 1, 8, 8)
-    with pytest.raises(ValueError, match=r"^inputs: got one sample, want several in training mode"):
-        graph_factors(model, images)
-    assert len(graph_factors(model.eval(), images)) == 2
