@@ -1,5 +1,8 @@
 """The local Hessian and back-matching: tools that look at a network, no part of the optimizer. Only torch is needed.
 
+The paper is Huishuai Zhang, Wei Chen and Tie-Yan Liu, "On the Local Hessian in Back-propagation", NeurIPS 2018. Numbers
+in brackets in the docstrings here, such as (5), are its equations.
+
 They are imported by name, `from sasgd_fused.local import condition_report`; `import sasgd_fused` does not load them.
 """
 

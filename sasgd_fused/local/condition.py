@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,15 +13,15 @@ from torch import Tensor, nn
 
 from sasgd_fused.local.arguments import Inputs
 from sasgd_fused.local.capture import capture
-from sasgd_fused.local.density import spectral_density
+from sasgd_fused.local.density import check_wide, spectral_density
 from sasgd_fused.local.jacobian import Jacobian, jacobian_at
 from sasgd_fused.local.table import aligned, cell
+from sasgd_fused.options import is_positive_int
 
 # Blocks up to so many inputs or outputs, of the whole batch, have their Jacobian formed.
 EXACT = 512
 # Singular values below that fraction of the largest count as 0, in blocks whose Jacobian is formed.
 CUTOFF = {torch.float64: 1e-12, torch.float32: 1e-5}
-_CUTOFF_OF_16_BITS = 0.1
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,10 @@ def condition_report(
     from below. One sample says nearly what many do, but not with batch normalization: in training mode take as many
     samples as in training, because the variance of few is often small, and λ large.
 
+    It is computed in the dtype of the network, float32 or float64: autocast is off inside, 16 bits are refused.
+
     Args:
-        model: the network; it is left as it is (`still`).
+        model: the network; it is left as it is (`still`). Gradients may be off (``torch.no_grad``).
         inputs: one batch, as `capture` takes it.
         blocks: names of modules; None takes layers with what follows them, and residual blocks, as `capture` does.
         probes: random vectors for a large block; 1 is enough, and faster, where effective ranks are above 1000.
@@ -110,24 +113,53 @@ def condition_report(
         seed: of the vectors.
 
     Returns:
-        A row for each block, in the order in which they are called; prints as a table.
+        A row for each block, in the order in which they are called; prints as a table. A block whose output does not
+        depend on its input, such as a learned position, has none.
 
     Raises:
-        TypeError, ValueError: as `capture`.
-        RuntimeError: an operator in a block cannot be differentiated twice.
+        TypeError: as `capture`, or a block is in 16 bits.
+        ValueError: as `capture`; a block that was named does not depend on its input, or has an output that is not
+            finite; `probes` or `steps` is not a positive integer.
+        RuntimeError: as `capture`, or an operator in a block cannot be differentiated twice.
 
     Example:
         >>> print(condition_report(model, images))
     """
+    for argument, value in (("probes", probes), ("steps", steps)):
+        if not is_positive_int(value):
+            raise ValueError(f"{argument}: got {value!r}, want a positive integer")
     rows = []
     for name, call in capture(model, inputs, blocks).items():
-        jacobian = jacobian_at(call.module, call.inputs, "input")
-        if min(jacobian.point.numel(), jacobian.value.numel()) <= EXACT:
-            rows.append(_exact_row(name, jacobian))
-        else:
-            density = spectral_density(_Outer(jacobian), probes, steps, seed)
-            rows.append(_row(name, jacobian, density.nodes, density.weights))
+        with _naming(name):
+            jacobian = jacobian_at(call.module, call.inputs, "input")
+            if jacobian.value.requires_grad:
+                rows.append(_condition(name, jacobian, probes, steps, seed))
+            elif blocks is not None:
+                raise ValueError("its output does not depend on its input, want a block whose output does")
     return ConditionReport(rows)
+
+
+@contextmanager
+def _naming(block: str) -> Iterator[None]:
+    """Has errors say in which block they arose."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        (kind,) = (kind for kind in (TypeError, ValueError, RuntimeError) if isinstance(error, kind))
+        raise kind(f"block {block!r}: {error}") from error
+
+
+def _condition(name: str, jacobian: Jacobian, probes: int, steps: int, seed: int) -> ConditionRow:
+    for place, tensor in (("input", jacobian.point), ("output", jacobian.value)):
+        check_wide(place, tensor.dtype)
+    if not jacobian.value.isfinite().all():
+        raise ValueError("its output is not finite, want numbers")
+    if min(jacobian.point.numel(), jacobian.value.numel()) <= EXACT:
+        return _exact_row(name, jacobian)
+    density = spectral_density(_Outer(jacobian), probes, steps, seed)
+    return _row(name, jacobian, density.nodes, density.weights)
 
 
 @dataclass(frozen=True)
@@ -154,7 +186,7 @@ class _Outer:
 
 def _exact_row(name: str, jacobian: Jacobian) -> ConditionRow:
     values = torch.linalg.svdvals(jacobian.dense().double().cpu())
-    cutoff = CUTOFF.get(jacobian.value.dtype, _CUTOFF_OF_16_BITS)
+    cutoff = CUTOFF[jacobian.value.dtype]
     kept = values[values > cutoff * values[0]]
     nodes = torch.zeros(jacobian.value.numel(), dtype=torch.float64)
     nodes[: len(values)] = values[: len(nodes)] ** 2

@@ -9,6 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sasgd_fused.local.still import without_autocast
+from sasgd_fused.options import is_positive_int
+
 
 class Operator(Protocol):
     """What is needed of a symmetric matrix; `LocalHessian` has it."""
@@ -81,7 +84,8 @@ def spectral_density(op: Operator, probes: int = 8, steps: int = 60, seed: int =
     vectors are orthogonalized against all, twice, so that no eigenvalue comes again.
 
     It takes probes × steps products, and memory for `steps` vectors. Extreme eigenvalues come first; what lies close
-    together is a few nodes with more weight. Nodes that are 0 but for rounding are set to 0.
+    together is a few nodes with more weight. Nodes within 100 roundings of the largest of 0, which in float32
+    is 1e-5 of it, are set to 0.
 
     Args:
         op: a symmetric operator, such as a `LocalHessian`: a shape, a dtype, a device and ``op @ vector``.
@@ -90,22 +94,37 @@ def spectral_density(op: Operator, probes: int = 8, steps: int = 60, seed: int =
         seed: of the starts.
 
     Raises:
-        ValueError: `probes` or `steps` is not positive.
+        ValueError: `probes` or `steps` is not a positive integer.
+        TypeError: the operator is in 16 bits, whose rounding is as large as most eigenvalues.
 
     Example:
         >>> density = spectral_density(local_hessian(block, inputs))
         >>> density.cdf(0.0), density.quantile(0.5), density.nodes[-1]
     """
-    if probes < 1 or steps < 1:
-        raise ValueError(f"probes, steps: got {probes} and {steps}, want positive integers")
+    if not is_positive_int(probes) or not is_positive_int(steps):
+        raise ValueError(f"probes, steps: got {probes!r} and {steps!r}, want positive integers")
+    check_wide("op", op.dtype)
     generator = torch.Generator().manual_seed(seed)
     found = []
-    for _ in range(probes):
-        start = torch.randn(op.shape[0], generator=generator, dtype=torch.float64)
-        found.append(lanczos(op.__matmul__, start.to(op.device, op.dtype), steps))
+    with without_autocast([op.device]):
+        for _ in range(probes):
+            start = torch.randn(op.shape[0], generator=generator, dtype=torch.float64)
+            found.append(lanczos(op.__matmul__, start.to(op.device, op.dtype), steps))
     nodes, order = torch.cat([nodes for nodes, _ in found]).sort()
     weights = torch.cat([weights for _, weights in found])[order] / probes
     return Density(nodes, weights)
+
+
+def check_wide(name: str, dtype: torch.dtype) -> None:
+    """Refuses 16 bits.
+
+    Raises:
+        TypeError: it is not float32 or float64.
+    """
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"{name}: got {dtype}, too coarse for a spectrum, want float32 or float64: model.float(), inputs.float()"
+        )
 
 
 def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> tuple[Tensor, Tensor]:

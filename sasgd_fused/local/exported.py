@@ -39,6 +39,7 @@ def export_graph(model: nn.Module, inputs: Inputs) -> Graph:
     """Exports a network in its own mode, and computes the values of all nodes.
 
     Raises:
+        Exception: what its own forward raises.
         RuntimeError: torch.export does not take the network.
         TypeError: its output is not one floating tensor.
     """
@@ -103,6 +104,8 @@ def _export(model: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, list[Any
             # Decomposes nothing: writes in place become operators that return what they wrote.
             program = program.run_decompositions({})
         except Exception as error:
+            with torch.no_grad():
+                model(*args, **kwargs)  # raises what is an error of its own
             raise RuntimeError(
                 f"model: torch.export does not take {type(model).__name__} ({type(error).__name__}: "
                 f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}); "

@@ -7,7 +7,7 @@ import warnings
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sasgd_fused.local.arguments import Inputs
+from sasgd_fused.local.arguments import Inputs, unwrapped
 from sasgd_fused.local.exported import export_graph
 from sasgd_fused.local.flux import Division, Fluxes, total_of
 from sasgd_fused.local.shares import (
@@ -16,7 +16,6 @@ from sasgd_fused.local.shares import (
     find_model_layers,
     make_shares,
     no_path,
-    unwrapped,
     with_gradients,
 )
 from sasgd_fused.local.still import still
@@ -37,8 +36,8 @@ def graph_factors(model: nn.Module, inputs: Inputs, gains: bool = True) -> dict[
     - any other: φ(z) = E[z²] (Jᵀu)², with J its Jacobian and u = ±√(φ/E[out²]) with random signs. Without `gains` this
       is scaled to keep the sum. ReLU has the gain π / (π - 1) after batch normalization, 1 where moments are about 0.
 
-    So on a chain without `gains` every share is 1, which is ``factors="width"``. What it tells beyond that is where
-    the factors come from: how sums and concatenations divide them, and by how much each activation multiplies them.
+    So on a chain without `gains` every share is 1, which is ``factors="width"``. What is added to that are two things:
+    how sums and concatenations divide the flux, and by how much each activation multiplies it.
     For the factors alone `measured_factors` is better: it costs little more and sees also that gradients at different
     positions, heads or branches are alike, which the graph takes as independent. That is much in attention, in
     squeeze-and-excitation and behind average pooling, where these factors may be further off than the width rule's.
@@ -63,11 +62,13 @@ def graph_factors(model: nn.Module, inputs: Inputs, gains: bool = True) -> dict[
         Of each kind of operator that took several tensors and has no rule of its own, with its first node.
 
     Raises:
+        Exception: what the network's own forward raises for these inputs.
         RuntimeError: torch.export does not take the network, as where an ``if`` asks for the value of a tensor, or
             keeps a part of it whole, as torch.cond.
-        TypeError: the output is not one floating tensor, or `inputs` is none of the above.
-        ValueError: a layer has no part in the output, or a share is zero or not finite: the message names it;
-            parameters are sharded or quantized.
+        TypeError: the output is not one floating tensor, `inputs` is none of the above, or `model` no module.
+        ValueError: the inputs are empty or have NaN; a layer has no part in the output, or a share is zero or not
+            finite, as may be for one sample in training mode with batch normalization: the message names it;
+            parameters are sharded or quantized; something is on the meta device.
     """
     return factors_of(find_model_layers(model), graph_shares(model, inputs, gains))
 

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sasgd_fused.local.arguments import Inputs
+from sasgd_fused.local.arguments import Inputs, check_model, unwrapped
 from sasgd_fused.local.capture import capture
 from sasgd_fused.local.jacobian import Jacobian, jacobian_at, parameter_name, units
+from sasgd_fused.options import is_positive_int
 
 # Below that many rows Lanczos has nothing to save.
 _SMALL = 64
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LocalHessian:
     """A symmetric n × n matrix that is known by its products; see `local_hessian`.
 
@@ -31,6 +32,11 @@ class LocalHessian:
 
     jacobian: Jacobian
     displacement: Tensor | None
+
+    def __repr__(self) -> str:
+        n, point = self.shape[0], tuple(self.jacobian.point.shape)
+        kind = "Gauss-Newton" if self.displacement is None else "with a displacement"
+        return f"LocalHessian({n} × {n}, {self.dtype}, by a tensor of {point}, {kind})"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -72,25 +78,41 @@ class LocalHessian:
         """Estimates the trace: the mean of vᵀHv over vectors v of random signs (Hutchinson).
 
         Its standard error is at most ‖H‖_F √(2 / probes); for a diagonal matrix it is exact.
+
+        Raises:
+            ValueError: `probes` is not a positive integer.
         """
         found = [torch.dot(vector.double(), (self @ vector).double()) for vector in self._signs(probes, seed)]
         return float(torch.stack(found).mean())
 
     def diagonal(self, probes: int = 16, seed: int = 0) -> Tensor:
-        """Estimates the diagonal, in the shape of the point: the mean of v ⊙ Hv over vectors v of random signs."""
+        """Estimates the diagonal, in the shape of the point: the mean of v ⊙ Hv over vectors v of random signs.
+
+        Raises:
+            ValueError: `probes` is not a positive integer.
+        """
         found = torch.zeros(self.shape[0], dtype=torch.float64, device=self.device)
         for vector in self._signs(probes, seed):
             found += vector.double() * (self @ vector).double() / probes
         return found.to(self.dtype).reshape(self.jacobian.point.shape)
 
     def largest(self, k: int = 1) -> Tensor:
-        """Returns the k largest eigenvalues, the largest first. Needs scipy, except for very small blocks."""
+        """Returns the k largest eigenvalues, the largest first. Needs scipy, except for very small blocks.
+
+        Raises:
+            ValueError: k is not an integer from 1 to n.
+            ImportError: there is no scipy.
+        """
         return self._eigenvalues(k, "LA").flip(0)[:k]
 
     def smallest(self, k: int = 1) -> Tensor:
         """Returns the k smallest eigenvalues, the smallest first. Needs scipy, except for very small blocks.
 
         Where many lie close together, as at 0, this takes long; `spectral_density` tells how many there are.
+
+        Raises:
+            ValueError: k is not an integer from 1 to n.
+            ImportError: there is no scipy.
         """
         return self._eigenvalues(k, "SA")[:k]
 
@@ -105,7 +127,11 @@ class LocalHessian:
         return torch.stack([(self @ unit).flatten() for unit in units(self.jacobian.point)])
 
     def to_scipy(self) -> Any:
-        """Returns a `scipy.sparse.linalg.LinearOperator`, for the solvers there."""
+        """Returns a `scipy.sparse.linalg.LinearOperator`, for the solvers there.
+
+        Raises:
+            ImportError: there is no scipy.
+        """
         import numpy
         from scipy.sparse.linalg import LinearOperator
 
@@ -119,8 +145,8 @@ class LocalHessian:
     def _eigenvalues(self, k: int, which: str) -> Tensor:
         """Returns in ascending order k eigenvalues at one end, or all."""
         n = self.shape[0]
-        if not 1 <= k <= n:
-            raise ValueError(f"k: got {k}, want 1 to {n}")
+        if not is_positive_int(k) or k > n:
+            raise ValueError(f"k: got {k!r}, want an integer from 1 to {n}")
         if n <= max(_SMALL, 2 * k):
             found: Tensor = torch.linalg.eigvalsh(self.dense(n).double())
             return found
@@ -134,6 +160,8 @@ class LocalHessian:
         return torch.from_numpy(values).double().sort().values
 
     def _signs(self, probes: int, seed: int) -> Iterator[Tensor]:
+        if not is_positive_int(probes):
+            raise ValueError(f"probes: got {probes!r}, want a positive integer")
         generator = torch.Generator().manual_seed(seed)
         for _ in range(probes):
             signs = torch.randint(0, 2, (self.shape[0],), generator=generator) * 2 - 1
@@ -169,10 +197,13 @@ def local_hessian(
 
     H_W is sums over the batch: divide by m to compare batches. A bias has H = m I (times positions), or 0 in front of
     batch normalization. The block is run once, held still (`still`): in its own mode, without dropout. What is kept is
-    the graph of that run and of one backward pass. Activation checkpointing has to be switched off before.
+    the graph of that run and of one backward pass. Activation checkpointing has to be switched off before. Autocast is
+    off inside, and it does not matter whether gradients are on (``torch.no_grad``).
 
     Args:
-        module: the block; or the network, with `block` the name of one of its modules.
+        module: the block; or the network, with `block` the name of one of its modules. It takes a floating tensor and
+            returns one; of a tuple the first floating one counts. DataParallel, DistributedDataParallel and
+            torch.compile around it are taken off for the while.
         inputs: the block's input; or the network's, as `capture` takes them.
         wrt: "input", or a parameter of the block or its name.
         block: the name of the module that is meant, as in ``named_modules()``.
@@ -180,24 +211,33 @@ def local_hessian(
             `back_matching(...).displacements` or ``capture(..., loss=...)[name].displacement``.
 
     Raises:
-        TypeError: inputs or output are not one floating tensor.
+        TypeError: inputs or output are not a floating tensor, the module is no module, or the displacement no tensor.
         ValueError: there is no such block or parameter, or the output does not depend on it; the displacement has
-            another shape or dtype than the output.
-        RuntimeError: an operator in the block cannot be differentiated twice.
+            another shape or dtype than the output; inputs are empty or have NaN; something is on the meta device.
+        RuntimeError: an operator in the block cannot be differentiated twice, or tensors belong to
+            ``torch.inference_mode``.
 
     Example:
         >>> hessian = local_hessian(nn.Linear(800, 400, bias=False), torch.randn(1, 800))
         >>> hessian.largest(3), hessian.trace() / hessian.shape[0]
         >>> local_hessian(resnet, images, "conv1.weight", block="layer3.0").largest()
     """
+    check_model(module)
+    if displacement is not None and not isinstance(displacement, Tensor):
+        raise TypeError(f"displacement: got a {type(displacement).__name__}, want a tensor in the shape of the output")
+    module = unwrapped(module)
     if block is not None:
         call = capture(module, inputs, [block])[block]
-        found = parameter_name(module.get_submodule(block), wrt)
-        wrt = wrt if found == "input" else module.get_submodule(block).get_parameter(found)
+        inside = unwrapped(module.get_submodule(block))
+        found = parameter_name(inside, wrt)
+        wrt = wrt if found == "input" else inside.get_parameter(found)
         module, inputs = call.module, call.inputs
     elif not isinstance(inputs, Tensor):
         raise TypeError(f"inputs: got {type(inputs).__name__}, want a tensor, or the network's inputs with block=")
-    jacobian = jacobian_at(module, inputs, parameter_name(module, wrt))
+    name = parameter_name(module, wrt)
+    jacobian = jacobian_at(module, inputs, name)
+    if not jacobian.value.requires_grad:
+        raise ValueError(f"wrt: got {name!r}, on which the output of {type(module).__name__} does not depend")
     if displacement is not None and (displacement.shape, displacement.dtype) != (
         jacobian.value.shape,
         jacobian.value.dtype,

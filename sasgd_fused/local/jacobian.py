@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sasgd_fused.local.still import still
+from sasgd_fused.local.arguments import check_model, check_values, unwrapped
+from sasgd_fused.local.still import devices_of, still, without_autocast
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Jacobian:
     """J = ∂F/∂x of a block F at a point x, and the curvature of F there. Nothing is formed, only products.
 
@@ -33,6 +34,9 @@ class Jacobian:
     _seed: Tensor
     _pulled: Tensor
 
+    def __repr__(self) -> str:
+        return f"Jacobian({tuple(self.point.shape)} → {tuple(self.value.shape)}, {self.point.dtype})"
+
     def push(self, tangent: Tensor) -> Tensor:
         """Returns J v, in the shape of the value, of v in the shape of the point."""
         return _grad(self._pulled, self._seed, tangent)
@@ -43,7 +47,8 @@ class Jacobian:
 
     def bend(self, weights: Tensor, tangent: Tensor) -> Tensor:
         """Returns Σ_i r_i ∇²F_i v, with r in the shape of the value and v in that of the point."""
-        (slope,) = torch.autograd.grad(self.value, self.point, weights, create_graph=True)
+        with without_autocast([self.point.device]):
+            (slope,) = torch.autograd.grad(self.value, self.point, weights, create_graph=True)
         return _grad(slope, self.point, tangent)
 
     def dense(self) -> Tensor:
@@ -62,12 +67,31 @@ def units(like: Tensor) -> Iterator[Tensor]:
 
 
 def jacobian_of(value: Tensor, point: Tensor) -> Jacobian:
-    """Returns the Jacobian of a value that was computed from a point with a graph."""
+    """Returns the Jacobian of a value that was computed from a point with a graph.
+
+    Raises:
+        RuntimeError: an operator on the way cannot be differentiated twice.
+    """
     seed = torch.zeros_like(value, requires_grad=True)
     if not value.requires_grad:
         return Jacobian(point, value, seed, torch.zeros_like(point, requires_grad=False))
     (pulled,) = torch.autograd.grad(value, point, seed, create_graph=True, materialize_grads=True)
+    _check_twice_differentiable(pulled)
     return Jacobian(point, value, seed, pulled)
+
+
+def _check_twice_differentiable(pulled: Tensor) -> None:
+    """Refuses what ``once_differentiable`` marks, whose part torch leaves out of a second derivative without a word."""
+    waiting: list[Any] = [pulled.grad_fn]
+    seen: set[Any] = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "torch::autograd::Error":
+            raise RuntimeError("got an operator that is marked once_differentiable, want one with a second derivative")
+        waiting.extend(before for before, _ in node.next_functions)
 
 
 @contextmanager
@@ -80,15 +104,20 @@ def twice_differentiable() -> Iterator[None]:
 def jacobian_at(block: nn.Module, inputs: Tensor, wrt: str) -> Jacobian:
     """Runs a block held still, and returns its Jacobian by its input or by one of its parameters.
 
+    It is 0, and the value requires no gradient, if the output does not depend on that. Autocast is off.
+
     Args:
-        block: any module that takes and returns one floating tensor.
+        block: any module that takes a floating tensor and returns one, or a tuple of which the first one counts.
         inputs: its input.
         wrt: "input", or a parameter's name.
 
     Raises:
-        TypeError: the output is not one floating tensor, or the derivative is by an input that is none.
-        ValueError: the output does not depend on it.
+        TypeError: there is no floating tensor in the output, or the derivative is by an input that is none.
+        ValueError, RuntimeError: as `check_model` and `check_values`.
     """
+    check_model(block)
+    check_values(inputs)
+    block = unwrapped(block)
     if wrt == "input" and not inputs.is_floating_point():
         raise TypeError(f"inputs: got {inputs.dtype}, want floating numbers, or wrt= a parameter")
     # Detached parameters take no part in the graph, and a frozen one can be the point.
@@ -105,27 +134,25 @@ def jacobian_at(block: nn.Module, inputs: Tensor, wrt: str) -> Jacobian:
         for name, param in module._parameters.items()
         if param is not None
     }
-    # A block may write into its input.
-    argument = point.clone() if wrt == "input" else inputs.detach().clone()
-    with still(block), twice_differentiable():
+    with still(block), twice_differentiable(), without_autocast(devices_of(block, inputs)):
+        # A block may write into its input.
+        argument = point.clone() if wrt == "input" else inputs.detach().clone()
         value = floating_output(functional_call(block, slots, (argument,), tie_weights=False), type(block).__name__)
-    if not value.requires_grad:
-        raise ValueError(f"wrt: got {wrt!r}, on which the output of {type(block).__name__} does not depend")
     return jacobian_of(value, point)
 
 
 def floating_output(output: Any, name: str) -> Tensor:
-    """Returns a block's output: a floating tensor, or the only one in a tuple.
+    """Returns a block's output: a floating tensor, or the first one in a tuple or list.
 
     Raises:
         TypeError: it is neither.
     """
     tensors = [part for part in (output if isinstance(output, (tuple, list)) else [output]) if isinstance(part, Tensor)]
     floating = [tensor for tensor in tensors if tensor.is_floating_point()]
-    if len(floating) == 1:
+    if floating:
         return floating[0]
-    got = f"{len(floating)} floating tensors" if floating else str(tensors[0].dtype) if tensors else str(type(output))
-    raise TypeError(f"{name}: got {got} as its output, want one floating tensor")
+    got = str(tensors[0].dtype) if tensors else type(output).__name__
+    raise TypeError(f"{name}: got {got} as its output, want a floating tensor, or a tuple with one")
 
 
 def parameter_name(block: nn.Module, wrt: str | nn.Parameter) -> str:
@@ -147,5 +174,6 @@ def parameter_name(block: nn.Module, wrt: str | nn.Parameter) -> str:
 def _grad(value: Tensor, point: Tensor, weights: Tensor) -> Tensor:
     if not value.requires_grad:
         return torch.zeros_like(point, requires_grad=False)
-    (found,) = torch.autograd.grad(value, point, weights, retain_graph=True, materialize_grads=True)
+    with without_autocast([point.device]):
+        (found,) = torch.autograd.grad(value, point, weights, retain_graph=True, materialize_grads=True)
     return found

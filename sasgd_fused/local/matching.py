@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sasgd_fused.local.arguments import check_scalar, check_values, unwrapped
 from sasgd_fused.local.capture import is_sequential, parts
 from sasgd_fused.local.jacobian import Jacobian, floating_output, jacobian_of, twice_differentiable
+from sasgd_fused.options import is_positive_int
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +45,11 @@ class BackMatching:
     Attributes:
         loss: of the network, detached.
         gradients: ∂ℓ_b/∂W_b of each parameter that has one and requires it; of a parameter in several blocks the sum.
-        displacements: d_0 … d_B, d_b being wanted at the output of block b, and d_0 at the network's input; None
-            for an input of integers.
-        remaining: for b = 1 … B what the solver has left of the back-matching loss of block b, by the block's
-            derivative at z⁰: ‖d_b − J d_{b-1}‖² / ‖d_b‖². 0 is a perfect match, more than 1 worse than no step; NaN
-            where d_b is 0, or for an input of integers.
+        displacements: d_0 … d_B, so B + 1 of them, d_b being wanted at the output of block b, and d_0 at the network's
+            input; None for an input of integers.
+        remaining: for b = 1 … B, so B of them, what the solver has left of the back-matching loss of block b, by the
+            block's derivative at z⁰: ‖d_b − J d_{b-1}‖² / ‖d_b‖². 0 is a perfect match, more than 1 worse than no step;
+            NaN where d_b is 0, or for an input of integers.
     """
 
     loss: Tensor
@@ -67,9 +69,12 @@ def gradient_steps(count: int) -> Solver:
         d_z ← d_z + Jᵀ (d − J d_z), `count` times from 0
 
     It converges to a best match where the largest eigenvalue of JᵀJ is below 2, and else grows without limit.
+
+    Raises:
+        ValueError: `count` is not a positive integer.
     """
-    if count < 1:
-        raise ValueError(f"count: got {count}, want at least 1")
+    if not is_positive_int(count):
+        raise ValueError(f"count: got {count!r}, want a positive integer")
 
     def solver(loss: BlockLoss) -> Tensor:
         found = loss.step
@@ -87,12 +92,16 @@ def exact(damping: float = 0.0, iterations: int = 1000) -> Solver:
 
     by conjugate gradients (CGLS). Without damping it is the shortest of the best matches. It ends when the gradient of
     what is minimized has fallen to ten roundings of what it was, or after `iterations`, which may be too few where J is
-    badly conditioned.
+    badly conditioned. `damping` is in units of the eigenvalues of JᵀJ: directions whose eigenvalue is below it are
+    hardly matched.
+
+    Raises:
+        ValueError: `damping` is negative or not finite, or `iterations` is not a positive integer.
     """
     if not 0 <= damping < math.inf:
         raise ValueError(f"damping: got {damping}, want a finite number, at least 0")
-    if iterations < 1:
-        raise ValueError(f"iterations: got {iterations}, want at least 1")
+    if not is_positive_int(iterations):
+        raise ValueError(f"iterations: got {iterations!r}, want a positive integer")
 
     def solver(loss: BlockLoss) -> Tensor:
         jacobian = loss.jacobian
@@ -139,15 +148,18 @@ def back_matching(
     kernel of ``SDPBackend.MATH``, the one that can be differentiated twice.
 
     Args:
-        blocks: modules that take and return one floating tensor; `chain` finds those of an ``nn.Sequential``.
+        blocks: modules that take a floating tensor and return one, or a tuple of which the first one goes on; or an
+            ``nn.Sequential``, whose children they are. `chain` unpacks nested ones too.
         inputs: z_0; integers are possible, as for an embedding, and get no displacement.
         loss: takes z_B and returns a scalar.
         solver: `one_step`, `gradient_steps`, `exact`, or any function of a `BlockLoss`, which can tell blocks apart by
             its `index`.
 
     Raises:
-        TypeError: a block is no module, or does not return one floating tensor; the inputs are no tensor.
-        ValueError: there are no blocks, the loss is no scalar, or the solver's displacement has not the shape of z.
+        TypeError: a block is no module, or does not return a floating tensor; the inputs or what the solver returns
+            are no tensor; the solver is `exact` or `gradient_steps` itself.
+        ValueError: there are no blocks, or a module that is no ``nn.Sequential``; the loss is no scalar, or constant;
+            the solver's displacement has not the shape of z; inputs are empty, on the meta device, or have NaN.
         RuntimeError: an operator in a block cannot be differentiated twice, which `remaining` needs.
 
     Example:
@@ -156,7 +168,10 @@ def back_matching(
         ...     param.grad = gradient
         >>> optimizer.step()
     """
-    modules = list(blocks)
+    factories: tuple[object, ...] = (exact, gradient_steps)
+    if solver in factories:
+        raise TypeError(f"solver: got {solver.__name__}, want what it returns: solver={solver.__name__}(...)")
+    modules = _children(blocks) if isinstance(blocks, nn.Module) else list(blocks)
     if not modules:
         raise ValueError("blocks: got none, want at least one module")
     for module in modules:
@@ -164,6 +179,7 @@ def back_matching(
             raise TypeError(f"blocks: got a {type(module).__name__}, want modules")
     if not isinstance(inputs, Tensor):
         raise TypeError(f"inputs: got a {type(inputs).__name__}, want a tensor")
+    check_values(inputs)
     with twice_differentiable():
         runs: list[tuple[Tensor, Tensor]] = []
         signal = inputs
@@ -174,10 +190,7 @@ def back_matching(
             runs.append((point, value))
             signal = value
         output = signal.detach().requires_grad_()
-        found = loss(output)
-        if not isinstance(found, Tensor) or found.numel() != 1:
-            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ValueError(f"loss: got {got}, want a function that returns a scalar")
+        found = check_scalar(loss(output))
         (slope,) = torch.autograd.grad(found, output, materialize_grads=True)
     gradients: dict[nn.Parameter, Tensor] = {}
     displacements: list[Tensor | None] = [-slope]
@@ -196,7 +209,10 @@ def back_matching(
             break
         step = torch.zeros_like(point, requires_grad=False) if step is None else step
         problem = BlockLoss(index, modules[index], wanted, step, jacobian_of(value, point))
-        lower = solver(problem).detach()
+        lower = solver(problem)
+        if not isinstance(lower, Tensor):
+            raise TypeError(f"solver: got a {type(lower).__name__}, want a tensor of {tuple(point.shape)}")
+        lower = lower.detach()
         if lower.shape != point.shape:
             raise ValueError(f"solver: got a displacement of {tuple(lower.shape)}, want {tuple(point.shape)}")
         missed = _norm_sq(wanted - problem.jacobian.push(lower))
@@ -216,9 +232,17 @@ def chain(model: nn.Module) -> list[tuple[str, nn.Module]]:
     Example:
         >>> back_matching([module for _, module in chain(model)], inputs, loss)
     """
+    model = unwrapped(model)
     if not is_sequential(model):
         raise ValueError(f"model: got {type(model).__name__}, want an nn.Sequential, or make a list of its blocks")
     return list(parts(model, containers=()))
+
+
+def _children(network: nn.Module) -> list[nn.Module]:
+    network = unwrapped(network)
+    if not is_sequential(network) and type(network).forward is not nn.Module.forward:
+        raise ValueError(f"blocks: got {type(network).__name__}, want an nn.Sequential or a list of its blocks")
+    return [child for child in network._modules.values() if child is not None]
 
 
 def _steps(value: Tensor, points: list[Tensor], wanted: Tensor) -> list[Tensor | None]:

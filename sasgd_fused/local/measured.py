@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sasgd_fused.local.arguments import Inputs, arguments_of
+from sasgd_fused.local.arguments import Inputs, arguments_of, unwrapped
 from sasgd_fused.local.shares import (
     ModelLayers,
     OutputShares,
@@ -18,7 +18,6 @@ from sasgd_fused.local.shares import (
     make_shares,
     no_path,
     sum_squares,
-    unwrapped,
     with_gradients,
 )
 from sasgd_fused.local.still import still
@@ -45,10 +44,21 @@ def measured_factors(
 
     These factors are right as curvature. In training they were not seen to be better than ``"width"``.
 
-    Args, costs and errors: see `output_shares`.
+    The cost is that of `output_shares`: about 2/3 `probes` training steps.
+
+    Args:
+        model: the network; DataParallel, DistributedDataParallel and torch.compile around it are taken off for the
+            while.
+        inputs: one batch: a tensor, a tuple of positional arguments, or a mapping of named ones.
+        probes: how many random directions are drawn. A factor's relative error falls with their root.
+        seed: of the draws.
+        output: takes the floating tensor f out of what the network returns, where it returns something else.
 
     Returns:
         A mapping from names to m_b, for an optimizer that knows the names of its parameters.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `output_shares`.
 
     Example:
         >>> factors = measured_factors(model, inputs)
@@ -66,7 +76,8 @@ def output_shares(
 ) -> OutputShares:
     """Measures what share each layer has of the curvature of the network's output.
 
-    With f the output, of N examples and n_B units, and v random signs in its shape, E vvᵀ = I:
+    With f the output, of N examples, n_B the output units of the network (the rows of its head, of several the
+    largest), S_b = ‖W_b‖² the sum of the squares of a layer's weights, and v random signs in f's shape, E vvᵀ = I:
 
         t_b     = E‖∂(vᵀf)/∂W_b‖² / (N · elements of W_b)
         share_b = S_b t_b / c
@@ -80,7 +91,8 @@ def output_shares(
     gradient. Frozen weights are measured too. Weights, gradients, buffers, flags and generators stay what they are.
 
     Args:
-        model: the network; DistributedDataParallel and torch.compile around it are taken off for the while.
+        model: the network; DataParallel, DistributedDataParallel and torch.compile around it are taken off for the
+            while.
         inputs: one batch: a tensor, a tuple of positional arguments, or a mapping of named ones.
         probes: how many v are drawn. A layer's relative error falls with their root; `error` tells it.
         seed: of the draws.
@@ -90,9 +102,11 @@ def output_shares(
         A row for every amended layer, input first; prints as a table.
 
     Raises:
-        TypeError: the output is not one floating tensor, or `inputs` is none of the above.
+        TypeError: the output is not one floating tensor, `inputs` is none of the above, or `model` no module.
         ValueError: there is no gradient path from the output to a layer, or a share is zero or not finite: the message
-            names it; parameters are sharded or quantized; `probes` is not a positive integer.
+            names it; parameters are sharded or quantized; something is on the meta device; inputs are empty or have
+            NaN; `probes` is not a positive integer.
+        RuntimeError: the network's tensors, or this call, belong to ``torch.inference_mode``.
     """
     if not is_positive_int(probes):
         raise ValueError(f"probes: got {probes!r}, want a positive integer")

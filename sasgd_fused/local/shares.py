@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sasgd_fused.groups import parameter_groups
 from sasgd_fused.layers import Layer, find_layers
+from sasgd_fused.local.arguments import check_model
 from sasgd_fused.local.table import aligned, cell
 from sasgd_fused.network import find_outputs
 from sasgd_fused.shards import is_sharded
@@ -26,7 +27,7 @@ class ModelLayers(NamedTuple):
         amended: the amended layer of each parameter that has one, input first.
         plain: the other layers, which take the plain step.
         heads: the parameters of the layers at the outputs.
-        output_width: n_B.
+        output_width: n_B, the rows of the head, of several the largest.
     """
 
     amended: dict[Tensor, Layer]
@@ -42,7 +43,7 @@ class ShareRow:
     Attributes:
         name: the parameter's name.
         rows: output units.
-        columns: input units.
+        columns: input units; of a convolution its input channels (of one group), without the kernel.
         is_head: whether it gives an output.
         share: of the output's curvature. The geometric mean of the hidden layers' is 1.
         error: its standard error; None where it was not sampled.
@@ -73,8 +74,10 @@ def find_model_layers(model: nn.Module) -> ModelLayers:
     """Finds a model's layers by `parameter_groups`, whose warnings are left to the call that makes the optimizer.
 
     Raises:
-        ValueError: the model has no amended weights, or sharded ones.
+        TypeError, ValueError, RuntimeError: as `check_model`; ValueError too where the model has no amended weights,
+            or sharded ones.
     """
+    check_model(model)
     if any(is_sharded(param) for param in model.parameters()) or any(
         type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()
     ):
@@ -113,9 +116,14 @@ def make_shares(
     """
     for param, layer in layers.amended.items():
         if not 0 < curvatures[param] < math.inf:
+            reason = "a weight, or a value on the way to the output, is infinite, NaN or too large"
+            if curvatures[param] == 0:
+                reason = (
+                    "it is 0 if the weight is zero, if something that is zero at first stands between it and the "
+                    "output, or if batch normalization in training mode is given one sample: want several there"
+                )
             raise ValueError(
-                f"model: {layer.name} has the share {curvatures[param]:g}, want a positive finite number; it is 0 if "
-                "the weight is zero, or if something that is zero at first stands between it and the output"
+                f"model: {layer.name} has the share {curvatures[param]:g}, want a positive finite number; {reason}"
             )
     hidden = [param for param in layers.amended if param not in layers.heads] or list(layers.amended)
     mean = math.exp(math.fsum(math.log(curvatures[param]) for param in hidden) / len(hidden))
@@ -149,18 +157,6 @@ def factors_of(layers: ModelLayers, shares: OutputShares) -> dict[str, float]:
 def sum_squares(tensor: Tensor) -> float:
     """Returns the sum of the squares of all elements, in float64."""
     return float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64)) ** 2
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Returns what DistributedDataParallel or torch.compile has wrapped, whose parameters are the same."""
-    while True:
-        if hasattr(model, "_orig_mod"):
-            inner: Any = model._orig_mod
-        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
-        else:
-            return model
-        model = inner
 
 
 def check_output(output: Any, wanted: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -23,8 +23,10 @@ def still(module: nn.Module) -> Iterator[None]:
     """Holds a network still: inside, the same input gives the same output, and the network keeps its state.
 
     The training flag of the network stays what it is; batch normalization that normalizes by the batch does so inside,
-    too, but its running statistics do not follow. Dropout, stochastic depth and the power iteration of spectral
-    normalization are off. Afterwards everything is as it was, after an exception too: flags, buffers, also those that
+    too, but its running statistics do not follow. Modules of dropout and stochastic depth and the power iteration of
+    spectral normalization are off. Two things are not held: random functions that a forward calls itself, such as
+    ``F.dropout(x, p, self.training)``, draw anew each time; and attributes that it writes, other than buffers, stay.
+    Afterwards everything is as it was, after an exception too: flags, buffers, also those that
     modules of other kinds have written, and the state of the random number generators of the CPU and of the devices
     that the network lies on.
 
@@ -45,6 +47,21 @@ def still(module: nn.Module) -> Iterator[None]:
         yield
 
 
+def devices_of(module: nn.Module, *tensors: Tensor) -> set[torch.device]:
+    """Returns where a module's tensors and others lie."""
+    return {tensor.device for tensor in (*module.parameters(), *module.buffers(), *tensors)}
+
+
+@contextmanager
+def without_autocast(devices: Iterable[torch.device]) -> Iterator[None]:
+    """Has operators on some devices take the dtypes of tensors as they are."""
+    with ExitStack() as disabled:
+        for kind in {device.type for device in devices}:
+            if torch.amp.is_autocast_available(kind):
+                disabled.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
 def _settings(part: nn.Module) -> Iterator[tuple[str, Any]]:
     if isinstance(part, _NormBase):
         if part.training and part.track_running_stats:
@@ -59,11 +76,9 @@ def _settings(part: nn.Module) -> Iterator[tuple[str, Any]]:
 
 @contextmanager
 def _buffers_restored(module: nn.Module) -> Iterator[None]:
-    """Puts back buffers that were replaced, and values that were written."""
-    before: list[tuple[dict[str, Any], str, Tensor | None]] = [
-        (part._buffers, name, buffer) for part in module.modules() for name, buffer in part._buffers.items()
-    ]
-    values = {buffer: (buffer._version, buffer.detach().clone()) for _, _, buffer in before if buffer is not None}
+    """Puts back buffers that were replaced, and values that were written; takes away what was registered."""
+    before = [(part, dict(part._buffers), set(part._non_persistent_buffers_set)) for part in module.modules()]
+    values = {buffer: (buffer._version, buffer.detach().clone()) for buffer in module.buffers()}
     try:
         yield
     finally:
@@ -71,14 +86,15 @@ def _buffers_restored(module: nn.Module) -> Iterator[None]:
             for buffer, (version, value) in values.items():
                 if buffer._version != version:
                     buffer.copy_(value)
-        for buffers, name, old in before:
-            buffers[name] = old
+        for part, buffers, names in before:
+            part._buffers.clear()
+            part._buffers.update(buffers)
+            part._non_persistent_buffers_set.intersection_update(names)
 
 
 @contextmanager
 def _generators_restored(module: nn.Module) -> Iterator[None]:
-    tensors: list[Tensor] = [*module.parameters(), *module.buffers()]
-    devices = {tensor.device for tensor in tensors if tensor.device.type not in ("cpu", "meta")}
+    devices = {device for device in devices_of(module) if device.type not in ("cpu", "meta")}
     with ExitStack() as restored:
         restored.enter_context(torch.random.fork_rng(devices=[]))
         for device in devices:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sasgd_fused.local import back_matching, capture, still
+from sasgd_fused.local import back_matching, capture, local_hessian, still
 from tests.local.networks import Skip, mixed_blocks, picture
 
 
@@ -177,3 +178,113 @@ def test_an_exception_leaves_no_hooks(loss: Callable[[Tensor], Tensor] | None) -
     with pytest.raises((ZeroDivisionError, RuntimeError)):
         capture(model, tokens() if loss else torch.ones(2, 2, 2, dtype=torch.int64), loss=loss)
     assert picture(model) == before
+
+
+class Dense(nn.ModuleDict):
+    """A container with a forward of its own, as torchvision's dense blocks."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.cat([inputs, *(layer(inputs) for layer in self.values())], 1)
+
+
+def test_a_container_with_a_forward_is_a_block() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), Dense({"a": nn.Linear(2, 2), "b": nn.Linear(2, 3)}), nn.Linear(7, 1))
+    assert list(capture(model, torch.ones(3, 2))) == ["0", "1", "2"]
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, **options: bool) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.options = options
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output: Tensor = self.attention(inputs, inputs, value=inputs, **self.options)[0]
+        return output
+
+
+@pytest.mark.parametrize("options", [{}, {"need_weights": False}])
+def test_attention_to_itself_is_by_all_its_arguments(options: dict[str, bool]) -> None:
+    torch.manual_seed(0)
+    model, inputs = SelfAttention(**options), torch.randn(2, 3, 4)
+    call = capture(model, inputs)["attention"]
+    assert torch.equal(call.module(inputs + 1)[0], model(inputs + 1))
+
+
+class Pair(NamedTuple):
+    hidden: Tensor
+    number: int
+
+
+class Returns(nn.Module):
+    def __init__(self, make: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.layer, self.make = nn.Linear(2, 2), make
+
+    def forward(self, inputs: Tensor) -> Any:
+        return self.make(self.layer(inputs))
+
+
+@pytest.mark.parametrize("make", [lambda z: Pair(z, 3), lambda z: [z, 3], lambda z: (z, 3), lambda z: z.max(1)])
+def test_a_block_returns_what_it_did(make: Callable[[Tensor], Any]) -> None:
+    kinds = []
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Returns(make)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            output = self.block(inputs)
+            kinds.append(type(output))
+            found: Tensor = output[0]
+            return found
+
+    model, inputs = Model(), torch.ones(3, 2)
+    model(inputs)
+    assert torch.equal(capture(model, inputs, loss=torch.sum)["block"].displacement, -torch.ones_like(model(inputs)))
+    assert len(set(kinds)) == 1
+
+
+class Fails(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        raise KeyError
+
+
+class Careful(nn.Module):
+    """Goes another way where a child has failed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.fails = nn.Linear(2, 2), nn.Sequential(nn.Tanh(), Fails())
+        self.outer = Skip(nn.Linear(2, 2))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden: Tensor = self.first(inputs)
+        try:
+            hidden = self.fails(hidden)
+        except KeyError:
+            hidden = self.outer(hidden)
+        return hidden
+
+
+def test_a_failure_that_the_network_catches() -> None:
+    torch.manual_seed(0)
+    model, inputs = Careful(), torch.randn(3, 2)
+    hidden = model.first(inputs).detach()
+    for blocks in (None, ["first", "outer", "outer.branch"]):
+        calls = capture(model, inputs, blocks, loss=torch.sum)
+        assert list(calls)[-1] == ("outer" if blocks is None else "outer.branch")
+        assert not any("fails.1" in name for name in calls)
+        assert torch.equal(calls["outer"].inputs, hidden)
+        assert torch.equal(calls["outer"].displacement, -torch.ones(3, 2))
+    with pytest.raises(ValueError, match=r"blocks: got 'fails', which the network did not call or which returned noth"):
+        capture(model, inputs, ["fails"])
+
+
+def test_it_prints_shortly() -> None:
+    call = capture(nn.Linear(99, 3), torch.ones(50, 99), loss=torch.sum)[""]
+    assert repr(call) == "Captured(Linear, inputs (50, 99) torch.float32, displacement (50, 3))"
+    hessian = local_hessian(call.module, call.inputs)
+    assert repr(hessian) == "LocalHessian(4950 × 4950, torch.float32, by a tensor of (50, 99), Gauss-Newton)"
+    assert repr(hessian.jacobian) == "Jacobian((50, 99) → (50, 3), torch.float32)"

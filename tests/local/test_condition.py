@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sasgd_fused.local import ConditionReport, ConditionRow, back_matching, condition_report, exact, one_step
+from sasgd_fused.local import (
+    ConditionReport,
+    ConditionRow,
+    back_matching,
+    condition_report,
+    exact,
+    local_hessian,
+    one_step,
+)
 from tests.local.networks import Skip, dense_jacobian, mixed_blocks, picture
 
 DOUBLE = torch.float64
@@ -187,3 +198,114 @@ def test_a_block_that_passes_nothing() -> None:
     (row,) = condition_report(Nothing(), torch.ones(2, 3))
     assert (row.left, row.best_left, row.largest, row.effective_rank, row.rank) == (1, 1, 0, 0, 0)
     assert row.condition is not None and math.isnan(row.condition)
+
+
+def network() -> nn.Sequential:
+    """A convolution with batch normalization, a residual block, which is large, and a head."""
+    torch.manual_seed(0)
+    branch = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+    first = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8))
+    return nn.Sequential(first, Skip(branch), nn.Flatten(), nn.Linear(128, 5))
+
+
+def short_report(model: nn.Module, images: Tensor, blocks: list[str] | None = None) -> ConditionReport:
+    return condition_report(model, images, blocks, probes=1, steps=2)
+
+
+@contextmanager
+def autocast() -> Iterator[None]:
+    with torch.autocast("cpu", torch.bfloat16):
+        yield
+
+
+@pytest.mark.parametrize("context", [autocast, torch.no_grad])
+def test_autocast_and_gradients_that_are_off_change_nothing(
+    context: Callable[[], AbstractContextManager[None]],
+) -> None:
+    model, images = network(), torch.randn(6, 1, 4, 4)
+    wanted = short_report(model, images)
+    hessian = local_hessian(model, images, block="1").trace(1)
+    with context():
+        assert short_report(model, images) == wanted
+        assert local_hessian(model, images, block="1").trace(1) == hessian
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch itself, at the first torch.compile
+@pytest.mark.parametrize("wrap", [nn.DataParallel, pytest.param(torch.compile, marks=pytest.mark.nightly)])
+def test_a_network_inside_a_wrapper(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model, images = network(), torch.randn(6, 1, 4, 4)
+    wanted = short_report(model, images)
+    assert short_report(wrap(model), images) == wanted
+    assert short_report(wrap(model), images, ["1"])[0].left == wanted[1].left
+    assert local_hessian(wrap(model), images, "1.weight", block="0").shape == (8, 8)
+    model[1] = wrap(model[1])
+    assert [row.left for row in short_report(model, images)] == [row.left for row in wanted]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("large", [False, True])
+def test_16_bits_are_refused(dtype: torch.dtype, large: bool) -> None:
+    model, images = network().to(dtype), torch.randn(6, 1, 4, 4, dtype=dtype)
+    with pytest.raises(TypeError, match=rf"block '{int(large)}': input: got {dtype}, too coarse .* model\.float\(\)"):
+        condition_report(model, images, [str(int(large))])
+
+
+class Position(nn.Module):
+    """A learned position, which takes of its input the shape alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(9, 4))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.table[: inputs.shape[1]]
+
+
+class Positioned(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.position, self.head = Position(), nn.Linear(4, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output: Tensor = self.head(inputs + self.position(inputs))
+        return output
+
+
+def test_a_block_that_does_not_depend_on_its_input_has_no_row() -> None:
+    torch.manual_seed(0)
+    model, inputs = Positioned(), torch.randn(2, 3, 4)
+    assert [row.name for row in condition_report(model, inputs)] == ["head"]
+    with pytest.raises(ValueError, match=r"^block 'position': its output does not depend on its input, want a block"):
+        condition_report(model, inputs, ["position"])
+
+
+class Once(torch.autograd.Function):
+    """Can be differentiated once."""
+
+    @staticmethod
+    def forward(context: Any, inputs: Tensor) -> Tensor:
+        return inputs.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context: Any, slope: Tensor) -> Tensor:
+        return slope
+
+
+class Layer(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.function(inputs)
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [(Once.apply, RuntimeError, "once_differentiable"), (lambda z: z / 0, ValueError, "its output is not finite")],
+)
+def test_errors_name_the_block(function: Callable[[Tensor], Tensor], error: type[Exception], message: str) -> None:
+    model = nn.Sequential(nn.Linear(30, 30), Skip(Layer(function)))
+    with pytest.raises(error, match=f"^block '1': .*{message}"):
+        condition_report(model, torch.ones(20, 30))

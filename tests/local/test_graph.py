@@ -296,6 +296,9 @@ def conditional(inputs: Tensor, body: nn.Module, head: nn.Module) -> Any:
             TypeError,
             r"^model: its output is a tensor of torch\.int64, want one float",
         ),
+        # What is the network's own fault is not told as torch.export's.
+        (lambda z, a, b: a(z) + {}["x"], KeyError, "x"),
+        (lambda a, b: None, TypeError, "positional argument"),
         (lambda z, a, b: a(z), ValueError, r"^model: got no gradient of its output for layers\.1\.weight, want a path"),
     ],
 )

@@ -258,6 +258,15 @@ def squares(output: Tensor) -> Tensor:
     return output.square().sum()
 
 
+class Backward(nn.Sequential):
+    """Calls its children in another order."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        for child in reversed(self):
+            inputs = child(inputs)
+        return inputs
+
+
 class Rounded(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         return inputs.round().long()
@@ -285,10 +294,27 @@ class Rounded(nn.Module):
             ValueError,
             r"solver: got a displacement of \(3,\), want \(2,\)",
         ),
-        (lambda: gradient_steps(0), ValueError, "count: got 0, want at least 1"),
+        (
+            lambda: back_matching(Backward(nn.Identity()), torch.ones(2), squares),
+            ValueError,
+            "blocks: got Backward, want an nn.Sequential or a list of its blocks",
+        ),
+        (
+            lambda: back_matching([nn.Identity()], torch.ones(2), squares, solver=exact),
+            TypeError,
+            r"solver: got exact, want what it returns: solver=exact\(\.\.\.\)",
+        ),
+        (
+            lambda: back_matching([nn.Identity()], torch.ones(2), squares, solver=lambda loss: 0),  # type: ignore[return-value]
+            TypeError,
+            r"solver: got a int, want a tensor of \(2,\)",
+        ),
+        (lambda: back_matching([nn.Identity()], torch.ones(0), squares), ValueError, "inputs: got an empty tensor"),
+        (lambda: gradient_steps(1.5), ValueError, "count: got 1.5, want a positive integer"),
+        (lambda: gradient_steps(0), ValueError, "count: got 0, want a positive integer"),
         (lambda: exact(-1.0), ValueError, "damping: got -1.0, want"),
         (lambda: exact(math.nan), ValueError, "damping: got nan, want"),
-        (lambda: exact(iterations=0), ValueError, "iterations: got 0, want at least 1"),
+        (lambda: exact(iterations=0), ValueError, "iterations: got 0, want a positive integer"),
     ],
 )
 def test_errors(call: Callable[[], object], error: type[Exception], message: str) -> None:

@@ -54,6 +54,23 @@ class Recurrent(nn.Module):
         return output
 
 
+class Registering(nn.Module):
+    """Makes a buffer when it is first called."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not hasattr(self, "scale"):
+            self.register_buffer("scale", torch.rand(()), persistent=False)
+        return inputs
+
+
+def test_buffers_that_were_registered_are_gone() -> None:
+    model = Registering()
+    with still(model):
+        model(torch.ones(1))
+        assert hasattr(model, "scale")
+    assert not hasattr(model, "scale") and not model._non_persistent_buffers_set
+
+
 # What is not the same twice, or writes, in training mode. All take and return (4, 3, 6).
 RESTLESS: dict[str, nn.Module] = {
     "dropout": nn.Dropout(0.5),
