@@ -22,8 +22,8 @@ OLDEST = (12, 1)
 # A release's. Each runs on the later ones of its generation too: sm_80 on 86 and 89, sm_100 on 103, sm_120 on 121.
 ARCHITECTURES = (75, 80, 90, 100, 120)
 
-# What is compiled where nobody names any, in less than half the time. The driver compiles the PTX beside them for later
-# GPUs, when these first run it; sm_75 is left out, because its PTX would cost a third compilation.
+# What is compiled where nobody names any: each more costs a minute. Later GPUs compile the PTX of the first when they
+# first run it; the older sm_75 has to be named.
 DEFAULT_ARCHITECTURES = (80, 90)
 
 # Where NVIDIA's installer puts it without touching PATH.
