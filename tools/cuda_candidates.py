@@ -113,7 +113,8 @@ def enter(name: str, module: Path | None) -> None:
     if module is None:
         BACKENDS[name] = native
         return
-    spec = importlib.util.spec_from_file_location("candidate", module)
+    # A full name of its own: pybind11 gives a module of the same name again, whatever the file.
+    spec = importlib.util.spec_from_file_location(f"{name}.candidate", module)
     assert spec and spec.loader
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)

@@ -96,7 +96,6 @@ def test_candidates_cost_no_thread_block(tmp_path: Path) -> None:
         assert kernel.count("CCTL.E.PF2") > 0, "prefetch"
 
 
-@pytest.mark.nightly
 def test_candidates_are_modules_that_one_process_loads() -> None:
     cuda_toolkit()
     modules = build_candidates(["prefetch", "without look-up"], [90])
@@ -109,11 +108,11 @@ def test_candidates_are_modules_that_one_process_loads() -> None:
         "    enter(name, Path(module))\n"
         "    cores.append(BACKENDS[name].make.__closure__[0].cell_contents.core)\n"
         "first, second = (core.CudaPlan for core in cores)\n"
-        "print(first, first is not second, [core.CUDA_ARCHITECTURES for core in cores])"
+        "print(first is not second, [core.CUDA_ARCHITECTURES for core in cores])"
     )
     words = [str(word) for pair in modules.items() for word in pair]
     done = run([sys.executable, "-c", code, *words])
-    assert done.returncode == 0 and "CudaPlan'> True [[900], [900]]" in done.stdout, done.stdout
+    assert done.returncode == 0 and "True [[900], [900]]" in done.stdout, done.stdout
 
 
 def test_the_extension_is_built_without_candidates() -> None:
