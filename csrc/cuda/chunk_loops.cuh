@@ -22,7 +22,7 @@ struct ChunkWork {
   void* momentum_buffer;
   int32_t count;  // 0: nothing to do
   DType dtype;
-  DType grad_dtype;  // float32 or the parameter's
+  bool wide_grad;
   bool takes_sums;
   bool takes_gradient;  // these have a part of the gradient
   bool is_left;         // a step takes the sums alone
@@ -254,12 +254,12 @@ __device__ __forceinline__ ThreadSums update_any(const ChunkWork& work, const Ho
   return visit<Types>(work.dtype, [&](auto weight) SASGD_INLINED {
     using W = typename decltype(weight)::Type;
     if constexpr (!std::is_same_v<W, float>) {
-      return work.grad_dtype == DType::kFloat32 ? update_with_momentum<kRelative, W, float, W>(work, precision)
-                                                : update_with_momentum<kRelative, W, W, W>(work, precision);
+      return work.wide_grad ? update_with_momentum<kRelative, W, float, W>(work, precision)
+                            : update_with_momentum<kRelative, W, W, W>(work, precision);
     } else if constexpr (!HowStored::kMixedPrecision) {
       return update_with_momentum<kRelative, W, W, W>(work, precision);
     } else {
-      return visit<Types>(work.grad_dtype, [&](auto grad) SASGD_INLINED {
+      return visit<Types>(work.wide_grad ? DType::kFloat32 : precision.param_dtype, [&](auto grad) SASGD_INLINED {
         using G = typename decltype(grad)::Type;
         return precision.small_momentum ? update_with_momentum<kRelative, W, G, __nv_bfloat16>(work, precision)
                                         : update_with_momentum<kRelative, W, G, W>(work, precision);
@@ -276,7 +276,8 @@ __device__ __forceinline__ ThreadSums sum_any(const ChunkWork& work) {
   });
 }
 
-__device__ __forceinline__ ThreadSums sum_gradients_any(const ChunkWork& work) {
+// `grad_dtype` is that of the gradient.
+__device__ __forceinline__ ThreadSums sum_gradients_any(const ChunkWork& work, DType grad_dtype) {
   const bool vectors = allows_vectors(work.weight) && allows_vectors(work.grad);
   return visit<Types>(work.dtype, [&](auto weight) SASGD_INLINED {
     using W = typename decltype(weight)::Type;
@@ -285,9 +286,9 @@ __device__ __forceinline__ ThreadSums sum_gradients_any(const ChunkWork& work) {
       return vectors ? sum_gradient_chunk<W, G, true>(work) : sum_gradient_chunk<W, G, false>(work);
     };
     if constexpr (std::is_same_v<W, float>) {
-      return visit<Types>(work.grad_dtype, sum);
+      return visit<Types>(grad_dtype, sum);
     } else {
-      return work.grad_dtype == DType::kFloat32 ? sum(TypeTag<float>{}) : sum(weight);
+      return work.wide_grad ? sum(TypeTag<float>{}) : sum(weight);
     }
   });
 }

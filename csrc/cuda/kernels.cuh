@@ -86,10 +86,10 @@ __device__ ChunkWork step_of_chunk(const LaunchArgs<kWords>& args, const ChunkEn
   const double inverse = header.grad_scale ? 1.0 / static_cast<double>(loss_scale) : 1.0;
   work.coefficients = make_coefficients(group, scales, inverse, !(flags & kStarted));
 
+  work.wide_grad = word & kWideGradient;
   work.weight = address<void>(base.weight, entry.offset, item_size(entry.dtype));
   const DType param_dtype = kMixedPrecision && entry.param_dtype != DType::kFloat32 ? entry.param_dtype : entry.dtype;
-  work.grad_dtype = word & kWideGradient ? DType::kFloat32 : param_dtype;
-  work.grad = address<const void>(word & ~kWideGradient, entry.offset, item_size(work.grad_dtype));
+  work.grad = address<const void>(word & ~kWideGradient, entry.offset, work.wide_grad ? 4 : item_size(param_dtype));
   const int momentum_size = kMixedPrecision && entry.small_momentum ? 2 : item_size(entry.dtype);
   work.momentum_buffer = address<void>(base.momentum_buffer, entry.offset, momentum_size);
   work.count = word ? entry.count : 0;
@@ -113,7 +113,6 @@ __device__ ChunkWork wired_chunk(const LaunchArgs<kWords>& args, int32_t chunk) 
   work.momentum_buffer = address<void>(wired[1], offset, item_size(dtype));
   work.count = static_cast<int32_t>(left < kChunk ? left : kChunk);
   work.dtype = dtype;
-  work.grad_dtype = dtype;
   work.takes_sums = args.header.options.track_norms;
   work.momentum = group.nesterov ? Momentum::kNesterov : Momentum::kClassic;
   work.coefficients = make_coefficients(group, plain_scales(group), 1.0, false);
@@ -140,6 +139,10 @@ template <int kWords>
 __device__ ChunkWork gradient_of_chunk(const LaunchArgs<kWords>& args, const ChunkEntry& entry) {
   if (args.header.tables.gradient_norm_sq[entry.tensor] != 0) return {};
   return step_of_chunk<true, true>(args, entry);
+}
+
+__device__ __forceinline__ DType gradient_dtype(const Tables& tables, int32_t chunk, const ChunkWork& work) {
+  return work.wide_grad ? DType::kFloat32 : tables.chunks[chunk].param_dtype;
 }
 
 // Looks up what a norm pass does with a chunk.
@@ -260,7 +263,7 @@ __device__ __forceinline__ void run_pass(const LaunchArgs<kWords>& args) {
     if (work.count > 0) {
       ThreadSums own;
       if constexpr (kPass == Pass::kGradients) {
-        own = sum_gradients_any(work);
+        own = sum_gradients_any(work, gradient_dtype(tables, chunk, work));
       } else if constexpr (kPass == Pass::kNorms) {
         own = sum_any(work);
       } else if (work.is_left) {

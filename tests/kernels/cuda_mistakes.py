@@ -210,8 +210,8 @@ CUDA_MISTAKES = {
     ),
     "takes a wide gradient for a narrow one": Mistake(
         KERNELS,
-        "word & kWideGradient ? DType::kFloat32",
-        "word & kWideGradient && !MISTAKEN ? DType::kFloat32",
+        "return work.wide_grad ? DType::kFloat32",
+        "return work.wide_grad && !MISTAKEN ? DType::kFloat32",
         "relative",
         ": first v ",
     ),
