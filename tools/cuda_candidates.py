@@ -6,9 +6,10 @@ docs/cuda.md says what they are. Nothing of this is in the package: the extensio
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,20 +38,28 @@ class Candidate:
 
 
 PLAIN = "kWithoutMixed+kWithoutRelative"
+UNCHANGED = "unchanged"
+# In the order of what one wants to know first.
 CANDIDATES = {
-    "without epilogue": Candidate(f"kWithoutEpilogue+{PLAIN}", "-4 to -9", takes_right_steps=False),
-    "without look-up": Candidate(f"kWithoutLookUp+{PLAIN}", "-1 to -2", takes_right_steps=False),
+    UNCHANGED: Candidate(PLAIN, "0"),
     "prefetch": Candidate(f"kPrefetch+{PLAIN}", "-1 to -2"),
     "tensor trees": Candidate(f"kTensorTrees+{PLAIN}", "-2 to -4"),
     "prefetch, tensor trees": Candidate(f"kPrefetch+kTensorTrees+{PLAIN}", "the sum of both"),
+    "without epilogue": Candidate(f"kWithoutEpilogue+{PLAIN}", "-4 to -9", takes_right_steps=False),
     "evict gradients": Candidate(f"kEvictGradients+{PLAIN}", "0 to -3 %"),
     "evict momentum": Candidate(f"kEvictGradients+kEvictMomentum+{PLAIN}", "0 to -3 %"),
     "short arguments": Candidate("kShortArguments+kWithoutRelative", "-1 to -5 of the host"),
+    "without look-up": Candidate(f"kWithoutLookUp+{PLAIN}", "-1 to -2", takes_right_steps=False),
 }
 
 
-def build_candidates(names: Iterable[str]) -> dict[str, Path | str]:
-    """Compiles candidates side by side; returns the module of each, or in words why there is none."""
+def build_candidates(names: Iterable[str], architectures: Sequence[int] = ()) -> dict[str, Path | str]:
+    """Compiles candidates side by side; returns the module of each, or in words why there is none.
+
+    Args:
+        names: of `CANDIDATES`; the first are begun first.
+        architectures: compute capabilities times 10; none: the extension's.
+    """
     names = list(names)
     compiler = find_compiler()
     try:
@@ -62,20 +71,20 @@ def build_candidates(names: Iterable[str]) -> dict[str, Path | str]:
 
     def build_one(name: str) -> Path | str:
         try:
-            return _build(name, compiler, toolkit)
+            return _build(name, compiler, toolkit, architectures or toolkit.architectures)
         except subprocess.CalledProcessError as error:
             return f"it could not be compiled: {error}"
 
-    with ThreadPoolExecutor(len(names)) as threads:
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
         return dict(zip(names, threads.map(build_one, names), strict=True))
 
 
-def _build(name: str, compiler: list[str], toolkit: Toolkit) -> Path:
+def _build(name: str, compiler: list[str], toolkit: Toolkit, architectures: Sequence[int]) -> Path:
     import pybind11  # here, as in setup.py
 
     include = ["-isystem", sysconfig.get_path("include"), "-isystem", pybind11.get_include()]
     define = f"-DSASGD_CANDIDATES={CANDIDATES[name].bits}"
-    kernels = [*nvcc_command(toolkit, compiler, toolkit.architectures), define]
+    kernels = [*nvcc_command(toolkit, compiler, architectures), define]
     bindings = [*compiler, *FLAGS, *include]
     return build(
         [
@@ -104,7 +113,8 @@ def enter(name: str, module: Path | None) -> None:
     if module is None:
         BACKENDS[name] = native
         return
-    spec = importlib.util.spec_from_file_location("candidate", module)
+    # A full name of its own: pybind11 gives a module of the same name again, whatever the file.
+    spec = importlib.util.spec_from_file_location(f"{name}.candidate", module)
     assert spec and spec.loader
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)

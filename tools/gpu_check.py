@@ -2,7 +2,7 @@
 
 FOLDER/<name of the GPU>-checks.json and .md are written anew whenever a part is over, and those of the benchmark beside
 them, so that a run that is cut short leaves what it has, and a later run of the same sources goes on with it. Build,
-info, small case, tests and sanitizer give the exit status; what is stopped is incomplete and no failure.
+info, small case, tests, sanitizer and candidates give the exit status; what is stopped is incomplete and no failure.
 """
 
 from __future__ import annotations

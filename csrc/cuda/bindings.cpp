@@ -54,7 +54,7 @@ void bind_cuda(py::module_& m) {
       "attach",
       [](CudaPlan& plan, uint64_t tables, uint64_t row_norm_sq, uint64_t sum_squares, uint64_t stale_steps,
          uint64_t flags, uint64_t rounding_steps, uint64_t gradient_norm_sq, uint64_t gradient_sums, uint64_t stream) {
-        if (tables % 16 != 0) throw std::invalid_argument("tables: got an address that is not aligned, want 16 bytes");
+        if (tables % 32 != 0) throw std::invalid_argument("tables: got an address that is not aligned, want 32 bytes");
         const CarriedState state = checked_state(plan, row_norm_sq, sum_squares, stale_steps, flags, rounding_steps,
                                                  gradient_norm_sq, gradient_sums);
         const py::gil_scoped_release unlocked;

@@ -16,13 +16,14 @@ __device__ __forceinline__ void prefetch_to_l2(const void* address) {
 }
 #endif
 
-// Each thread of the grid asks for every so many sectors of the memory from `begin` to `end`.
-template <class T>
-__device__ __forceinline__ void prefetch_range(const T* begin, const void* end) {
-  constexpr int64_t kSector = 32;  // bytes
-  const char* last = static_cast<const char*>(end);
-  const char* at = reinterpret_cast<const char*>(begin) + (blockIdx.x * kThreads + threadIdx.x) * kSector;
-  for (; at < last; at += gridDim.x * kThreads * kSector) prefetch_to_l2(at);
+// Each thread of the grid asks for every so many sectors of the memory from `begin` to `end`. Both are null for none.
+__device__ __forceinline__ void prefetch_range(const void* begin, const void* end) {
+  constexpr uint64_t kSector = 32;  // bytes
+  const uint64_t first = reinterpret_cast<uint64_t>(begin), last = reinterpret_cast<uint64_t>(end);
+  uint64_t sector = first / kSector * kSector + (blockIdx.x * kThreads + threadIdx.x) * kSector;
+  for (; sector < last; sector += gridDim.x * kThreads * kSector) {
+    prefetch_to_l2(reinterpret_cast<const void*>(sector < first ? first : sector));
+  }
 }
 
 // What is read and not written by a step, and what it carries. The tables of these lie one after the other.

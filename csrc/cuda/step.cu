@@ -295,8 +295,13 @@ void CudaPlan::launch(const PlannedLaunch& planned, const Word& word_of, const G
   words_.clear();
   for (int32_t t = range.first; t < range.end; ++t) words_.push_back(word_of(t));
   if (kPass != Pass::kNorms) {
-    for (const int32_t group : planned.groups) {
-      const GroupWords sent{groups[group], reinterpret_cast<const float*>(lr_addresses[group])};
+    // Of a group without a gradient here nobody reads the learning rate: the caller's may be gone.
+    lrs_.assign(planned.groups.size(), 0);
+    for (int32_t t = range.first; t < range.end; ++t) {
+      if (words_[t - range.first]) lrs_[entries_[t].group] = lr_addresses[tensors_[t].group];
+    }
+    for (size_t slot = 0; slot < lrs_.size(); ++slot) {
+      const GroupWords sent{groups[planned.groups[slot]], reinterpret_cast<const float*>(lrs_[slot])};
       words_.resize(words_.size() + kGroupWords);
       std::memcpy(&words_[words_.size() - kGroupWords], &sent, sizeof sent);
     }

@@ -35,8 +35,9 @@ class CudaPlan : public PlanBase {
   CudaPlan(int device, PlanSpec spec);
 
   int64_t table_bytes() const { return table_bytes_; }
-  // Takes the device's memory into use and copies the fixed tables to `tables`: table_bytes() bytes, aligned to 16. The
-  // carried state, which the caller may read after a synchronisation, must be zero, or what a plan like this one left.
+  // Takes the device's memory into use and copies the fixed tables to `tables`: table_bytes() bytes, aligned to 16; to
+  // 32, so that a chunk's entry lies in one sector of memory. The carried state, which the caller may read after a
+  // synchronisation, must be zero, or what a plan like this one left.
   void attach(uint64_t tables, const CarriedState& state, uint64_t stream);
 
   // Copies the addresses of all weights, momentum buffers and parameters that masters are rounded to (null: none) to
@@ -95,6 +96,7 @@ class CudaPlan : public PlanBase {
   cuda::Tables tables_{};
   int32_t resident_thread_blocks_ = 1;
   std::vector<uint64_t> words_;  // of the launch that is being made
+  std::vector<uint64_t> lrs_;    // of its groups: addresses
 };
 
 }  // namespace sasgd

@@ -37,7 +37,7 @@ STOPPED = Ended(2, "12 passed, 88 skipped in 30.50s", 36, in_time=False)
         ("tests", Ended(1, "12 passed, 1 error in 30.50s (0:01:00)", 36, True), FAILED),
         ("benchmark", Ended(1, "CUDA error", 1, True), IMPOSSIBLE),
         ("benchmark", Ended(0, "", 1, False), INCOMPLETE),
-        ("candidates", Ended(1, "CUDA error", 1, True), IMPOSSIBLE),
+        ("candidates", Ended(1, "CUDA error", 1, True), FAILED),
         ("ncu VGG16", Ended(1, "ERR_NVGPUCTRPERM", 1, True), IMPOSSIBLE),
         ("memcheck", Ended(0, CLEAN, 1, True), PASSED),
         ("racecheck", Ended(0, CLEAN_RACECHECK, 1, True), PASSED),

@@ -49,7 +49,8 @@ def emulated_kernels(variant: str = "plain", candidates: str = "") -> Object:
     level = ["-O0"] if variant == "address" else []
     command = [*_checked(variant), *level, "-x", "c++"]
     if candidates:
-        return Object(CSRC / "cuda/step.cu", "cuda_candidates.o", [*command, f"-DSASGD_CANDIDATES={candidates}"])
+        name = f"cuda_{candidates.replace('+', '_')}.o"
+        return Object(CSRC / "cuda/step.cu", name, [*command, f"-DSASGD_CANDIDATES={candidates}"])
     return Object(CSRC / "cuda/step.cu", "cuda_step.o", command)
 
 

@@ -1,4 +1,4 @@
-"""The candidates of csrc/cuda/candidates.h, all at once: they have the bits of the kernels, on every schedule."""
+"""The candidates of csrc/cuda/candidates.h, at once and alone: they have the bits of the kernels, on every schedule."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ ALONE = "kShortArguments"  # how many tensors fit a launch; the program has the 
 
 
 @cache
-def program(variant: str, *, is_mistaken: bool = False) -> list[str]:
-    """Builds the program that tests the kernels, with all candidates; returns the command that runs it."""
+def program(variant: str, candidates: str = RIGHT, *, is_mistaken: bool = False) -> list[str]:
+    """Builds the program that tests the kernels, with candidates; returns the command that runs it."""
     if reason := why_not_emulated():
         give_up(reason, "cuda")
-    kernels = [emulated_kernels(variant, RIGHT)]
+    kernels = [emulated_kernels(variant, candidates)]
     if is_mistaken:
         kernels = with_mistakes(kernels, "candidate_mistakes", CANDIDATE_MISTAKES)
-    name = "mistaken_candidates" if is_mistaken else "cuda_candidates"
+    name = "mistaken_candidates" if is_mistaken else f"cuda_{candidates.replace('+', '_')}"
     return build_program(name, [*kernels, *emulated_tests(variant), *emulation(variant)], variant, "cuda")
 
 
@@ -50,8 +50,15 @@ def test_candidates_take_right_steps(test: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_candidates_have_the_bits_of_the_kernels() -> None:
-    ours, theirs = (run([*made, "bits"]) for made in (kernels_program("plain"), program("plain")))
+@pytest.mark.parametrize("candidates", ["kPrefetch", "kTensorTrees"])
+def test_a_candidate_alone_takes_right_steps(candidates: str) -> None:
+    done = run([*program("plain", candidates), "carried"])
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("candidates", [RIGHT, "kPrefetch", "kTensorTrees"])
+def test_candidates_have_the_bits_of_the_kernels(candidates: str) -> None:
+    ours, theirs = (run([*made, "bits"]) for made in (kernels_program("plain"), program("plain", candidates)))
     assert theirs.returncode == 0 and "digest " in ours.stdout
     assert theirs.stdout == ours.stdout
 
@@ -89,19 +96,23 @@ def test_candidates_cost_no_thread_block(tmp_path: Path) -> None:
         assert kernel.count("CCTL.E.PF2") > 0, "prefetch"
 
 
-@pytest.mark.nightly
-def test_a_candidate_is_a_module() -> None:
+def test_candidates_are_modules_that_one_process_loads() -> None:
     cuda_toolkit()
-    (module,) = build_candidates(["without look-up"]).values()
-    assert isinstance(module, Path), module
+    modules = build_candidates(["prefetch", "without look-up"], [90])
+    assert all(isinstance(module, Path) for module in modules.values()), modules
     code = (
         "import sys; from pathlib import Path; from sasgd_fused.backends import BACKENDS; "
-        "from tools.cuda_candidates import enter; enter('without look-up', Path(sys.argv[1])); "
-        "make = BACKENDS['without look-up'].make; kernel = make.__closure__[0].cell_contents; "
-        "print(kernel.core.CudaPlan, kernel.core.CUDA_ARCHITECTURES)"
+        "from tools.cuda_candidates import enter; "
+        "cores = []\n"
+        "for name, module in zip(sys.argv[1::2], sys.argv[2::2]):\n"
+        "    enter(name, Path(module))\n"
+        "    cores.append(BACKENDS[name].make.__closure__[0].cell_contents.core)\n"
+        "first, second = (core.CudaPlan for core in cores)\n"
+        "print(first is not second, [core.CUDA_ARCHITECTURES for core in cores])"
     )
-    done = run([sys.executable, "-c", code, str(module)])
-    assert done.returncode == 0 and "CudaPlan" in done.stdout, done.stdout
+    words = [str(word) for pair in modules.items() for word in pair]
+    done = run([sys.executable, "-c", code, *words])
+    assert done.returncode == 0 and "True [[900], [900]]" in done.stdout, done.stdout
 
 
 def test_the_extension_is_built_without_candidates() -> None:

@@ -98,11 +98,14 @@ def test_a_device_that_cannot_run_the_kernels(emulation: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda plan: plan.attach(8, 0, 0, 0, 0, 0, 0, 0, 0), "tables: got an address that is not aligned"),
-        (lambda plan: plan.attach(16, 0, 8, 8, 8, 8, 8, 8, 0), "row_norm_sq: got a null address"),
-        (lambda plan: plan.attach(16, 8, 8, 8, 0, 8, 8, 8, 0), "flags: got a null address"),
-        (lambda plan: plan.attach(16, 8, 8, 8, 8, 8, 0, 8, 0), "gradient_norm_sq: got a null address"),
-        (lambda plan: plan.attach(16, 8, 8, 8, 8, 8, 8, 0, 0), "gradient_sums: got a null address"),
+        (
+            lambda plan: plan.attach(16, 0, 0, 0, 0, 0, 0, 0, 0),
+            "tables: got an address that is not aligned, want 32 bytes",
+        ),
+        (lambda plan: plan.attach(32, 0, 8, 8, 8, 8, 8, 8, 0), "row_norm_sq: got a null address"),
+        (lambda plan: plan.attach(32, 8, 8, 8, 0, 8, 8, 8, 0), "flags: got a null address"),
+        (lambda plan: plan.attach(32, 8, 8, 8, 8, 8, 0, 8, 0), "gradient_norm_sq: got a null address"),
+        (lambda plan: plan.attach(32, 8, 8, 8, 8, 8, 8, 0, 0), "gradient_sums: got a null address"),
         (lambda plan: plan.measure(b"\0", 0), "attach: has not been called"),
         (lambda plan: plan.place(b"", bytes(8), bytes(8), 0), "weights: got 0 bytes"),
         (lambda plan: plan.place(b"\1" * 8, b"", bytes(8), 0), "momentum_buffers: got 0 bytes"),

@@ -43,9 +43,13 @@ class EmulatedPlan : public Carried {
   void run(Pass pass, const Case& made, const std::vector<Input>& inputs, bool overflow) {
     const std::vector<DType> dtypes = each(inputs, &Input::grad_dtype);
     const float scale = static_cast<float>(made.loss_scale), found_inf = overflow;
-    const std::vector<uint64_t> no_lrs(made.groups.size());
+    // Learning rates are in the groups. A group without a gradient has one at an address that cannot be read.
+    std::vector<uint64_t> lrs(made.groups.size(), 8);
+    for (size_t t = 0; t < inputs.size(); ++t) {
+      if (inputs[t].grad) lrs[static_cast<size_t>(made.tensors[t].info.group)] = 0;
+    }
     (plan_.*pass)(each(inputs, &Input::grad).data(), reinterpret_cast<const uint8_t*>(dtypes.data()),
-                  made.groups.data(), no_lrs.data(), {as_address(&scale), as_address(&found_inf)}, 0);
+                  made.groups.data(), lrs.data(), {as_address(&scale), as_address(&found_inf)}, 0);
   }
 
   static uint64_t as_address(const void* pointer) { return reinterpret_cast<uint64_t>(pointer); }
