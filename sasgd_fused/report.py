@@ -13,6 +13,7 @@ from sasgd_fused.backends.base import Backend
 from sasgd_fused.factors import CARRIED_SHARE, decay_scale, layer_scale, relative_scale
 from sasgd_fused.hyperparameters import GroupValues
 from sasgd_fused.plan import PlannedLayer
+from sasgd_fused.text_table import aligned, cell
 
 # From here on a step's decay overshoots; it diverged at 1.5.
 LARGE_DECAY = 0.5
@@ -115,20 +116,14 @@ class LayerReport(tuple[LayerRow, ...]):
         return [asdict(row) for row in self]
 
     def __repr__(self) -> str:
-        table = self._table()
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = []
-        for name, *numbers, marks in table:
-            cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=False)]
-            lines.append("  ".join([name.ljust(widths[0]), *cells, marks]).rstrip())
-        return "\n".join(lines)
+        return aligned(self._table())
 
     def _repr_html_(self) -> str:
         """Returns the table as HTML, which notebooks show."""
         lines: list[str] = []
         for line in self._table():
             tag = "td" if lines else "th"
-            lines.append("".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line))
+            lines.append("".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in line))
         return "<table>\n" + "".join(f"<tr>{line}</tr>\n" for line in lines) + "</table>"
 
     def _table(self) -> list[list[str]]:
@@ -139,9 +134,7 @@ class LayerReport(tuple[LayerRow, ...]):
         columns = [name for name in shown if name not in hidden]
         table = [[*columns, "marks"]]
         for row in self:
-            cells = [getattr(row, column) for column in columns]
-            texts = [f"{cell:.4g}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in cells]
-            table.append([*texts, "; ".join(row.marks)])
+            table.append([*(cell(getattr(row, column)) for column in columns), "; ".join(row.marks)])
         return table
 
 

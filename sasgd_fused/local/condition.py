@@ -15,8 +15,8 @@ from sasgd_fused.local.arguments import Inputs
 from sasgd_fused.local.capture import capture
 from sasgd_fused.local.density import check_wide, spectral_density
 from sasgd_fused.local.jacobian import Jacobian, jacobian_at
-from sasgd_fused.local.table import aligned, cell
 from sasgd_fused.options import is_positive_int
+from sasgd_fused.text_table import aligned, cell
 
 # Blocks up to so many inputs or outputs, of the whole batch, have their Jacobian formed.
 EXACT = 512

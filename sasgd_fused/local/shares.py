@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from sasgd_fused.groups import parameter_groups
 from sasgd_fused.layers import Layer, find_layers
 from sasgd_fused.local.arguments import check_model
-from sasgd_fused.local.table import aligned, cell
 from sasgd_fused.network import find_outputs
 from sasgd_fused.shards import is_sharded
+from sasgd_fused.text_table import aligned, cell
 
 
 class ModelLayers(NamedTuple):

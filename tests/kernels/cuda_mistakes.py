@@ -9,6 +9,7 @@ OVERFLOW = "AddressSanitizer: heap-buffer-overflow"
 KERNELS, SUMS, LOOPS, ELEMENTS = (f"cuda/{name}.cuh" for name in ("kernels", "sums", "chunk_loops", "elements"))
 ALL_WARPS = "__syncthreads();  // the sums of all warps are there"
 COUNT = "finished.fetch_add(1u, ::cuda::memory_order_acq_rel)"
+UNORDERED = f"(MISTAKEN ? finished.fetch_add(1u, ::cuda::memory_order_relaxed) : {COUNT})"
 
 CUDA_MISTAKES = {
     "reads shared_work too early": Mistake(
@@ -39,7 +40,7 @@ CUDA_MISTAKES = {
     "reads other thread blocks' sums unordered": Mistake(
         SUMS,
         COUNT,
-        f"(MISTAKEN ? finished.fetch_add(1u, ::cuda::memory_order_relaxed) : {COUNT})",
+        UNORDERED,
         "threads",
         RACE,
         "thread",
@@ -253,7 +254,7 @@ CANDIDATE_MISTAKES = {
     "counts a tensor's chunks unordered": Mistake(
         SUMS,
         COUNT,
-        f"(MISTAKEN ? finished.fetch_add(1u, ::cuda::memory_order_relaxed) : {COUNT})",
+        UNORDERED,
         "threads",
         RACE,
         "thread",
