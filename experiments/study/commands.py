@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import signal
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rich.console import Console
 
-from experiments.arguments import Parser, integer, take_folder
+from experiments.arguments import Parser, integer, take_folder, terminated_as_interrupted
 from experiments.cifar import ArchiveError
-from experiments.study.journal import Journal, read_journal
+from experiments.study.journal import Journal, Run, read_journal
 from experiments.study.methods import ABLATIONS, STUDIED, StudiedMethod
 from experiments.study.plan import plan_evaluation, plan_tuning
 from experiments.study.report import write_study_report
+from experiments.study.run import Outcome, run_once
 from experiments.study.settings import SETTINGS
 from experiments.study.study import run_missing
 from experiments.study.tasks import MissingDataError, load_task
@@ -24,6 +23,12 @@ PHASES = ("tuning", "evaluation")
 KINDS = ("studied", "ablations")
 OUT = Path("runs/study")
 JOURNAL = "one-learning-rate.jsonl"
+
+
+def measure(run: Run) -> Outcome:
+    """Trains and tests once, as a run says."""
+    method = (STUDIED | ABLATIONS)[run.method]
+    return run_once(SETTINGS[run.setting], method, run.lr, run.weight_decay, run.seed, tuning=run.tuning)
 
 
 def add_commands(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -58,7 +63,7 @@ def _study(args: argparse.Namespace, parser: Parser) -> int:
             load_task(setting.task, tuning=True, classes=setting.classes)
     console = Console()
     with parser.error_of("--journal", OSError, ValueError):
-        journal = Journal(path, SETTINGS)
+        journal = Journal(path, SETTINGS, Outcome.from_json)
     try:
         with journal, terminated_as_interrupted():
             for phase in (args.phase,) if args.phase else PHASES:
@@ -67,7 +72,7 @@ def _study(args: argparse.Namespace, parser: Parser) -> int:
                 else:
                     runs = plan_evaluation(SETTINGS, methods, journal.outcomes)
                 chosen = [run for run in runs if run.setting in settings]
-                run_missing(chosen, journal, workers=args.workers, console=console)
+                run_missing(chosen, journal, measure, workers=args.workers, console=console)
     except KeyboardInterrupt:
         console.print("Interrupted. The same command goes on.")
         return 130
@@ -78,7 +83,7 @@ def _report(args: argparse.Namespace, parser: Parser) -> int:
     out = take_folder(args.out, parser)
     path = args.journal or out / JOURNAL
     with parser.error_of("--journal", OSError, ValueError):
-        read_journal(path)
+        read_journal(path, Outcome.from_json)
     return _write(out, path, *_chosen(args.methods))
 
 
@@ -94,16 +99,8 @@ def _chosen(names: Iterable[str]) -> tuple[dict[str, StudiedMethod], dict[str, S
 def _write(
     out: Path, journal: Path, studied: Mapping[str, StudiedMethod], ablations: Mapping[str, StudiedMethod]
 ) -> int:
-    report = write_study_report(out, journal.stem, read_journal(journal), SETTINGS, studied, ablations)
+    report = write_study_report(
+        out, journal.stem, read_journal(journal, Outcome.from_json), SETTINGS, studied, ablations
+    )
     print(f"report: {report}")
     return 0
-
-
-@contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """Has SIGTERM interrupt as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,20 +1,25 @@
-"""The journal of the study: a file with one line of JSON for each run that is done, and one for what a setting is."""
+"""The journal of a study: a file with one line of JSON for each run that is done, and one for what a setting is."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from experiments.study.run import Outcome
-from experiments.study.settings import Setting
 
-DIGITS = 6  # of losses and times in a line, so that a journal of many thousand runs stays small
+class Measured(Protocol):
+    """What a run gave; `str` of it is a few words for the terminal."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the entries of a line."""
+
+
+Found = TypeVar("Found", bound=Measured)
+Read = Callable[[Mapping[str, Any]], Found]  # makes of a line what its run gave
 
 
 @dataclass(frozen=True)
@@ -22,8 +27,8 @@ class Run:
     """Which run of the study: what a line of the journal is found by.
 
     Attributes:
-        setting: key in `SETTINGS`.
-        method: key in `STUDIED` or `ABLATIONS`.
+        setting: key of what is trained on what.
+        method: key of how.
         lr: learning rate.
         weight_decay: weight decay.
         seed: of the weights and of the order of the images.
@@ -38,7 +43,7 @@ class Run:
     tuning: bool
 
 
-class Journal:
+class Journal(Generic[Found]):
     """A journal that runs are added to.
 
     A run is on the disk before `add` returns. Of a line that was cut off when the machine or the process ended nothing
@@ -46,7 +51,8 @@ class Journal:
 
     Args:
         path: of the file, which is made if it is not there.
-        settings: those that runs will be of.
+        settings: those that runs will be of, dataclasses.
+        read: makes of a line what its run gave.
 
     Attributes:
         outcomes: of the runs that are done.
@@ -56,8 +62,10 @@ class Journal:
         ValueError: it is no journal, or has runs of a setting that was another.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Setting]) -> None:
-        self.outcomes, self._defined = _read(path) if path.exists() else ({}, {})
+    def __init__(self, path: Path, settings: Mapping[str, Any], read: Read[Found]) -> None:
+        self.outcomes: dict[Run, Found]
+        self.outcomes, self._defined = _read(path, read) if path.exists() else ({}, {})
+        self._outcome_of = read
         # As JSON has it, which knows no tuples.
         self._definitions = {name: json.loads(json.dumps(asdict(setting))) for name, setting in settings.items()}
         for name, definition in self._defined.items():
@@ -67,7 +75,7 @@ class Journal:
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by __exit__
         self._file.truncate(_end_of_lines(path.read_bytes()))
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> Journal[Found]:
         return self
 
     def __exit__(
@@ -75,34 +83,35 @@ class Journal:
     ) -> None:
         self._file.close()
 
-    def add(self, run: Run, outcome: Outcome) -> None:
+    def add(self, run: Run, outcome: Found) -> None:
         """Writes down that a run is done, and before the first of a setting what this is."""
-        name, line = run.setting, _to_json(run, outcome)
+        name = run.setting
+        line = json.dumps({**asdict(run), **outcome.to_json()}, allow_nan=False)
         if name not in self._defined:
             self._write(json.dumps({"setting": name, "definition": self._definitions[name]}))
             self._defined[name] = self._definitions[name]
         self._write(line)
         os.fsync(self._file.fileno())
-        _, self.outcomes[run] = _from_json(json.loads(line))
+        self.outcomes[run] = self._outcome_of(json.loads(line))
 
     def _write(self, line: str) -> None:
         self._file.write(line.encode() + b"\n")
 
 
-def read_journal(path: Path) -> dict[Run, Outcome]:
+def read_journal(path: Path, read: Read[Found]) -> dict[Run, Found]:
     """Returns the runs of a journal; a last line that was cut off is none.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it is no journal.
     """
-    return _read(path)[0]
+    return _read(path, read)[0]
 
 
-def _read(path: Path) -> tuple[dict[Run, Outcome], dict[str, Any]]:
+def _read(path: Path, read: Read[Found]) -> tuple[dict[Run, Found], dict[str, Any]]:
     """Returns the runs, and what their settings were."""
     content = path.read_bytes()
-    outcomes: dict[Run, Outcome] = {}
+    outcomes: dict[Run, Found] = {}
     definitions: dict[str, Any] = {}
     for number, line in enumerate(content[: _end_of_lines(content)].splitlines(), 1):
         try:
@@ -110,9 +119,9 @@ def _read(path: Path) -> tuple[dict[Run, Outcome], dict[str, Any]]:
             if "definition" in entry:
                 definitions.setdefault(entry["setting"], entry["definition"])
             else:
-                outcomes.setdefault(*_from_json(entry))
+                outcomes.setdefault(_run_of(entry), read(entry))
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"got {line[:80]!r} in line {number} of {path}, want a run of `study`") from error
+            raise ValueError(f"got {line[:80]!r} in line {number} of {path}, want a run") from error
     return outcomes, definitions
 
 
@@ -121,18 +130,6 @@ def _end_of_lines(content: bytes) -> int:
     return content.rfind(b"\n") + 1
 
 
-def _to_json(run: Run, outcome: Outcome) -> str:
-    loss = _round(outcome.train_loss) if math.isfinite(outcome.train_loss) else None
-    measured = {"test_error": outcome.test_error, "train_loss": loss, "seconds": _round(outcome.seconds)}
-    return json.dumps({**asdict(run), **measured}, allow_nan=False)
-
-
-def _from_json(entry: Mapping[str, Any]) -> tuple[Run, Outcome]:
+def _run_of(entry: Mapping[str, Any]) -> Run:
     lr, weight_decay = float(entry["lr"]), float(entry["weight_decay"])
-    run = Run(str(entry["setting"]), str(entry["method"]), lr, weight_decay, int(entry["seed"]), bool(entry["tuning"]))
-    loss = math.inf if entry["train_loss"] is None else float(entry["train_loss"])
-    return run, Outcome(float(entry["test_error"]), loss, float(entry["seconds"]))
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
+    return Run(str(entry["setting"]), str(entry["method"]), lr, weight_decay, int(entry["seed"]), bool(entry["tuning"]))

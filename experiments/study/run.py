@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -21,6 +22,7 @@ from experiments.study.tasks import load_task
 from experiments.train import measure_error
 
 LARGEST_LOSS = 1e4  # above it a run has diverged
+DIGITS = 6  # of losses and times in a journal, so that one of many thousand runs stays small
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,25 @@ class Outcome:
     test_error: float
     train_loss: float
     seconds: float
+
+    def __str__(self) -> str:
+        return f"test error {self.test_error:.2f} %"
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the entries of a line of a journal."""
+        loss = round_to(DIGITS, self.train_loss) if math.isfinite(self.train_loss) else None
+        return {"test_error": self.test_error, "train_loss": loss, "seconds": round_to(DIGITS, self.seconds)}
+
+    @staticmethod
+    def from_json(entry: Mapping[str, Any]) -> Outcome:
+        """Returns what `to_json` wrote."""
+        loss = math.inf if entry["train_loss"] is None else float(entry["train_loss"])
+        return Outcome(float(entry["test_error"]), loss, float(entry["seconds"]))
+
+
+def round_to(digits: int, value: float) -> float:
+    """Returns a number rounded to so many digits."""
+    return float(f"{value:.{digits}g}")
 
 
 def run_once(

@@ -1,4 +1,4 @@
-"""The study at work: runs what its journal lacks, in processes of one thread each."""
+"""A study at work: runs what its journal lacks, in processes of one thread each."""
 
 from __future__ import annotations
 
@@ -11,31 +11,23 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from typing import Generic
 
 import torch
 from rich.console import Console
 
-from experiments.study.journal import Journal, Run
-from experiments.study.methods import ABLATIONS, STUDIED
-from experiments.study.run import Outcome, run_once
-from experiments.study.settings import SETTINGS
+from experiments.study.journal import Found, Journal, Run
 
 MOST_DEATHS = 3  # of workers in one call, before it is taken for hopeless
 
 
-def measure(run: Run) -> Outcome:
-    """Trains and tests once, as a run says."""
-    method = (STUDIED | ABLATIONS)[run.method]
-    return run_once(SETTINGS[run.setting], method, run.lr, run.weight_decay, run.seed, tuning=run.tuning)
-
-
 def run_missing(
     runs: Iterable[Run],
-    journal: Journal,
+    journal: Journal[Found],
+    measure: Callable[[Run], Found],
     *,
     workers: int,
     console: Console,
-    measure: Callable[[Run], Outcome] = measure,
 ) -> None:
     """Does the runs that the journal lacks.
 
@@ -45,9 +37,9 @@ def run_missing(
     Args:
         runs: what the journal shall have, in the order to begin them.
         journal: what is done.
+        measure: does a run in a worker, which imports it by its name.
         workers: processes, each with one run at a time.
         console: where every run gets a line.
-        measure: does a run in a worker, which imports it by its name.
 
     Raises:
         RuntimeError: a run failed, or more than `MOST_DEATHS` workers were killed.
@@ -67,35 +59,35 @@ def run_missing(
         missing = [run for run in missing if run not in journal.outcomes]
 
 
-class _Keeper:
+class _Keeper(Generic[Found]):
     """Writes down what is done, and says how far the study is."""
 
-    def __init__(self, journal: Journal, console: Console, total: int) -> None:
+    def __init__(self, journal: Journal[Found], console: Console, total: int) -> None:
         self._journal = journal
         self._console = console
         self._total = total
         self._done = 0
         self._start = time.monotonic()
 
-    def __call__(self, run: Run, outcome: Outcome) -> None:
+    def __call__(self, run: Run, outcome: Found) -> None:
         self._journal.add(run, outcome)
         self._done += 1
         minutes = (time.monotonic() - self._start) / self._done * (self._total - self._done) / 60
         self._console.print(
             f"{self._done}/{self._total}, {minutes:.0f} min left: {run.setting}  {run.method}  lr {run.lr:.3g}  weight "
-            f"decay {run.weight_decay:.3g}  seed {run.seed}: test error {outcome.test_error:.2f} %",
+            f"decay {run.weight_decay:.3g}  seed {run.seed}: {outcome}",
             soft_wrap=True,
         )
 
 
 def _run(
-    runs: Sequence[Run], keep: Callable[[Run, Outcome], None], workers: int, measure: Callable[[Run], Outcome]
+    runs: Sequence[Run], keep: Callable[[Run, Found], None], workers: int, measure: Callable[[Run], Found]
 ) -> None:
     """Does runs with new workers, as many at a time as there are of these."""
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(runs)), context, initializer=_prepare_worker)
     waiting = iter(runs)
-    running: dict[Future[Outcome], Run] = {}
+    running: dict[Future[Found], Run] = {}
     try:
         while True:
             for run in islice(waiting, workers - len(running)):
@@ -112,7 +104,7 @@ def _run(
                 keep(run, future.result())
 
 
-def _result(future: Future[Outcome], run: Run) -> Outcome:
+def _result(future: Future[Found], run: Run) -> Found:
     try:
         return future.result()
     except BrokenProcessPool:

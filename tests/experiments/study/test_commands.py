@@ -13,7 +13,6 @@ import pytest
 from experiments.cli import run
 from experiments.study.journal import Journal, Run, read_journal
 from experiments.study.run import Outcome
-from experiments.study.study import run_missing
 from experiments.study.tasks import load_task, read_mnist
 from tests.experiments.study.made_up import ABLATIONS, METHODS, SETTINGS, use_threads, valley
 
@@ -28,13 +27,9 @@ def measure(run: Run) -> Outcome:
 @pytest.fixture(autouse=True)
 def _small_study(monkeypatch: pytest.MonkeyPatch) -> None:
     """The study is the made-up one, in threads."""
-
-    def run_quickly(*arguments: Any, **options: Any) -> None:
-        run_missing(*arguments, **options, measure=measure)
-
     for name, value in (("SETTINGS", SETTINGS), ("STUDIED", METHODS), ("ABLATIONS", ABLATIONS)):
         monkeypatch.setattr(f"experiments.study.commands.{name}", value)
-    monkeypatch.setattr("experiments.study.commands.run_missing", run_quickly)
+    monkeypatch.setattr("experiments.study.commands.measure", measure)
     monkeypatch.setattr("os.fsync", lambda _: None)
     use_threads(monkeypatch)
     BEGUN.clear()
@@ -66,7 +61,7 @@ def test_parts_can_be_chosen(tmp_path: Path) -> None:
     assert run([*command, *chosen, "--phase", "tuning"]) == 0
     assert all(run.tuning for run in BEGUN)
     assert run([*command, *chosen, "--phase", "evaluation"]) == 0
-    assert {(run.setting, run.method) for run in read_journal(tmp_path / "kept" / "j")} == {
+    assert {(run.setting, run.method) for run in read_journal(tmp_path / "kept" / "j", Outcome.from_json)} == {
         (setting, method) for setting in ("w1", "w2", "w3", "d1") for method in ("sgd", "exact")
     }
     assert " SGD |" in (tmp_path / "out" / "j.md").read_text()
@@ -116,7 +111,7 @@ def test_images_that_are_missing_are_told_in_one_sentence_before_anything_runs(
         ("study --phase all", "argument --phase: invalid choice: 'all'"),
         ("study --workers 0", "argument --workers: got '0', want an integer from 1 on"),
         ("study --out FILE", "argument --out: got FILE, but FILE is a file: want a folder"),
-        ("study --journal FILE", "argument --journal: got b'no journal' in line 1 of FILE, want a run of `study`"),
+        ("study --journal FILE", "argument --journal: got b'no journal' in line 1 of FILE, want a run"),
         ("study-report --journal FILE", "argument --journal: got b'no journal' in line 1 of FILE"),
         ("study-report --journal none", "argument --journal: [Errno 2] No such file or directory: 'none'"),
     ],
@@ -135,7 +130,7 @@ def test_wrong_arguments_are_named(
 
 def test_a_journal_of_other_settings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "one-learning-rate.jsonl"
-    with Journal(path, {"w1": SETTINGS["w2"]}) as journal:
+    with Journal(path, {"w1": SETTINGS["w2"]}, Outcome.from_json) as journal:
         journal.add(Run("w1", "sgd", 0.3, 5e-4, 0, True), Outcome(1.0, 1.0, 1.0))
     with pytest.raises(SystemExit):
         run(["study", "--out", str(tmp_path)])

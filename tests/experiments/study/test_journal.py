@@ -21,7 +21,7 @@ RUNS = {
 
 
 def write(path: Path) -> Path:
-    with Journal(path, SETTINGS) as journal:
+    with Journal(path, SETTINGS, Outcome.from_json) as journal:
         for run, outcome in RUNS.items():
             journal.add(run, outcome)
         assert journal.outcomes == RUNS
@@ -30,8 +30,8 @@ def write(path: Path) -> Path:
 
 def test_what_was_added_is_read(tmp_path: Path) -> None:
     path = write(tmp_path / "new" / "folder" / "journal.jsonl")
-    assert read_journal(path) == RUNS
-    with Journal(path, SETTINGS) as journal:
+    assert read_journal(path, Outcome.from_json) == RUNS
+    with Journal(path, SETTINGS, Outcome.from_json) as journal:
         assert journal.outcomes == RUNS
 
 
@@ -52,8 +52,8 @@ def test_a_journal_that_was_cut_off_anywhere_goes_on(tmp_path: Path) -> None:
     for end in sorted({*range(0, len(whole), 10), *breaks, *(place + 1 for place in breaks)}):
         path.write_bytes(whole[:end])
         kept = dict(list(RUNS.items())[: sum("lr" in json.loads(line) for line in whole[:end].split(b"\n")[:-1])])
-        assert read_journal(path) == kept, end
-        with Journal(path, SETTINGS) as journal:
+        assert read_journal(path, Outcome.from_json) == kept, end
+        with Journal(path, SETTINGS, Outcome.from_json) as journal:
             for run, outcome in RUNS.items():
                 if run not in journal.outcomes:
                     journal.add(run, outcome)
@@ -62,22 +62,24 @@ def test_a_journal_that_was_cut_off_anywhere_goes_on(tmp_path: Path) -> None:
 
 def test_the_first_of_two_lines_for_a_run_counts(tmp_path: Path) -> None:
     path = write(tmp_path / "journal")
-    with Journal(path, SETTINGS) as journal:
+    with Journal(path, SETTINGS, Outcome.from_json) as journal:
         journal.add(next(iter(RUNS)), Outcome(99.0, 1.0, 1.0))
-    assert read_journal(path) == RUNS
+    assert read_journal(path, Outcome.from_json) == RUNS
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "3", '{"setting": "w1"}', '{"definition": {}}', "\0\0"])
 def test_a_line_that_is_no_run_is_named(line: str, tmp_path: Path) -> None:
     path = write(tmp_path / "journal")
     path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(ValueError, match=r"in line 6 of .*, want a run of `study`"):
-        Journal(path, SETTINGS)
+    with pytest.raises(ValueError, match=r"in line 6 of .*, want a run"):
+        Journal(path, SETTINGS, Outcome.from_json)
 
 
 def test_runs_of_another_setting_are_not_gone_on_with(tmp_path: Path) -> None:
     path = write(tmp_path / "journal")
     with pytest.raises(ValueError, match=r"with runs of d1 as .*'epochs': 1.* want .*'epochs': 2"):
-        Journal(path, SETTINGS | {"d1": replace(SETTINGS["d1"], epochs=2)})
-    with Journal(path, SETTINGS | {"new": SETTINGS["d2"], "d2": replace(SETTINGS["d2"], epochs=2)}) as journal:
+        Journal(path, SETTINGS | {"d1": replace(SETTINGS["d1"], epochs=2)}, Outcome.from_json)
+    with Journal(
+        path, SETTINGS | {"new": SETTINGS["d2"], "d2": replace(SETTINGS["d2"], epochs=2)}, Outcome.from_json
+    ) as journal:
         assert journal.outcomes == RUNS  # no run is of these

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments.study.commands import terminated_as_interrupted
+from experiments.arguments import terminated_as_interrupted
 from experiments.study.journal import Journal, Run, read_journal
 from experiments.study.plan import plan_tuning
 from experiments.study.run import Outcome
@@ -30,9 +30,9 @@ RUNS = plan_tuning(SETTINGS, METHODS)
 
 
 def run_in_threads(path: Path, measure: Callable[[Run], Outcome], workers: int = 1, runs: list[Run] = RUNS) -> None:
-    with pytest.MonkeyPatch.context() as patch, Journal(path, SETTINGS) as journal:
+    with pytest.MonkeyPatch.context() as patch, Journal(path, SETTINGS, Outcome.from_json) as journal:
         use_threads(patch)
-        run_missing(runs, journal, workers=workers, console=QUIET, measure=measure)
+        run_missing(runs, journal, measure, workers=workers, console=QUIET)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -48,7 +48,7 @@ def test_what_the_journal_lacks_is_run_in_order(workers: int, tmp_path: Path) ->
     assert sorted(map(RUNS.index, begun)) == list(range(len(RUNS)))
     if workers == 1:
         assert begun == RUNS[5:10] + RUNS[:5] + RUNS[10:]
-    assert read_journal(tmp_path / "journal") == {run: valley(run) for run in RUNS}
+    assert read_journal(tmp_path / "journal", Outcome.from_json) == {run: valley(run) for run in RUNS}
     run_in_threads(tmp_path / "journal", measure, workers)
     assert len(begun) == len(RUNS)
 
@@ -61,13 +61,13 @@ def test_a_run_that_fails_is_named_and_what_is_done_is_kept(tmp_path: Path) -> N
 
     with pytest.raises(RuntimeError, match=r"Run\(.*seed=101.*\) failed: no such network"):
         run_in_threads(tmp_path / "journal", measure)
-    assert list(read_journal(tmp_path / "journal")) == RUNS[:3]
+    assert list(read_journal(tmp_path / "journal", Outcome.from_json)) == RUNS[:3]
 
 
 def test_what_is_under_way_at_an_interruption_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add = Journal.add
 
-    def interrupt(journal: Journal, run: Run, outcome: Outcome) -> None:
+    def interrupt(journal: Journal[Outcome], run: Run, outcome: Outcome) -> None:
         add(journal, run, outcome)
         if run == RUNS[4]:
             monkeypatch.undo()
@@ -76,7 +76,7 @@ def test_what_is_under_way_at_an_interruption_is_kept(tmp_path: Path, monkeypatc
     monkeypatch.setattr(Journal, "add", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_in_threads(tmp_path / "journal", valley, workers=3)
-    done = read_journal(tmp_path / "journal")
+    done = read_journal(tmp_path / "journal", Outcome.from_json)
     assert set(RUNS[:5]) <= set(done)
     assert set(done) <= set(RUNS[:8])
 
@@ -97,11 +97,11 @@ def test_a_worker_that_is_killed_costs_no_run(killed: bool, tmp_path: Path) -> N
         return Outcome(run.lr, 1.0, 0.1)
 
     settings, runs = study_in(tmp_path)
-    with pytest.MonkeyPatch.context() as patch, Journal(tmp_path / "journal", settings) as journal:
+    with pytest.MonkeyPatch.context() as patch, Journal(tmp_path / "journal", settings, Outcome.from_json) as journal:
         if not killed:
             use_threads(patch)
-        run_missing(runs, journal, workers=1, console=QUIET, measure=killed_once if killed else broken_once)
-    assert list(read_journal(tmp_path / "journal")) == runs
+        run_missing(runs, journal, killed_once if killed else broken_once, workers=1, console=QUIET)
+    assert list(read_journal(tmp_path / "journal", Outcome.from_json)) == runs
     assert killed or calls == [*runs[:3], *runs[2:]]
 
 
@@ -125,8 +125,9 @@ PROGRAM = """
 import signal, sys
 from pathlib import Path
 from rich.console import Console
-from experiments.study.commands import terminated_as_interrupted
+from experiments.arguments import terminated_as_interrupted
 from experiments.study.journal import Journal
+from experiments.study.run import Outcome
 from experiments.study.study import run_missing
 from tests.experiments.study.measures import waits_for_word
 from tests.experiments.study.test_study import study_in
@@ -134,8 +135,8 @@ from tests.experiments.study.test_study import study_in
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     settings, runs = study_in(folder)
-    with Journal(folder / "journal", settings) as journal, terminated_as_interrupted():
-        run_missing(runs, journal, workers=1, console=Console(), measure=waits_for_word)
+    with Journal(folder / "journal", settings, Outcome.from_json) as journal, terminated_as_interrupted():
+        run_missing(runs, journal, waits_for_word, workers=1, console=Console())
 """
 
 
@@ -162,7 +163,7 @@ def test_a_study_that_is_ended_has_lost_nothing_that_was_done(kind: signal.Signa
         assert has_ended(worker)
     finally:
         process.kill()
-    done = read_journal(tmp_path / "journal")
+    done = read_journal(tmp_path / "journal", Outcome.from_json)
     _, runs = study_in(tmp_path)
     assert list(done) == runs[: 2 if kind == signal.SIGTERM else 1]
     assert process.returncode != 0
