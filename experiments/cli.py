@@ -16,6 +16,7 @@ from rich.console import Console
 
 from experiments.analysis import Comparison
 from experiments.arguments import Parser, integer, take_folder
+from experiments.autoencoder.commands import add_autoencoder_command
 from experiments.cifar import ArchiveError
 from experiments.compare import KINDS, Settings, choose, compare
 from experiments.data import DATASETS, ROOT
@@ -215,4 +216,5 @@ def _make_parser() -> Parser:
 
     add_commands(commands)
     add_hessian_command(commands)
+    add_autoencoder_command(commands)
     return parser

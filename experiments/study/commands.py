@@ -10,6 +10,7 @@ from rich.console import Console
 
 from experiments.arguments import Parser, integer, take_folder, terminated_as_interrupted
 from experiments.cifar import ArchiveError
+from experiments.mnist import MissingDataError
 from experiments.study.journal import Journal, Run, read_journal
 from experiments.study.methods import ABLATIONS, STUDIED, StudiedMethod
 from experiments.study.plan import plan_evaluation, plan_tuning
@@ -17,7 +18,7 @@ from experiments.study.report import write_study_report
 from experiments.study.run import Outcome, run_once
 from experiments.study.settings import SETTINGS
 from experiments.study.study import run_missing
-from experiments.study.tasks import MissingDataError, load_task
+from experiments.study.tasks import load_task
 
 PHASES = ("tuning", "evaluation")
 KINDS = ("studied", "ablations")

