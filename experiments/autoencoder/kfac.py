@@ -37,7 +37,7 @@ class Factors:
         return Factors(torch.lerp(self.a, newer.a, share), torch.lerp(self.g, newer.g, share))
 
     def inverses(self, damping: float) -> tuple[Tensor, Tensor]:
-        """Returns (A + π √λ I)⁻¹ and (G + √λ/π I)⁻¹ with the λ given and π² = (tr A / size of A) / (tr G / size of G)."""
+        """Returns (A + π √λ I)⁻¹ and (G + √λ/π I)⁻¹, where π² = (tr A / size of A) / (tr G / size of G)."""
         ratio = float((self.a.trace() / len(self.a)) / (self.g.trace() / len(self.g)))
         pi = math.sqrt(ratio) if 0 < ratio < math.inf else 1.0
         return _inverse(self.a, pi * math.sqrt(damping)), _inverse(self.g, math.sqrt(damping) / pi)
