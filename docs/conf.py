@@ -17,6 +17,8 @@ nitpicky = True
 # Types of Python's and torch's: where they are documented is not looked up, the build needs no network.
 nitpick_ignore_regex = [("py:.*", r"(?!sasgd_fused\.).*")]
 
+# An indented block is an equation or a command; Python stands in fences that say so.
+highlight_language = "none"
 myst_heading_anchors = 3
 # A name in a docstring is a link where it is a public one, and else code, as a name of an argument.
 default_role = "py:obj"
@@ -30,5 +32,7 @@ napoleon_use_ivar = True
 html_theme = "furo"
 html_title = f"sasgd_fused {release}"
 html_show_copyright = False
+html_static_path = ["static"]
+html_css_files = ["wide.css"]
 templates_path = ["templates"]
 html_additional_pages = {"index": "to_start.html"}
