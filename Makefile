@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 STAGE ?= 1 2
+SITE ?= build/docs
 
 IN_VENV := "$(VENV)/bin/python" -m
 # TORCH=2.6.0 takes that torch, not the one that the release was tested with, and no Triton, which goes with one torch.
@@ -19,7 +20,7 @@ CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-kernels test-all build nvcc lint format bench gpu-check wheel sdist release clean
+.PHONY: help demo test test-kernels test-all build nvcc lint format docs bench gpu-check wheel sdist release clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -37,7 +38,7 @@ test-kernels: build ## Run what a change of a kernel needs besides: sanitizers, 
 
 # timm without what it needs: its optimizers need torch alone, its models a torchvision that was built for this torch.
 test-all: build ## Run everything, with more examples drawn at random and other people's frameworks
-	SASGD_BUILD_NATIVE=0 $(PIP_INSTALL) -e ".[frameworks]"
+	SASGD_BUILD_NATIVE=0 $(PIP_INSTALL) -e ".[docs,frameworks]"
 	$(PIP_INSTALL) --no-deps timm
 	$(IN_VENV) pytest --numprocesses=auto --dist=loadgroup -m "" --hypothesis-profile=all
 
@@ -63,6 +64,12 @@ format: $(INSTALLED) ## Format all sources
 	$(IN_VENV) ruff check --fix .
 	$(IN_VENV) ruff format .
 	"$(VENV)/bin/clang-format" -i $(CXX_FILES)
+
+# From nothing: of pages that are built already Sphinx repeats no warning.
+docs: $(INSTALLED) ## Make the site of docs/ in build/docs, with warnings as errors
+	SASGD_BUILD_NATIVE=0 $(PIP_INSTALL) -e ".[docs]"
+	rm -rf "$(SITE)"
+	$(IN_VENV) sphinx --fail-on-warning --keep-going --quiet -c docs . "$(SITE)"
 
 bench: build ## Measure the optimizers against each other: runs/bench.md and runs/bench.png
 	$(PIP_INSTALL) -e ".[bench]"

@@ -59,7 +59,8 @@ class Table:
 
     def markdown(self) -> str:
         """Returns the report."""
-        return markdown([*self.results.values()], [*self.memories.values()], self.left_out, self.where)
+        report = markdown([*self.results.values()], [*self.memories.values()], self.left_out, self.where)
+        return f"# Optimizer steps: {self.path.name}\n\n{report}"
 
     def draw(self) -> None:
         """Makes the picture, if there is something to see and matplotlib is there."""

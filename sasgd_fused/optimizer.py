@@ -43,14 +43,12 @@ from sasgd_fused.stepper import Stepper
 
 
 class ScaleAmendedSGD(Optimizer):
-    r"""SGD whose gradients are scaled, layer by layer, by the norm of the weights and a backward factor.
+    """SGD whose gradients are scaled, layer by layer, by the norm of the weights and a backward factor.
 
-    For the layers b = B..1 of a network, from the output to the input, with m = 1 at the output:
+    For the layers b = B..1 of a network, from the output to the input, with m = 1 at the output::
 
-    .. math::
-        \delta' W_b = \delta W_b / m / m_{b,W}, \qquad m \leftarrow m \cdot m_{b,z}    \tag{22, 23}
-
-        m_{b,W} = 1 / \|W_b\|^2_{2,\mu}, \qquad m_{b,z} = \|W_b^T\|^2_{2,\mu} / \|W_b\|^2_{2,\mu}    \tag{24}
+        δ'W_b   = δW_b / m / m_{b,W},    m ← m · m_{b,z}                             (22, 23)
+        m_{b,W} = 1 / ‖W_b‖²_{2,μ},      m_{b,z} = ‖W_bᵀ‖²_{2,μ} / ‖W_b‖²_{2,μ}      (24)
 
     where ‖W‖²_{2,μ} is the mean over the rows (output units) of the squared row norm. The scale of layer b is thus
     s_b = max(‖W_b‖²_{2,μ}, eps) / m_b. Weight decay is added first, momentum is applied last, both as in

@@ -88,13 +88,14 @@ def condition_report(
     """Returns, for each block, how well one gradient step on its back-matching loss matches a target signal.
 
     Back-propagation is one gradient step of size 1 on ½ ‖d − J d_z‖² (see `back_matching`): d_z = Jᵀd moves the block's
-    output by JJᵀd where d was wanted. With the eigenvalues λ of JJᵀ, for random d, it leaves the fraction
+    output by JJᵀd where d was wanted. With the eigenvalues λ of JJᵀ, for random d, it leaves the fraction::
 
-        left = mean of (1 − λ)² over the n_b of them            0 for an orthonormal J with n_b ≤ n_{b-1}
+        left = mean of (1 − λ)² over the n_b of them
 
-    and at least 1 − rank(J) / n_b whatever the solver is. The report tells whether the scale of λ is wrong (`left`
-    much above `best_left`) or its spread (`best_left` near 1). It is about the derivative at these inputs, in the mode
-    of the model; that a well-conditioned block trains well is an observation of the paper, not a theorem.
+    which is 0 for an orthonormal J with n_b ≤ n_{b-1}, and at least 1 − rank(J) / n_b whatever the solver is. The
+    report tells whether the scale of λ is wrong (`left` much above `best_left`) or its spread (`best_left` near 1). It
+    is about the derivative at these inputs, in the mode of the model; that a well-conditioned block trains well is an
+    observation of the paper, not a theorem.
 
     Blocks of at most 512 inputs or outputs over the batch have J formed, and are exact. For others all figures come
     from `probes` × `steps` products with JJᵀ (`spectral_density`), each of a few backward runs' time: the mean has a

@@ -40,7 +40,7 @@ class LocalHessian:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(n, n), with n the elements of the point: the input of the whole batch, or one parameter."""
+        """(n, n), with n the elements of the point, which is the input of the whole batch or one parameter."""
         return (self.jacobian.point.numel(),) * 2
 
     @property
@@ -179,21 +179,21 @@ def local_hessian(
     """Returns the Hessian of a block's back-matching loss, by its input or by one of its parameters, as an operator.
 
     The back-matching loss of a block F, with z its input and d the displacement that is wanted at its output, is
-    summed over the batch and all units (5):
+    summed over the batch and all units (5)::
 
         ℓ(W, z) = ½ ‖d + F(W⁰, z⁰) − F(W, z)‖²
 
-    Its Hessian at the weights and the input as they are (13, 14), with x for z or for one parameter:
+    Its Hessian at the weights and the input as they are (13, 14), with x for z or for one parameter::
 
         H = JᵀJ − Σ_i d_i ∇²F_i        J = ∂F/∂x over the whole batch
 
     Without a displacement it is JᵀJ, the Gauss-Newton matrix, which is also what is meant where F is linear:
 
-        linear layer     H_z = WᵀW for each sample (8);  H_W = I ⊗ Σ_j z[j] z[j]ᵀ, in the order of weight.flatten() (9)
-        skip             J_z = I + ∂φ/∂z
-        linear + batch norm    H_z ≈ Σ_i w_i w_iᵀ / Var[w_iᵀ z] for each sample (17), but for terms of 1/m;
-            H_w = (m/v) (C − C w wᵀ C / v) of one row w, with C the covariance of z in the batch of m and v = wᵀCw.
-            The paper's (18) has Σ_j z[j] z[j]ᵀ / v, which leaves out that batch normalization removes the mean
+    - linear layer: H_z = WᵀW for each sample (8); H_W = I ⊗ Σ_j z[j] z[j]ᵀ, in the order of ``weight.flatten()`` (9).
+    - skip: J_z = I + ∂φ/∂z.
+    - linear + batch norm: H_z ≈ Σ_i w_i w_iᵀ / Var[w_iᵀ z] for each sample (17), but for terms of 1/m;
+      H_w = (m/v) (C − C w wᵀ C / v) of one row w, with C the covariance of z in the batch of m and v = wᵀCw.
+      The paper's (18) has Σ_j z[j] z[j]ᵀ / v, which leaves out that batch normalization removes the mean.
 
     H_W is sums over the batch: divide by m to compare batches. A bias has H = m I (times positions), or 0 in front of
     batch normalization. The block is run once, held still (`still`): in its own mode, without dropout. What is kept is

@@ -16,12 +16,14 @@ class MarchenkoPastur:
     """The limit of the eigenvalues' distribution as a layer becomes wide.
 
     W has n_b rows and n_{b-1} columns, independent elements of mean 0 and variance σ², and c = n_b / n_{b-1}. The
-    eigenvalues of WᵀW / n_b have the density (10, 11)
+    eigenvalues of WᵀW / n_b have the density (10, 11)::
 
-        ν(λ) = c / (2πσ²) · √((c₊ − λ)(λ − c₋)) / λ    between c± = σ² (1 ± √c)² / c;    if c < 1, the mass 1 − c at 0
+        ν(λ) = c / (2πσ²) · √((c₊ − λ)(λ − c₋)) / λ    between c± = σ² (1 ± √c)² / c
+
+    and, if c < 1, the mass 1 − c at 0.
 
     The paper has it for WᵀW, without 1/n_b, which is not so. With `unit_rows`, the eigenvalues of Σ_i ŵ_i ŵ_iᵀ over
-    rows of length 1, as behind batch normalization (17), have (19), the same law on another scale:
+    rows of length 1, as behind batch normalization (17), have (19), the same law on another scale::
 
         ν(λ) = √((c₊ − λ)(λ − c₋)) / (2πλ)    between c± = (1 ± √c)²;    the same mass at 0
 
@@ -71,7 +73,7 @@ class MarchenkoPastur:
     def cdf(self, x: float | Tensor) -> Tensor:
         """Returns the fraction of the eigenvalues at or below x, in closed form.
 
-        With λ = a + b cos θ between the edges, ∫ ν dλ from λ to c₊ is
+        With λ = a + b cos θ between the edges, ∫ ν dλ from λ to c₊ is::
 
             (a θ − b sin θ − 2 √(a² − b²) atan(√((a − b) / (a + b)) tan(θ/2))) / (2π scale)
         """

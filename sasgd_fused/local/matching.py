@@ -66,7 +66,9 @@ def one_step(loss: BlockLoss) -> Tensor:
 def gradient_steps(count: int) -> Solver:
     """Returns a solver that takes several gradient steps of size 1, with the block's derivative as it is at z⁰.
 
-        d_z ← d_z + Jᵀ (d − J d_z), `count` times from 0
+    From d_z = 0, `count` times::
+
+        d_z ← d_z + Jᵀ (d − J d_z)
 
     It converges to a best match where the largest eigenvalue of JᵀJ is below 2, and else grows without limit.
 
@@ -87,6 +89,8 @@ def gradient_steps(count: int) -> Solver:
 
 def exact(damping: float = 0.0, iterations: int = 1000) -> Solver:
     """Returns a solver that minimizes the loss, with the block's derivative as it is at z⁰.
+
+    That is::
 
         d_z = argmin ½ ‖d − J d_z‖² + ½ damping ‖d_z‖² = (JᵀJ + damping I)⁻¹ Jᵀ d
 
@@ -132,11 +136,13 @@ def back_matching(
     """Runs the paper's Procedure 1 once: a loss is matched backward, block by block.
 
     Forward, z_0 is the input and z_b = F_b(W_b, z_{b-1}); d_B = −∂loss/∂z_B. Then, for b = B … 1, with everything at
-    the weights and signals of this forward run,
+    the weights and signals of this forward run::
 
-        ℓ_b(W_b, z_{b-1}) = ½ ‖d_b + z_b − F_b(W_b, z_{b-1})‖²          summed over the batch and all units (5)
-        gradient of W_b   = ∂ℓ_b/∂W_b, for a step of any size            (3)
-        d_{b-1}           = what the solver finds; one step of size 1:  −∂ℓ_b/∂z_{b-1}    (4)
+        ℓ_b(W_b, z_{b-1}) = ½ ‖d_b + z_b − F_b(W_b, z_{b-1})‖²                        (5)
+        gradient of W_b   = ∂ℓ_b/∂W_b, for a step of any size                         (3)
+        d_{b-1}           = what the solver finds; one step of size 1: −∂ℓ_b/∂z_{b-1} (4)
+
+    where ‖·‖² is summed over the batch and all units.
 
     Proposition 1: with the default solver the gradients are those of back-propagation, here bit for bit. In the paper
     z_b^{k+½} = z_b^k + d_b is the target in step k, and k counts steps, not samples. The displacement d_b is carried in

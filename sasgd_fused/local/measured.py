@@ -77,7 +77,7 @@ def output_shares(
     """Measures what share each layer has of the curvature of the network's output.
 
     With f the output, of N examples, n_B the output units of the network (the rows of its head, of several the
-    largest), S_b = ‖W_b‖² the sum of the squares of a layer's weights, and v random signs in f's shape, E vvᵀ = I:
+    largest), S_b = ‖W_b‖² the sum of the squares of a layer's weights, and v random signs in f's shape, E vvᵀ = I::
 
         t_b     = E‖∂(vᵀf)/∂W_b‖² / (N · elements of W_b)
         share_b = S_b t_b / c
