@@ -15,6 +15,7 @@ WHOLLY_LATER: dict[str, str] = {
     "tests/product/test_install.py::test_source_archive_builds_in_isolation": "compiles everything",
     "tests/product/test_mistakes.py": "runs tests for each mistake",
     "tests/experiments/study/test_study.py::test_a_study_that_is_ended_has_lost_nothing": "starts processes of its own",
+    "tests/experiments/autoencoder/test_kfac.py::test_curvlinops": "needs what nothing installs",
     "tests/experiments/hessian/test_claims.py::test_training_brings_about": "trains",
     "tests/experiments/hessian/test_claims.py::test_what_is_left_says_little": "trains",
     "tests/experiments/hessian/test_hessian_report.py::test_the_slow_sections": "trains",
