@@ -36,11 +36,12 @@ test-kernels: build ## Run what a change of a kernel needs besides: sanitizers, 
 	$(IN_VENV) pytest --numprocesses=auto --dist=loadgroup -m kernels
 
 # fastai and timm without what they need, which is spaCy and a torchvision with a torch of its own. torchvision lies where
-# only the tests look: one for CUDA beside a torch for the CPU cannot be imported, and Lightning imports what it finds.
+# only the tests look: one for CUDA beside a torch for the CPU cannot be imported, and Lightning imports what it finds. It
+# goes with one torch, as Triton does.
 test-all: build ## Run everything, with more examples drawn at random and other people's frameworks
 	SASGD_BUILD_NATIVE=0 $(PIP_INSTALL) -e ".[frameworks]"
 	$(PIP_INSTALL) --no-deps fastai timm
-	$(PIP_INSTALL) --no-deps --upgrade --target build/torchvision torchvision
+	$(if $(TORCH),,$(PIP_INSTALL) --no-deps --upgrade --target "$(VENV)/torchvision" torchvision)
 	$(IN_VENV) pytest --numprocesses=auto --dist=loadgroup -m "" --hypothesis-profile=all
 
 # Always run: ninja knows better than make what is out of date.

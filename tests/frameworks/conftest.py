@@ -12,7 +12,7 @@ import pytest
 import torch
 
 # Where `make test-all` puts it, so that nothing else finds it.
-TORCHVISION = Path(__file__).parents[2] / "build/torchvision"
+TORCHVISION = Path(sys.prefix) / "torchvision"
 
 
 @pytest.fixture(scope="session", autouse=True)
