@@ -36,10 +36,13 @@ test: build ## Run the tests of every promise on every backend, in under five mi
 test-kernels: build ## Run what a change of a kernel needs besides: sanitizers, mistakes, compiled code, full grids
 	$(IN_VENV) pytest --numprocesses=auto --dist=loadgroup -m kernels
 
-# timm without what it needs: its optimizers need torch alone, its models a torchvision that was built for this torch.
+# fastai and timm without what they need, which is spaCy and a torchvision with a torch of its own. torchvision lies where
+# only the tests look: one for CUDA beside a torch for the CPU cannot be imported, and Lightning imports what it finds. It
+# goes with one torch, as Triton does.
 test-all: build ## Run everything, with more examples drawn at random and other people's frameworks
 	SASGD_BUILD_NATIVE=0 $(PIP_INSTALL) -e ".[docs,frameworks]"
-	$(PIP_INSTALL) --no-deps timm
+	$(PIP_INSTALL) --no-deps fastai timm
+	$(if $(TORCH),,$(PIP_INSTALL) --no-deps --upgrade --target "$(VENV)/torchvision" torchvision)
 	$(IN_VENV) pytest --numprocesses=auto --dist=loadgroup -m "" --hypothesis-profile=all
 
 # Always run: ninja knows better than make what is out of date.

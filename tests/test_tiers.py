@@ -8,9 +8,7 @@ from tests.tiers import COLLECTED, LATER, by_function_and_backend, cover, values
 
 # Tests that are wholly in a later tier, by the file or the test.
 WHOLLY_LATER: dict[str, str] = {
-    "tests/frameworks/test_accelerate.py": "needs what only make test-all installs",
-    "tests/frameworks/test_hydra.py": "needs what only make test-all installs",
-    "tests/frameworks/test_lightning.py": "needs what only make test-all installs",
+    "tests/frameworks/": "needs what only make test-all installs",
     "tests/bench/test_gpu_check.py::test_tests_that_outlast_their_time": "waits for the end of that time",
     "tests/product/test_install.py::test_source_archive_builds_in_isolation": "compiles everything",
     "tests/product/test_mistakes.py": "runs tests for each mistake",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,8 @@ OPTIONS: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.01, "norms": "free
 
 
 @pytest.fixture
-def accelerate() -> Iterator[Any]:
-    """The package, whose Accelerators share a state that ends with the test."""
-    package = pytest.importorskip("accelerate", reason="accelerate is not installed")
-    yield package
-    package.state.AcceleratorState._reset_state(reset_partial_state=True)
-    package.state.GradientState._reset_state()
+def accelerate() -> Any:
+    return pytest.importorskip("accelerate", reason="accelerate is not installed")
 
 
 def network() -> nn.Module:
@@ -79,6 +74,18 @@ def test_it_says_that_a_step_was_skipped(accelerate: Any) -> None:
         assert optimizer.step_was_skipped == skipped
         assert scheduler.get_last_lr()[0] == lr
         assert all(map(torch.equal, before, model.parameters())) == skipped
+
+
+def test_it_does_not_know_of_a_skipped_step_where_the_step_unscales(accelerate: Any) -> None:
+    accelerator = accelerate.Accelerator(cpu=DEVICE.type == "cpu")
+    accelerator.scaler = torch.amp.GradScaler(DEVICE.type)
+    model = network()
+    model, optimizer = accelerator.prepare(model, ScaleAmendedSGD(parameter_groups(model), lr=0.05, fused=True))
+    before = [param.detach().clone() for param in model.parameters()]
+    accelerator.backward(model(batches(1)[0]).square().mean() * float("inf"))
+    optimizer.step()
+    assert all(map(torch.equal, before, model.parameters()))
+    assert not optimizer.step_was_skipped
 
 
 def test_it_goes_on_from_a_saved_state(accelerate: Any, tmp_path: Path) -> None:

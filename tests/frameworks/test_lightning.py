@@ -132,6 +132,15 @@ def test_scaled_layers_train_with_clipping(make_module: Any, fit: Any, precision
     assert module.losses[-1] < module.losses[0]
 
 
+def test_clipping_in_mixed_precision_is_refused_where_the_step_unscales(
+    lightning: Any, make_module: Any, fit: Any
+) -> None:
+    module = make_module(lambda model: ScaleAmendedSGD(parameter_groups(model), lr=0.05, fused=True))
+    plugin = lightning.pytorch.plugins.MixedPrecision("16-mixed", DEVICE.type)
+    with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
+        fit(module, 1, gradient_clip_val=1.0, plugins=plugin)
+
+
 def test_finetuning_unfreezes_a_body(lightning: Any, make_module: Any, fit: Any) -> None:
     class Unfreeze(lightning.pytorch.callbacks.BaseFinetuning):  # type: ignore[misc]
         def freeze_before_training(self, module: Any) -> None:

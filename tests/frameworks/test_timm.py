@@ -1,4 +1,4 @@
-"""Where timm is installed, ScaleAmendedSGD goes through its registry and factory."""
+"""ScaleAmendedSGD goes through timm's registry and factory, and finds the heads of its models."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from torch.optim import Optimizer
 from sasgd_fused import ScaleAmendedSGD, parameter_groups
 from tests.helpers import DEVICE, randn
 
-pytestmark = pytest.mark.usefixtures("default_device")
+pytestmark = [pytest.mark.nightly, pytest.mark.usefixtures("default_device")]
 
 
 @pytest.fixture
 def registry() -> Any:
     """One of its own: timm's stays as it is."""
-    factory = pytest.importorskip(
-        "timm.optim", reason="timm, or the torchvision that it needs, is not installed"
-    )._optim_factory
+    factory = pytest.importorskip("timm.optim", reason="timm is not installed")._optim_factory
     registry = factory.OptimizerRegistry()
     registry.register(factory.OptimInfo(name="sasgd", opt_class=ScaleAmendedSGD, has_momentum=True))
     return registry
@@ -78,3 +76,23 @@ def test_timm_lookahead_goes_on_from_a_checkpoint(registry: Any) -> None:
     twin.load_state_dict(model.state_dict())
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert train(twin, resumed, 7) == train(model, optimizer, 7)
+
+
+def test_a_model_with_two_heads_tells_them_itself() -> None:
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    groups = parameter_groups(timm.create_model("deit_tiny_distilled_patch16_224", depth=1, num_classes=3))
+    report = ScaleAmendedSGD(groups, lr=0.1, head="plain").layer_report()
+    plain = {row.name for row in report if not row.scaled and row.name.endswith(".weight") and row.columns > 1}
+    assert plain == {"head.weight", "head_dist.weight"}
+
+
+@pytest.mark.parametrize(("options", "named"), [({}, False), ({"param_group_fn": parameter_groups}, True)])
+def test_layer_decay_is_for_timms_groups_alone(
+    registry: Any, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], named: bool
+) -> None:
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    monkeypatch.setattr(timm.optim._optim_factory, "default_registry", registry)
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=3)
+    optimizer = timm.optim.create_optimizer_v2(model, opt="sasgd", lr=0.1, layer_decay=0.5, **options)
+    assert ("lr_scale" in optimizer.param_groups[0]) == (not named)
+    assert (optimizer.layer_report()[0].name == "cls_token") == named
