@@ -66,9 +66,9 @@ class ScaleAmendedSGD(Optimizer):
             Besides the hyperparameters a group may set ``amend`` (False: plain SGD, the layer only keeps its place),
             ``rows`` and ``columns`` (an integer, or a list with one entry for each parameter), and ``heads`` (a list
             that says of each parameter whether it is at one of the network's outputs).
-        lr: learning rate, a float or a tensor with one element, which the native kernel reads on the GPU. A good
-            first try is a good SGD lr with ``output_width="mean"``, or else that · n_B / (mean rows of the hidden
-            layers).
+        lr: learning rate, a float or a tensor with one element, which the native kernel reads on the GPU. A first try
+            is 0.3 with ``scale="relative"``; with the paper's scale a good SGD lr with ``output_width="mean"``, or
+            else that · n_B / (mean rows of the hidden layers).
         momentum: momentum factor μ.
         dampening: dampening τ of the momentum.
         weight_decay: weight decay λ.
@@ -109,8 +109,7 @@ class ScaleAmendedSGD(Optimizer):
 
     Example:
         >>> optimizer = ScaleAmendedSGD(
-        ...     parameter_groups(model), lr=0.01, momentum=0.9, weight_decay=5e-4,
-        ...     norms="freeze", head="plain", decay="shape",
+        ...     parameter_groups(model), lr=0.3, momentum=0.9, weight_decay=5e-4, scale="relative"
         ... )
     """
 

@@ -48,8 +48,8 @@ def zero_redundancy_arguments(
             a rank could not tell from a vector.
 
     Example:
-        >>> arguments = zero_redundancy_arguments(model, head="plain", norms="freeze", decay="shape")
-        >>> optimizer = ZeroRedundancyOptimizer(**arguments, lr=0.01, momentum=0.9)
+        >>> arguments = zero_redundancy_arguments(model, scale="relative")
+        >>> optimizer = ZeroRedundancyOptimizer(**arguments, lr=0.3, momentum=0.9)
     """
     whole = ScaleAmendedSGD(
         parameter_groups(model, heads), factors=factors, head=head, output_width=output_width, **options
