@@ -70,6 +70,8 @@ class LayerRow:
     def marks(self) -> list[str]:
         """What deserves a look, in words."""
         marks = []
+        if not math.isfinite(self.row_norm_sq):
+            marks.append("norm not finite")
         if self.at_eps_floor:
             marks.append("at the eps floor")
         if self.at_small_lr:
