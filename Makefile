@@ -5,7 +5,7 @@ STAGE ?= 1 2
 SITE ?= build/docs
 
 IN_VENV := "$(VENV)/bin/python" -m
-# TORCH=2.6.0 takes that torch, not the one that the release was tested with, and no Triton, which goes with one torch.
+# TORCH=2.6.0 takes that torch, not the one that the release was tested with, and of Triton and CUDA what it brings.
 ifdef TORCH
 CONSTRAINTS := build/constraints-torch-$(TORCH).txt
 EXTRAS := dev,experiments
@@ -131,4 +131,4 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 
 build/constraints-torch-%.txt: constraints.txt
 	mkdir -p build
-	sed 's/^torch==.*/torch==$*/' $< > $@
+	sed '/^triton==/d; /^cuda-toolkit==/d; s/^torch==.*/torch==$*/' $< > $@

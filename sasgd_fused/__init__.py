@@ -6,4 +6,4 @@ from sasgd_fused.report import LayerReport, LayerRow
 from sasgd_fused.zero import zero_redundancy_arguments
 
 __all__ = ["LayerReport", "LayerRow", "ScaleAmendedSGD", "parameter_groups", "zero_redundancy_arguments"]
-__version__ = "0.1.0"
+__version__ = "1.0.0"

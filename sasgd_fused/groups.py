@@ -18,13 +18,16 @@ _LARGE = 0.01
 
 
 class ParameterGroups(list[dict[str, Any]]):
-    """The list of groups that `parameter_groups` returns.
+    """The list of groups that `parameter_groups` returns. It prints its summary.
 
     Attributes:
         summary: what is amended and what is not, to be printed.
     """
 
     summary: str = ""
+
+    def __repr__(self) -> str:
+        return self.summary or super().__repr__()
 
 
 def parameter_groups(model: nn.Module, heads: Heads | None = None) -> ParameterGroups:
@@ -57,6 +60,7 @@ def parameter_groups(model: nn.Module, heads: Heads | None = None) -> ParameterG
         what is not.
 
     Raises:
+        TypeError: the model is no module.
         ValueError: the model has no parameters or uninitialized ones; one of `heads` is not the model's, or has no
             amended weight.
 
@@ -65,6 +69,8 @@ def parameter_groups(model: nn.Module, heads: Heads | None = None) -> ParameterG
         >>> print(groups.summary)
         >>> optimizer = ScaleAmendedSGD(groups, lr=0.01, momentum=0.9)
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got a {type(model).__name__}, want an nn.Module")
     named = list(model.named_parameters())
     if not named:
         raise ValueError(f"model: got {type(model).__name__} without parameters, want at least one")

@@ -140,6 +140,8 @@ class ScaleAmendedSGD(Optimizer):
         rounding_seed: int = 0,
         differentiable: bool = False,
     ) -> None:
+        if isinstance(params, nn.Module) and not isinstance(params, nn.ParameterList):
+            raise TypeError(f"params: got a {type(params).__name__}, want parameters, as of parameter_groups(model)")
         if isinstance(params, (set, frozenset)):
             raise TypeError(f"params: got a {type(params).__name__}, want an ordered collection, such as a list")
         options = Options(

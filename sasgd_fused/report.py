@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -13,7 +12,7 @@ from sasgd_fused.backends.base import Backend
 from sasgd_fused.factors import CARRIED_SHARE, decay_scale, layer_scale, relative_scale
 from sasgd_fused.hyperparameters import GroupValues
 from sasgd_fused.plan import PlannedLayer
-from sasgd_fused.text_table import aligned, cell
+from sasgd_fused.text_table import aligned, as_html, cell
 
 # From here on a step's decay overshoots; it diverged at 1.5.
 LARGE_DECAY = 0.5
@@ -71,6 +70,8 @@ class LayerRow:
     def marks(self) -> list[str]:
         """What deserves a look, in words."""
         marks = []
+        if not math.isfinite(self.row_norm_sq):
+            marks.append("norm not finite")
         if self.at_eps_floor:
             marks.append("at the eps floor")
         if self.at_small_lr:
@@ -120,11 +121,7 @@ class LayerReport(tuple[LayerRow, ...]):
 
     def _repr_html_(self) -> str:
         """Returns the table as HTML, which notebooks show."""
-        lines: list[str] = []
-        for line in self._table():
-            tag = "td" if lines else "th"
-            lines.append("".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in line))
-        return "<table>\n" + "".join(f"<tr>{line}</tr>\n" for line in lines) + "</table>"
+        return as_html(self._table())
 
     def _table(self) -> list[list[str]]:
         shown = [field.name for field in fields(LayerRow) if field.type != "bool" and field.name != "stale_steps"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 
 
@@ -13,6 +14,15 @@ def aligned(table: Sequence[Sequence[str]]) -> str:
         cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=False)]
         lines.append("  ".join([name.ljust(widths[0]), *cells, remarks]).rstrip())
     return "\n".join(lines)
+
+
+def as_html(table: Sequence[Sequence[str]]) -> str:
+    """Returns a table as HTML, which notebooks show; its first line is a heading."""
+    lines: list[str] = []
+    for line in table:
+        tag = "td" if lines else "th"
+        lines.append("".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in line))
+    return "<table>\n" + "".join(f"<tr>{line}</tr>\n" for line in lines) + "</table>"
 
 
 def cell(value: object) -> str:

@@ -17,6 +17,7 @@ WHOLLY_LATER: dict[str, str] = {
     "tests/experiments/hessian/test_claims.py::test_training_brings_about": "trains",
     "tests/experiments/hessian/test_claims.py::test_what_is_left_says_little": "trains",
     "tests/experiments/hessian/test_hessian_report.py::test_the_slow_sections": "trains",
+    "tests/test_site.py::test_the_site_is_made": "needs what only make docs installs",
     "tests/kernels/test_cuda_candidates.py": "compiles other kernels",
     "tests/kernels/test_mistakes.py": "compiles the kernels three times more",
     "tests/kernels/test_native_core.py::test_bugs_are_noticed_by_the_sanitizers": "compiles the core for them",

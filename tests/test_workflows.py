@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,14 @@ def test_the_promised_versions_are_tested() -> None:
     assert f'requires-python = ">={pythons[0]}"' in PROJECT
     (built,) = re.findall(r"^build = \[(.*)\]", PROJECT, re.MULTILINE)
     assert built == ", ".join(f'"cp{python.replace(".", "")}-*"' for python in pythons)
+
+
+def test_another_torch_is_not_held_to_triton_and_cuda_of_this_one() -> None:
+    target = "build/constraints-torch-2.6.0.txt"
+    subprocess.run(["make", "--always-make", target], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    pins = (ROOT / target).read_text(encoding="utf-8").splitlines()
+    assert "torch==2.6.0" in pins and f"numpy=={CONSTRAINTS['numpy']}" in " ".join(pins)
+    assert not [pin for pin in pins if pin.startswith(("triton", "cuda", f"torch=={CONSTRAINTS['torch']}"))]
 
 
 def test_wheels_are_built_with_the_compiler_that_the_extra_names() -> None:

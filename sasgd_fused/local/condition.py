@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from sasgd_fused.local.capture import capture
 from sasgd_fused.local.density import check_wide, spectral_density
 from sasgd_fused.local.jacobian import Jacobian, jacobian_at
 from sasgd_fused.options import is_positive_int
-from sasgd_fused.text_table import aligned, cell
+from sasgd_fused.text_table import aligned, as_html, cell
 
 # Blocks up to so many inputs or outputs, of the whole batch, have their Jacobian formed.
 EXACT = 512
@@ -63,17 +63,23 @@ class ConditionRow:
 
 
 class ConditionReport(tuple[ConditionRow, ...]):
-    """A tuple of `ConditionRow`, input first, that prints as a table."""
+    """A tuple of `ConditionRow`, input first, that prints as a table, in a notebook too."""
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Returns the fields of each row, for ``pandas.DataFrame`` or JSON."""
         return [asdict(row) for row in self]
 
     def __repr__(self) -> str:
-        if not self:
-            return "no blocks"
+        return aligned(self._table()) if self else "no blocks"
+
+    def _repr_html_(self) -> str:
+        """Returns the table as HTML, which notebooks show."""
+        return as_html(self._table()) if self else "no blocks"
+
+    def _table(self) -> list[list[str]]:
+        columns = [field.name for field in fields(ConditionRow)]
         rows = [[*map(cell, asdict(row).values()), "; ".join(row.marks)] for row in self]
-        return aligned([[*asdict(self[0]), "marks"], *rows])
+        return [[*columns, "marks"], *rows]
 
 
 def condition_report(

@@ -46,6 +46,9 @@ class Density:
     nodes: Tensor
     weights: Tensor
 
+    def __repr__(self) -> str:
+        return f"Density({len(self.nodes)} nodes from {float(self.nodes[0]):.4g} to {float(self.nodes[-1]):.4g})"
+
     def cdf(self, x: float | Tensor) -> Tensor:
         """Returns the fraction of the eigenvalues at or below x."""
         places = torch.searchsorted(self.nodes, torch.as_tensor(x, dtype=torch.float64), right=True)

@@ -57,6 +57,10 @@ class BackMatching:
     displacements: tuple[Tensor | None, ...]
     remaining: tuple[float, ...]
 
+    def __repr__(self) -> str:
+        left = ", ".join(f"{fraction:.4g}" for fraction in self.remaining)
+        return f"BackMatching(loss={float(self.loss):.4g}, remaining=({left}))"
+
 
 def one_step(loss: BlockLoss) -> Tensor:
     """Is the solver of back-propagation: one gradient step of size 1 (4)."""

@@ -17,7 +17,7 @@ from sasgd_fused.layers import Layer, find_layers
 from sasgd_fused.local.arguments import check_model
 from sasgd_fused.network import find_outputs
 from sasgd_fused.shards import is_sharded
-from sasgd_fused.text_table import aligned, cell
+from sasgd_fused.text_table import aligned, as_html, cell
 
 
 class ModelLayers(NamedTuple):
@@ -62,12 +62,19 @@ class ShareRow:
 
 
 class OutputShares(tuple[ShareRow, ...]):
-    """A tuple of `ShareRow`, input first, that prints as a table."""
+    """A tuple of `ShareRow`, input first, that prints as a table, in a notebook too."""
 
     def __repr__(self) -> str:
+        return aligned(self._table())
+
+    def _repr_html_(self) -> str:
+        """Returns the table as HTML, which notebooks show."""
+        return as_html(self._table())
+
+    def _table(self) -> list[list[str]]:
         columns = [field.name for field in fields(ShareRow) if field.name != "is_head"]
         lines = [[cell(getattr(row, column)) for column in columns] + ["head" if row.is_head else ""] for row in self]
-        return aligned([[*columns, ""], *lines])
+        return [[*columns, ""], *lines]
 
 
 def find_model_layers(model: nn.Module) -> ModelLayers:

@@ -7,10 +7,10 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
 
 from experiments.analysis import Comparison
@@ -126,7 +126,7 @@ def test_json_holds_what_the_table_shows(tmp_path: Path) -> None:
             assert cell == (f"{found['mean']:{form}} ± {found['half_width']:{form.lstrip('+')}}" if found else "")
         assert brief == [label, lr, decay, f"{row['train_loss']['mean']:.4g}", error, difference, step.split(" ")[0]]
     assert content["settings"]["seeds"] == [0, 1, 2]
-    assert content["versions"]["torch"] == torch.__version__
+    assert content["versions"]["torch"] == version("torch")
 
 
 @pytest.mark.parametrize("decay", [5e-4, 3.63e-5])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -11,6 +10,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sasgd_fused.backends.triton import availability
 from tests.kernels.cuda_code import Kernel, take_apart
 from tests.kernels.native_programs import HUNG, give_up
 
@@ -89,8 +89,8 @@ def compile_triton(target: str, what: str, *, folder: Path, program: str) -> Com
 
     The folder should be empty, so that nothing is found that was compiled before.
     """
-    if importlib.util.find_spec("triton") is None:
-        give_up("Triton is not installed", "triton")
+    if missing := availability._why_not_installed():
+        give_up(missing, "triton")
     env = {**os.environ, "TRITON_CACHE_DIR": str(folder)}
     env.pop("TRITON_INTERPRET", None)
     command = [sys.executable, "-m", f"tests.kernels.{program}", target, what]

@@ -59,8 +59,10 @@ def _launch_quietly(self: Any, *args: Any, **kwargs: Any) -> None:
         _launch(self, *args, **kwargs)
 
 
-interpreter._convert_float = _convert
-interpreter._patch_lang = _patch_for_launch
-interpreter.InterpretedFunction.__call__ = _call
-interpreter.GridExecutor.__call__ = _launch_quietly
-assert triton.knobs.runtime.interpret
+# Torch 2.6 brings a Triton that is too old for the backend: nothing is to be interpreted then.
+if hasattr(triton, "knobs"):
+    interpreter._convert_float = _convert
+    interpreter._patch_lang = _patch_for_launch
+    interpreter.InterpretedFunction.__call__ = _call
+    interpreter.GridExecutor.__call__ = _launch_quietly
+    assert triton.knobs.runtime.interpret

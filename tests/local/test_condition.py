@@ -184,7 +184,9 @@ def test_the_table() -> None:
     assert len(lines) == 7 and lines[0].startswith("0 ")
     assert lines[-1].endswith("one step makes the match worse") and "1e-05" in lines[-1]
     assert report.to_dicts()[0]["inputs"] == 4 * 3 * 64
-    assert repr(ConditionReport()) == "no blocks"
+    assert repr(ConditionReport()) == ConditionReport()._repr_html_() == "no blocks"
+    first = "<td>" + "</td><td>".join(lines[0].split())
+    assert report._repr_html_().splitlines()[2].startswith(f"<tr>{first}</td>")
     only = condition_report(model, images, ["7"])
     assert [row.name for row in only] == ["7"] and only[0] == report[-1]
 

@@ -147,6 +147,7 @@ def test_seeds() -> None:
 
 def test_reading_a_density() -> None:
     density = Density(torch.tensor([-1.0, 0.0, 2.0], dtype=DOUBLE), torch.tensor([0.25, 0.5, 0.25], dtype=DOUBLE))
+    assert repr(density) == "Density(3 nodes from -1 to 2)"
     assert density.cdf(torch.tensor([-2.0, -1.0, 1.9, 2.0])).tolist() == [0, 0.25, 0.75, 1]
     assert density.quantile(torch.tensor([0.0, 0.25, 0.3, 0.75, 0.8, 1.0])).tolist() == [-1, -1, 0, 0, 2, 2]
     masses, edges = density.histogram(3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -224,6 +225,7 @@ def test_what_a_solver_leaves() -> None:
         back_matching(model, inputs, lambda output: output.square().sum(), solver=solver)
         for solver in (one_step, exact())
     )
+    assert re.fullmatch(r"BackMatching\(loss=[\d.]+, remaining=\([\d.e-]+, [\d.e-]+, [\d.e-]+\)\)", repr(one))
     signals = [inputs, model[0](inputs), model[:2](inputs)]
     for found in (one, best):
         for index, block in enumerate(model):

@@ -278,8 +278,10 @@ def test_one_probe_has_no_error() -> None:
 
 
 def test_it_prints_as_a_table() -> None:
-    lines = repr(output_shares(small(), BATCH)).splitlines()
+    shares = output_shares(small(), BATCH)
+    lines = repr(shares).splitlines()
     assert lines[0].split() == ["name", "rows", "columns", "share", "error", "backward_factor", "width_factor"]
     assert lines[1].split()[:3] == ["0.weight", "6", "4"]
     assert lines[3].split()[-2:] == ["1", "head"]
     assert len(lines) == 4
+    assert shares._repr_html_().count("<tr>") == 4

@@ -106,6 +106,11 @@ def test_a_model_without_parameters_is_refused() -> None:
         parameter_groups(nn.ReLU())
 
 
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"model: got a generator, want an nn\.Module"):
+        parameter_groups(nn.Linear(2, 2).parameters())
+
+
 def test_rows_and_columns_of_a_group() -> None:
     weight = nn.Parameter(torch.ones(8, 2, 3))
     (row,) = ScaleAmendedSGD([{"params": [weight], "columns": 16}]).layer_report()

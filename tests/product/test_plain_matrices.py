@@ -143,6 +143,8 @@ def test_the_summary_tells_what_is_amended_and_what_is_not() -> None:
         "  0.weight (9, 8): an embedding",
         "  1.position (1, 4, 8): of leading dimension 1, as positions and class tokens are",
     ]
+    assert repr(groups) == groups.summary
+    assert repr(type(groups)()) == "[]"
 
 
 def test_copies_and_files_keep_the_summary() -> None:

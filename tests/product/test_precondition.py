@@ -276,6 +276,19 @@ def test_gauss_newton_of_a_cross_entropy_is_the_empirical_or_the_expected_fisher
     assert not close(empirical, expected, 0.5)
 
 
+def test_the_divergence_of_a_small_change_is_half_of_what_the_fisher_matrix_gives() -> None:
+    """Its second derivative is the Fisher matrix, here of the logits of one prediction."""
+    logits = randn((4,), torch.Generator().manual_seed(0), torch.float64)
+    probabilities = logits.softmax(0)
+    of_each_class = torch.eye(4, dtype=torch.float64) - probabilities  # minus the gradient, were it that class
+    fisher = torch.einsum("kp,k,kq->pq", of_each_class, probabilities, of_each_class)
+
+    def divergence(changed: Tensor) -> Tensor:
+        return (probabilities * (probabilities.log() - changed.log_softmax(0))).sum()
+
+    assert close(torch.autograd.functional.hessian(divergence, logits), fisher, 1.5e-15)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_rmsprops_mean_square_is_diagonal_gauss_newton_over_the_batch_and_the_squared_gradient(batch: int) -> None:
     """Of a cross entropy, in the mean over all batches: (diagonal + (n - 1) gradient²) / n."""

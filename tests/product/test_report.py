@@ -102,7 +102,9 @@ def test_a_layer_far_below_the_median_rate_is_marked() -> None:
     assert marked([10.0, 10.0, 0.01], head="plain") == [False, False, False]
     assert marked([0.0, 0.0]) == [False, False]
     params = [Parameter(torch.full((2, 1), value)) for value in (1.0, 20.0, float("nan"), 20.0, float("inf"))]
-    assert [row.at_small_lr for row in ScaleAmendedSGD(params).layer_report()] == [True, False, False, False, False]
+    report = ScaleAmendedSGD(params).layer_report()
+    assert [row.at_small_lr for row in report] == [True, False, False, False, False]
+    assert [row.marks for row in report[1:]] == [[], ["norm not finite"]] * 2
 
 
 def test_a_slice_is_a_report() -> None:

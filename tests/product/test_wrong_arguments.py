@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import Parameter
 
 from sasgd_fused import ScaleAmendedSGD
@@ -83,6 +84,7 @@ def test_bad_factors(factors: dict[str, Any], parts: tuple[str, ...]) -> None:
         (Parameter(ones(2, 2)), TypeError, "iterable of Tensors or dicts"),
         ({Parameter(ones(2, 2))}, TypeError, "params: got a set, want an ordered collection"),
         (frozenset([Parameter(ones(2, 2))]), TypeError, "params: got a frozenset, want an ordered collection"),
+        (nn.Linear(2, 2), TypeError, r"params: got a Linear, want parameters, as of parameter_groups\(model\)"),
         ([], ValueError, "empty parameter list"),
         ([("a", Parameter(ones(1))), Parameter(ones(1))], ValueError, "with/without names"),
     ],
@@ -90,6 +92,11 @@ def test_bad_factors(factors: dict[str, Any], parts: tuple[str, ...]) -> None:
 def test_bad_params(params: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         ScaleAmendedSGD(params)
+
+
+def test_a_parameter_list_is_no_model() -> None:
+    params = nn.ParameterList([ones(2, 2)])
+    assert ScaleAmendedSGD(params).param_groups[0]["params"] == list(params)
 
 
 def test_a_named_backend_that_cannot_run_says_why() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from experiments.methods import why_unavailable
 from experiments.study.dog import DoG
 from experiments.study.methods import ABLATIONS, STUDIED, StudiedMethod, half_decades
 from experiments.study.networks import NETWORKS, make_network
@@ -39,6 +40,8 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 2) ->
 
 @pytest.mark.parametrize("name", STUDIED)
 def test_every_method_moves_every_matrix_of_every_kind_of_network(name: str) -> None:
+    if reason := why_unavailable(name):
+        pytest.skip(reason)
     method = STUDIED[name]
     for kind in KINDS:
         model = make(kind)
