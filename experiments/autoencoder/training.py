@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from time import process_time
 from typing import Any
 
@@ -13,20 +14,21 @@ from torch import Tensor
 
 from experiments.autoencoder.methods import Method
 from experiments.autoencoder.presets import Preset, loss_of, make_autoencoder
-from experiments.study.run import round_to
+from experiments.study.journal import round_to
 
-DIVERGED = 10.0  # a loss of so many times the first one is not waited with
+EACH = 10  # updates for each entry of a curve
+WARM_UP = 5  # updates of another network before the clock starts: first calls compile and allocate
 DIGITS = 5  # of losses and times in a journal
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What a run gave, with an entry for each epoch.
+    """What a run gave, with an entry for every ten updates.
 
     Attributes:
-        updates: how many were done at the end of it.
+        updates: how many were done.
         seconds: time of a processor that was spent by then.
-        losses: means over the batches of the epoch as they were trained on; inf in the last one of a run that diverged.
+        losses: means over the last ten batches as they were trained on; a run that diverged ends with inf.
     """
 
     updates: tuple[int, ...]
@@ -34,16 +36,14 @@ class Curve:
     losses: tuple[float, ...]
 
     def after_updates(self, count: int) -> float:
-        """Returns the loss of the last epoch that ended within so many updates."""
+        """Returns the last loss within so many updates."""
         return self._last([done <= count for done in self.updates])
 
     def after_seconds(self, limit: float) -> float:
-        """Returns the loss of the last epoch that ended within so much time, inf if the first took longer."""
+        """Returns the last loss within so much time, inf if the first took longer."""
         return self._last([spent <= limit for spent in self.seconds])
 
     def _last(self, within: list[bool]) -> float:
-        if not math.isfinite(self.losses[-1]):
-            return math.inf
         return self.losses[sum(within) - 1] if any(within) else math.inf
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ class Curve:
 
 
 def train(preset: Preset, method: Method, lr: float, seed: int, images: Tensor) -> Curve:
-    """Trains with a constant learning rate until both of a preset's limits are passed, or the loss grows too far.
+    """Trains with a constant learning rate until both of a preset's limits are passed, or a loss is not finite.
 
     Args:
         preset: what to train.
@@ -72,29 +72,34 @@ def train(preset: Preset, method: Method, lr: float, seed: int, images: Tensor) 
         seed: of the initialisation and the batches.
         images: as `load_images` has them.
     """
-    model = make_autoencoder(preset.widths, seed)
-    optimizer = method.build(model, lr)
-    generator = torch.Generator().manual_seed(seed)
-    updates: list[int] = []
-    seconds: list[float] = []
-    losses: list[float] = []
-    done, first = 0, math.inf
+    for _ in islice(_losses(preset, method, lr, seed, images), WARM_UP):
+        pass
+    curve = Curve((), (), ())
+    recent: list[float] = []
     start = process_time()
-    while not updates or updates[-1] < preset.updates or seconds[-1] < preset.seconds:
-        of_epoch = []
+    for done, loss in enumerate(_losses(preset, method, lr, seed, images), 1):
+        recent.append(loss if math.isfinite(loss) else math.inf)
+        if done % EACH and math.isfinite(loss):
+            continue
+        spent, mean = process_time() - start, sum(recent) / len(recent)
+        curve = Curve((*curve.updates, done), (*curve.seconds, spent), (*curve.losses, mean))
+        recent.clear()
+        if not math.isfinite(mean) or (done >= preset.updates and spent >= preset.seconds):
+            break
+    return curve
+
+
+def _losses(preset: Preset, method: Method, lr: float, seed: int, images: Tensor) -> Iterator[float]:
+    """Yields the loss of each batch, after the update by it."""
+    model = make_autoencoder(preset.widths, seed)
+    optimizer = method.build(model, lr, preset.damping, seed)
+    generator = torch.Generator().manual_seed(seed)
+    while True:
         order = torch.randperm(len(images), generator=generator)
         for begin in range(0, len(images) - preset.batch_size + 1, preset.batch_size):
             batch = images[order[begin : begin + preset.batch_size]]
             loss = loss_of(model(batch), batch)
-            of_epoch.append(loss.item())
-            first = min(first, DIVERGED * of_epoch[0])
-            if not of_epoch[-1] <= first:
-                return Curve((*updates, done), (*seconds, process_time() - start), (*losses, math.inf))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            done += 1
-        updates.append(done)
-        seconds.append(process_time() - start)
-        losses.append(sum(of_epoch) / len(of_epoch))
-    return Curve(tuple(updates), tuple(seconds), tuple(losses))
+            yield loss.item()

@@ -32,7 +32,7 @@ class Run:
         lr: learning rate.
         weight_decay: weight decay.
         seed: of the weights and of the order of the images.
-        tuning: trained and tested on the images for tuning, not on those for evaluation.
+        tuning: whether settings are chosen by it; else they are compared by it.
     """
 
     setting: str
@@ -133,3 +133,8 @@ def _end_of_lines(content: bytes) -> int:
 def _run_of(entry: Mapping[str, Any]) -> Run:
     lr, weight_decay = float(entry["lr"]), float(entry["weight_decay"])
     return Run(str(entry["setting"]), str(entry["method"]), lr, weight_decay, int(entry["seed"]), bool(entry["tuning"]))
+
+
+def round_to(digits: int, value: float) -> float:
+    """Returns a number rounded to so many digits."""
+    return float(f"{value:.{digits}g}")

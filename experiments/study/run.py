@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import update_bn
 
 from experiments.data import batches
+from experiments.study.journal import round_to
 from experiments.study.methods import StudiedMethod
 from experiments.study.networks import make_network
 from experiments.study.settings import Setting
@@ -52,11 +53,6 @@ class Outcome:
         """Returns what `to_json` wrote."""
         loss = math.inf if entry["train_loss"] is None else float(entry["train_loss"])
         return Outcome(float(entry["test_error"]), loss, float(entry["seconds"]))
-
-
-def round_to(digits: int, value: float) -> float:
-    """Returns a number rounded to so many digits."""
-    return float(f"{value:.{digits}g}")
 
 
 def run_once(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
-from experiments.autoencoder.kfac import KFAC, SHRINK, Factors, estimate_factors, gradient_of
+from experiments.autoencoder.kfac import DECAY, KFAC, SHRINK, Factors, adapted, estimate_factors, gradient_of
 from experiments.autoencoder.presets import loss_of, make_autoencoder
 
 # torch scripts a function when it first needs derivatives forward.
@@ -77,7 +77,7 @@ def test_a_single_image_has_its_fisher_matrix_as_the_product_of_its_factors(
 
 
 def test_a_step_is_the_gradient_times_the_inverse_of_the_damped_product(model: nn.Sequential, images: Tensor) -> None:
-    optimizer = KFAC(model, lr=0.5, momentum=0.0, damping=0.3, seed=3)
+    optimizer = KFAC(model, lr=0.5, momentum=0.0, every=1, damping=0.3, seed=3)
     backward(model, images)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -95,7 +95,7 @@ def test_a_step_is_the_gradient_times_the_inverse_of_the_damped_product(model: n
 
 
 def test_the_quadratic_model_is_that_of_the_dense_fisher_matrix(model: nn.Sequential, images: Tensor) -> None:
-    optimizer = KFAC(model, lr=0.5, damping=0.3)
+    optimizer = KFAC(model, lr=0.5, momentum=0.0, every=1, damping=0.3, seed=0)
     backward(model, images)
     generator = torch.Generator().manual_seed(2)
     change = {
@@ -106,14 +106,30 @@ def test_the_quadratic_model_is_that_of_the_dense_fisher_matrix(model: nn.Sequen
     gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
     curvature = dense_fisher(model, images) + 0.3 * torch.eye(len(step), dtype=torch.float64)
     wanted = gradient @ step + step @ curvature @ step / 2
-    assert optimizer._predict(change) == pytest.approx(float(wanted), rel=1e-10)
+    loss, predicted = optimizer._predict(change)
+    assert predicted == pytest.approx(float(wanted), rel=1e-10)
+    assert loss == pytest.approx(loss_of(model(images), images).item())
+
+
+@pytest.mark.parametrize(
+    ("change", "factor"), [(-0.76, SHRINK), (-0.75, 1.0), (-0.25, 1.0), (-0.24, 1 / SHRINK), (0.5, 1 / SHRINK)]
+)
+def test_damping_falls_above_three_quarters_of_the_predicted_fall_and_grows_below_one(
+    change: float, factor: float
+) -> None:
+    assert adapted(2.0, -4.0, 4 * change) == pytest.approx(2 * factor)
+
+
+@pytest.mark.parametrize("predicted", [0.0, 1.0, math.nan])
+def test_damping_grows_where_no_fall_was_predicted(predicted: float) -> None:
+    assert adapted(2.0, predicted, -1.0) == pytest.approx(2 / SHRINK)
 
 
 @pytest.mark.parametrize(("lr", "factor"), [(1e-3, SHRINK), (1e3, 1 / SHRINK)])
 def test_damping_falls_where_the_model_predicts_the_loss_and_grows_where_it_does_not(
     lr: float, factor: float, model: nn.Sequential, images: Tensor
 ) -> None:
-    optimizer = KFAC(model, lr, momentum=0.0)
+    optimizer = KFAC(model, lr, momentum=0.0, every=20, damping=1.0, seed=0)
     for _ in range(10):
         assert optimizer.damping in (pytest.approx(1.0), pytest.approx(factor))
         backward(model, images)
@@ -122,7 +138,7 @@ def test_damping_falls_where_the_model_predicts_the_loss_and_grows_where_it_does
 
 
 def test_momentum_adds_up_preconditioned_gradients(model: nn.Sequential, images: Tensor) -> None:
-    optimizer = KFAC(model, lr=0.1, momentum=0.9)
+    optimizer = KFAC(model, lr=0.1, momentum=0.9, every=20, damping=1.0, seed=0)
     (first, *_) = layers_of(model)
     changes = []
     for _ in range(2):
@@ -136,9 +152,47 @@ def test_momentum_adds_up_preconditioned_gradients(model: nn.Sequential, images:
     torch.testing.assert_close(changes[1][0], changes[1][1] + 0.9 * changes[0][0])
 
 
+def test_factors_are_averaged_from_estimate_to_estimate_and_inverted_with_the_damping_of_then(
+    model: nn.Sequential, images: Tensor
+) -> None:
+    optimizer = KFAC(model, lr=0.1, momentum=0.0, every=2, damping=1.0, seed=3)
+    generator = torch.Generator().manual_seed(3)
+    (first, *_) = layers_of(model)
+    wanted = None
+    for step in range(80):
+        backward(model, images)
+        if step % 2 == 0:
+            noise = torch.randn(images.shape, generator=generator, dtype=torch.float64)
+            newest = estimate_factors(model, images, noise)[first]
+            share = max(1 / (1 + step // 2), 1 - DECAY**2)
+            wanted = newest.g if wanted is None else (1 - share) * wanted + share * newest.g
+            damping = optimizer.damping
+        optimizer.step()
+        torch.testing.assert_close(optimizer._factors[first].g, wanted)
+        torch.testing.assert_close(optimizer._inverses[first], optimizer._factors[first].inverses(damping))
+    assert damping != 1.0
+
+
+def test_a_network_whose_outputs_are_saturated_stops_nothing(images: Tensor) -> None:
+    model = make_autoencoder(WIDTHS, seed=0)
+    last = layers_of(model)[-1]
+    nn.init.constant_(last.bias, 200.0)
+    optimizer = KFAC(model, lr=0.1, momentum=0.0, every=20, damping=1.0, seed=0)
+    for _ in range(5):
+        backward(model, images.float())
+        assert not gradient_of(last).any()
+        optimizer.step()
+    assert optimizer.damping == pytest.approx(1 / SHRINK)
+
+
+def test_a_closure_is_refused(model: nn.Sequential) -> None:
+    with pytest.raises(ValueError, match="closure: got one, want None"):
+        KFAC(model, lr=0.1, momentum=0.0, every=1, damping=1.0, seed=0).step(lambda: 0.0)
+
+
 def test_what_cannot_be_factored_makes_the_run_diverge() -> None:
     factors = Factors(torch.full((2, 2), math.inf), torch.eye(2))
-    assert all(inverse.isnan().all() for inverse in factors.inverses(1.0)[:1])
+    assert factors.inverses(1.0)[0].isnan().all()
 
 
 @pytest.mark.nightly
