@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.markdown import rows_below
+
 ROOT = Path(__file__).parents[1]
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 
@@ -15,13 +17,7 @@ def table(document: str, heading: str) -> list[list[str]]:
     """Returns the cells of the first table from a heading on, without its first two lines."""
     text = (ROOT / document).read_text(encoding="utf-8")
     assert heading in text, f"{document}: no {heading!r}"
-    lines = text[text.index(heading) :].splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith("|"))
-    rows = []
-    for line in lines[start + 2 :]:
-        if not line.startswith("|"):
-            break
-        rows.append([cell.strip().replace("*", "") for cell in line.strip("|").split("|")])
+    rows = [[cell.replace("*", "") for cell in row] for row in rows_below(text, heading)]
     assert rows
     return rows
 
@@ -69,3 +65,15 @@ def test_evidence_in_readme_is_the_studys() -> None:
         row = measured["relative" if "relative" in method else method]
         assert [rate, within] == [row[1], row[5]], method
         check_rounded(f"{mean}, {worst}", f"{row[3]}, {row[4].split()[0]}")
+
+
+def test_the_autoencoders_table_is_that_of_its_report() -> None:
+    report = "docs/results/autoencoder.md"
+    by_updates, by_time = (
+        {row[0]: row for row in table(report, heading)} for heading in ("## After 250 updates", "## After 20 seconds")
+    )
+    shown = table("docs/results.md", "## An autoencoder")
+    assert [row[0] for row in shown] == list(by_updates)
+    for name, *cells in shown:
+        assert cells[:4] == [*by_updates[name][1:3], *by_time[name][1:3]]
+        check_rounded(cells[4], by_updates[name][5])

@@ -36,17 +36,13 @@ def _sgd(momentum: float, model: nn.Module, lr: float, *_: Any) -> Optimizer:
     return SGD(model.parameters(), lr, momentum, fused=True)
 
 
-def _preconditioned(momentum: float, options: dict[str, Any], model: nn.Module, lr: float, *_: Any) -> Optimizer:
-    preconditioner = CovariancePreconditioner(model, every=EVERY, **options)
+def _preconditioned(
+    momentum: float, options: dict[str, Any], model: nn.Module, lr: float, damping: float, *_: Any
+) -> Optimizer:
+    preconditioner = CovariancePreconditioner(model, every=EVERY, damping=damping, **options)
     optimizer = _sgd(momentum, model, lr)
     optimizer.register_step_pre_hook(lambda *_: preconditioner.step())
     return optimizer
-
-
-def _damped(
-    momentum: float, options: dict[str, Any], model: nn.Module, lr: float, damping: float, *_: Any
-) -> Optimizer:
-    return _preconditioned(momentum, {"damping": damping, **options}, model, lr)
 
 
 def _kfac(momentum: float, model: nn.Module, lr: float, damping: float, seed: int) -> Optimizer:
@@ -74,9 +70,9 @@ _ALL = {
     "paper": Method("paper", partial(_amended, {})),
     "centred-plain": Method("centred without momentum", partial(_preconditioned, 0.0, {"inverse": False})),
     "centred": Method("centred", partial(_preconditioned, MOMENTUM, {"inverse": False})),
-    "covariance-plain": Method("covariance without momentum", partial(_damped, 0.0, {})),
-    "covariance": Method("covariance", partial(_damped, MOMENTUM, {})),
-    "covariance-max": Method("covariance, α max", partial(_damped, MOMENTUM, _MAX)),
+    "covariance-plain": Method("covariance without momentum", partial(_preconditioned, 0.0, {})),
+    "covariance": Method("covariance", partial(_preconditioned, MOMENTUM, {})),
+    "covariance-max": Method("covariance, α max", partial(_preconditioned, MOMENTUM, _MAX)),
     "kfac-plain": Method("KFAC without momentum", partial(_kfac, 0.0)),
     "kfac": Method("KFAC", partial(_kfac, MOMENTUM)),
     "adamw": Method("AdamW", _adamw),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 from experiments.analysis import Estimate
 from experiments.autoencoder.methods import METHODS
@@ -16,8 +16,7 @@ from experiments.autoencoder.training import EACH
 from experiments.report import INTERVALS, versions
 from experiments.tables import Table
 
-FIRST = "sgd"  # that the others are held against
-BEST = "kfac-plain"  # and what the thesis compares with
+REFERENCES = ("sgd", "kfac-plain")  # that the others are held against: the usual one, and the one of the thesis
 
 
 def write_autoencoder_report(folder: Path, name: str, preset: Preset, methods: Sequence[str], curves: Curves) -> Path:
@@ -49,13 +48,13 @@ def make_losses(preset: str, methods: Iterable[str], criterion: str, curves: Cur
     own = {method: compared(preset, method, criterion, curves) for method in methods}
     losses = {method: [CRITERIA[criterion](preset, curve) for curve in of_method] for method, of_method in own.items()}
     rows = []
-    for method in sorted(losses, key=lambda name: median(losses[name])):
+    for method in sorted(losses, key=lambda name: fmean(losses[name])):
         lr = choose(preset, method, criterion, curves)
-        differences = [_above(losses[method], losses.get(other)) if other != method else "" for other in (FIRST, BEST)]
+        differences = [_above(losses[method], losses.get(other)) if other != method else "" for other in REFERENCES]
         time = median(1e3 * curve.seconds[-1] / curve.updates[-1] for curve in own[method])
         at_edge = " (an end of what was tried)" if lr in (min(RATES), max(RATES)) else ""
         rows.append([METHODS[method].label, f"{lr:g}{at_edge}", _mean(losses[method]), *differences, f"{time:.1f}"])
-    others = (f"above {METHODS[other].label}" for other in (FIRST, BEST))
+    others = (f"above {METHODS[other].label}" for other in REFERENCES)
     return Table(
         ("method", "lr", "training loss", *others, "ms an update"),
         rows,
@@ -83,7 +82,11 @@ def _tuning(preset: str, methods: Iterable[str], curves: Curves) -> Table:
         by_rate = zip(*(tuning_losses(preset, method, name, curves).values() for name in CRITERIA), strict=True)
         rows.append([METHODS[method].label, *(" / ".join(map(_loss, losses)) for losses in by_rate)])
     heading = ("method", *(f"{lr:g}" for lr in RATES))
-    return Table(heading, rows, "Loss after the updates / after the seconds, one seed; - where a run diverged.")
+    return Table(
+        heading,
+        rows,
+        "Loss after the updates / after the seconds, one seed; - where there is none, as the run diverged.",
+    )
 
 
 def _loss(value: float) -> str:

@@ -130,6 +130,11 @@ def test_the_table_has_the_lowest_loss_first_and_differences_paired_by_seed() ->
     assert adamw[5] == f"{1e3 * PRESETS[SMALL].seconds / PRESETS[SMALL].updates:.1f}"
 
 
+def test_the_order_is_that_of_the_means_which_the_table_shows() -> None:
+    table = make_losses(SMALL, ["sgd", "adamw"], "updates", made_up({"sgd": (20.0, 30.0), "adamw": (29.0, 27.0)}))
+    assert [row[0] for row in table.rows] == ["SGD", "AdamW"]
+
+
 def test_the_table_says_how_many_runs_have_no_loss() -> None:
     table = make_losses(SMALL, ["sgd", "adamw"], "seconds", made_up({"sgd": (20.0, 30.0), "adamw": (19.0, math.inf)}))
     assert table.rows[1][:4] == ["AdamW", "9.5e-05 (an end of what was tried)", "3 of 5 have none", ""]

@@ -14,6 +14,7 @@ from experiments.study.methods import StudiedMethod
 from experiments.study.report import write_study_report
 from experiments.study.run import Outcome
 from tests.experiments.study.made_up import ABLATIONS, METHODS, SETTINGS, build, run_all
+from tests.markdown import rows_below
 
 Outcomes = Mapping[Run, Outcome]
 
@@ -22,18 +23,6 @@ def report(folder: Path, outcomes: Outcomes, methods: Mapping[str, StudiedMethod
     path = write_study_report(folder, "study", outcomes, SETTINGS, methods, ABLATIONS)
     figures = json.loads((folder / "study.json").read_text(), parse_constant=pytest.fail)
     return path.read_text(encoding="utf-8"), figures
-
-
-def rows(text: str, heading: str) -> list[list[str]]:
-    """Returns the cells of the first table after a heading, its own heading left out."""
-    lines = text[text.index(heading) :].splitlines()
-    start = next(place for place, line in enumerate(lines) if line.startswith("| ---"))
-    table = []
-    for line in lines[start + 1 :]:
-        if not line.startswith("|"):
-            break
-        table.append([cell.strip() for cell in line.strip("|").split("|")])
-    return table
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, outcomes: Outcomes) -> tuple
 
 def test_the_table_has_the_best_first(whole: tuple[str, Any, Path]) -> None:
     text, figures, _ = whole
-    table = rows(text, "### Above the best tuned method of each setting")
+    table = rows_below(text, "### Above the best tuned method of each setting")
     assert [row[:3] for row in table] == [
         ["relative", "0.3", "0.0005"],
         ["SGD, decay tuned", "0.3", "0.005"],
@@ -57,8 +46,8 @@ def test_the_table_has_the_best_first(whole: tuple[str, Any, Path]) -> None:
     ]
     assert table[0][3:6] == ["+0.00 ± 0.00", "+0.00 ± 0.00, w1", "5"]
     assert table[1][3:6] == ["+1.55 ± 0.00", table[1][4], "0"]
-    assert rows(text, "### Above tuned SGD\n")[0][3] == "-2.00 ± 0.00"
-    assert rows(text, "### Above tuned SGD, decay tuned")[2][3] == "+0.45 ± 0.00"
+    assert rows_below(text, "### Above tuned SGD\n")[0][3] == "-2.00 ± 0.00"
+    assert rows_below(text, "### Above tuned SGD, decay tuned")[2][3] == "+0.45 ± 0.00"
     assert "5 of 5 settings have all runs" in text
     assert "| width (3) | depth (2) |" in text
     assert figures["above the best tuned method of each setting"]["sgd"]["for all"]["mean"]["mean"] == pytest.approx(2)
@@ -67,7 +56,7 @@ def test_the_table_has_the_best_first(whole: tuple[str, Any, Path]) -> None:
 
 def test_ablations_are_held_against_the_whole(whole: tuple[str, Any, Path]) -> None:
     text, figures, _ = whole
-    table = rows(text, "## relative: what it is made of")
+    table = rows_below(text, "## relative: what it is made of")
     assert [row[0] for row in table] == ["relative", "exact norms"]
     assert table[1][3] == "+2.00 ± 0.00"
     assert figures["ablations"]["exact"]["for each"]["near"] == 0
@@ -78,13 +67,13 @@ def test_ablations_that_were_only_tuned_are_held_against_the_whole_too(tmp_path:
     tuned = {run: outcome for run, outcome in outcomes.items() if run.tuning and run.setting in ("w1", "d2")}
     text, _ = report(tmp_path, tuned)
     assert "In tuning, at w1, d2:" in text
-    table = rows(text, "## relative: what it is made of")
+    table = rows_below(text, "## relative: what it is made of")
     assert [(row[0], row[4]) for row in table] == [("relative", "+0.0 / +0.0"), ("exact norms", "+2.0 / +2.0")]
 
 
 def test_other_rates_show_how_sharp_the_choice_is(whole: tuple[str, Any, Path]) -> None:
     text, _, folder = whole
-    assert rows(text, "## Learning rates")[0] == [
+    assert rows_below(text, "## Learning rates")[0] == [
         "SGD",
         "0.3",
         "",
@@ -147,5 +136,5 @@ def test_what_is_missing_is_said(tmp_path: Path, outcomes: Outcomes) -> None:
 def test_rates_at_the_edge_of_the_grid_are_marked(tmp_path: Path) -> None:
     methods = {"sgd": StudiedMethod("SGD", (0.3, 1.0, 3.0), (0.0,), build)}
     text, _ = report(tmp_path, run_all(SETTINGS, methods), methods)
-    assert rows(text, "### Above tuned SGD")[0][1] == "0.3 (edge)"
-    assert rows(text, "## Learning rates")[0][-1] == "5"
+    assert rows_below(text, "### Above tuned SGD")[0][1] == "0.3 (edge)"
+    assert rows_below(text, "## Learning rates")[0][-1] == "5"
